@@ -1,0 +1,101 @@
+"""The checkpoint folder (spec section 1): find it, check it, load from it strictly, write one beside its source.
+
+    <checkpoint>/
+      config.json  *.safetensors  generation_config.json     AR model
+      tokenizer.json … preprocessor_config.json …             processor
+      bsq_encoder/  sd3_transformer/  sd3_pipeline/           visual decoder
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, Self
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+
+from uniar.errors import UserError
+
+DECODER_PARTS = ("bsq_encoder", "sd3_transformer", "sd3_pipeline")
+"""Folders that the visual decoder needs. Training never changes them."""
+
+_MODEL_FILES = {"config.json", "generation_config.json", "model.safetensors.index.json"}
+
+
+def resolve_checkpoint(path: str | Path) -> Path:
+    """A folder as it is; a hub id ("owner/name") downloaded to the hub's cache. Raises UserError for neither."""
+    folder = Path(path)
+    if folder.is_dir():
+        return folder
+    try:
+        return Path(snapshot_download(str(path)))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise UserError(
+            f"{path} is no checkpoint folder, and as a hub id it could not be downloaded ({type(error).__name__}: "
+            f"{str(error).splitlines()[0]})."
+        ) from error
+
+
+def require_parts(folder: Path, *, decoder: bool) -> None:
+    """Raises UserError naming the first part of the layout that `folder` lacks."""
+    required = ["config.json", "tokenizer_config.json", "preprocessor_config.json"]
+    if decoder:
+        required += [f"{part}/config.json" for part in DECODER_PARTS[:2]] + ["sd3_pipeline/model_index.json"]
+    for name in required:
+        if not (folder / name).is_file():
+            raise UserError(f"{folder} has no {name}; a UniAR checkpoint needs {', '.join(required)} and the weights.")
+    if not any(folder.glob("*.safetensors")):
+        raise UserError(f"{folder} has no *.safetensors file with the AR model's weights.")
+
+
+def copy_untrained_parts(source: Path, target: Path) -> None:
+    """Copies what training leaves alone (processor files and decoder folders), byte for byte."""
+    for entry in sorted(source.iterdir()):
+        if entry.is_dir():
+            if entry.name in DECODER_PARTS:
+                shutil.copytree(entry, target / entry.name, dirs_exist_ok=True)
+        elif entry.suffix != ".safetensors" and entry.name not in _MODEL_FILES and not entry.name.startswith("."):
+            shutil.copyfile(entry, target / entry.name)
+
+
+class StrictLoading:
+    """For a PreTrainedModel: `from_pretrained` that never leaves a tensor at its random initial value.
+
+    Raises UserError for a config of another model type and for a missing, left-over or mismatched tensor, by name.
+    """
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, *args: Any, **kwargs: Any) -> Self:
+        wants_info = kwargs.pop("output_loading_info", False)
+        folder = Path(path, kwargs.get("subfolder", ""))
+        if folder.is_dir():
+            _require_model_type(folder, cls.config_class.model_type)
+        model, info = super().from_pretrained(
+            path, *args, **kwargs, ignore_mismatched_sizes=True, output_loading_info=True
+        )
+        _require_exact_tensors(folder, info)
+        return (model, info) if wants_info else model
+
+
+def _require_model_type(folder: Path, expected: str) -> None:
+    config_file = folder / "config.json"
+    if not config_file.is_file():
+        raise UserError(f"{folder} has no config.json.")
+    try:
+        found = json.loads(config_file.read_text()).get("model_type")
+    except (json.JSONDecodeError, AttributeError) as error:
+        raise UserError(f"{config_file} is not a JSON object ({error}).") from error
+    if found != expected:
+        raise UserError(f"{config_file} says model_type {found!r}; it must be {expected!r}.")
+    if not any(folder.glob("*.safetensors")):
+        raise UserError(f"{folder} has no *.safetensors file with the weights.")
+
+
+def _require_exact_tensors(folder: Path, info: dict[str, Any]) -> None:
+    if info["mismatched_keys"]:
+        name, found, expected = sorted(info["mismatched_keys"])[0]
+        raise UserError(f"{folder}: tensor {name} has shape {tuple(found)}; the config makes it {tuple(expected)}.")
+    for what, verb in (("missing_keys", "is missing from the weights"), ("unexpected_keys", "belongs to no module")):
+        if names := sorted(info[what]):
+            others = f", and {len(names) - 1} more" if len(names) > 1 else ""
+            raise UserError(f"{folder}: tensor {names[0]} {verb}{others}.")
