@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# The main job on a small random UniAR, from a bare clone with only Python 3.11 or 3.12; no GPU, no model download:
+#
+#     bash launch/quickstart.sh
+#     bash launch/quickstart.sh trainer.max_steps=20        # any recipe key
+#
+# Arguments go to `uniar-rl train configs/quickstart.yaml`. PYTHON names the Python that .venv is made with.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source launch/environment.sh
+prepare_environment ""
+
+exec .venv/bin/uniar-rl train configs/quickstart.yaml "$@"

@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Lint, format check and the default tests, from a bare clone with only Python 3.11 or 3.12:
+#
+#     bash launch/test.sh                       # everything but the tests marked slow and gpu
+#     bash launch/test.sh tests/test_presets.py -k nano
+#     bash launch/test.sh -m slow
+#
+# Arguments go to pytest. PYTHON names the Python that .venv is made with. A second run starts at once.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source launch/environment.sh
+prepare_environment "[dev]"
+
+.venv/bin/python -m ruff check .
+.venv/bin/python -m ruff format --check .
+exec .venv/bin/python -m pytest "$@"
