@@ -1,9 +1,9 @@
 """The checkpoint folder (spec section 1): find it, check it, load from it strictly, write one beside its source.
 
-    <checkpoint>/
-      config.json  *.safetensors  generation_config.json     AR model
-      tokenizer.json … preprocessor_config.json …             processor
-      bsq_encoder/  sd3_transformer/  sd3_pipeline/           visual decoder
+<checkpoint>/
+  config.json  *.safetensors  generation_config.json     AR model
+  tokenizer.json … preprocessor_config.json …             processor
+  bsq_encoder/  sd3_transformer/  sd3_pipeline/           visual decoder
 """
 
 import json

@@ -131,9 +131,7 @@ class UniARVisionModel(StrictLoading, Qwen3VLVisionModel):
         features = features.view(batch, rows, columns, merge, merge, -1).transpose(2, 3)
         return features.reshape(batch, tokens * merge**2, -1)
 
-    def forward(
-        self, hidden_states: Tensor, grid_thw: Tensor, **kwargs: Any
-    ) -> BaseModelOutputWithDeepstackFeatures:
+    def forward(self, hidden_states: Tensor, grid_thw: Tensor, **kwargs: Any) -> BaseModelOutputWithDeepstackFeatures:
         """Pixels (patches, …) → what Qwen3-VL expects of its tower, having gone through the bits."""
         main, *deepstack = self.language_features(self.encode(hidden_states, grid_thw))
         return BaseModelOutputWithDeepstackFeatures(

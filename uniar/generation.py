@@ -1,0 +1,354 @@
+"""The rollout engine: draws visual tokens with every layer cached, at a cost linear in their number.
+
+Each prompt's prefix is prefilled once and its keys and values are copied to the rows of its samples; one unconditional
+row serves the batch where the prompt has it so. Then T steps run over static buffers: all shapes are fixed, a step
+reads and writes at a cursor held in a tensor, and the host waits for nothing, so a step can be captured as a graph.
+
+Shapes: U prompts · B = U·G samples · R rows (B, or 2B with guidance: conditional rows first) · P prefix positions ·
+T visual tokens · L levels · S patches a token · K bits a code · H hidden.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers.models.qwen3_vl.modeling_qwen3_vl import apply_rotary_pos_emb
+
+from uniar.errors import UserError
+from uniar.processing import VisualPrompt
+from uniar.quantizer import bits_to_indices
+
+if TYPE_CHECKING:
+    from uniar.modeling_uniar import UniARForConditionalGeneration
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Drawn bits, and the raw logit gaps l₁ - l₀ they were drawn from, before guidance and temperature."""
+
+    bits: Tensor
+    """(B, T, L, S, K) uint8"""
+    gap_cond: Tensor | None = None
+    """(B, T, L, S, K) float32, conditional branch"""
+    gap_uncond: Tensor | None = None
+    """(B, T, L, S, K) float32, unconditional branch; None without guidance"""
+
+
+def draw_noise(seeds: Sequence[int], tokens: int, code_shape: tuple[int, int, int]) -> Tensor:
+    """Uniforms (B, T, L, S, K) float32 on the CPU, each sample's from its own seed, whoever its neighbours are."""
+    return torch.stack(
+        [torch.rand(tokens, *code_shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    )
+
+
+@torch.no_grad()
+def rollout(
+    model: "UniARForConditionalGeneration",
+    prompt: VisualPrompt,
+    noise: Tensor,
+    *,
+    guidance_scale: float | None = None,
+    temperature: float = 1.0,
+    return_gaps: bool = False,
+    show_progress: bool = False,
+    memory_budget: int | None = None,
+) -> Rollout:
+    """Draws B images: `noise` (B, T, L, S, K) holds their uniforms, and sample i belongs to prompt i // (B / U).
+
+    A bit is 1 where σ(d*) > u, with d* = (d_u + s·(d_c - d_u)) / T in float32; temperature 0 is greedy. `guidance_scale`
+    None runs the conditional branch alone; otherwise `prompt.unconditional` must be there, and both branches read the
+    same bits. `memory_budget` (bytes) bounds caches and activations: samples are drawn in as many batches as it takes,
+    with the same result. Returned tensors live on the model's device.
+
+    Raises UserError when the budget does not hold one sample, ValueError for noise or prompts of the wrong shape.
+    """
+    tokens, code_shape = prompt.image_token_num, model.config.vision_config.code_shape
+    samples, group = len(noise), len(noise) // max(len(prompt), 1)
+    if noise.shape[1:] != (tokens, *code_shape) or group * len(prompt) != samples:
+        raise ValueError(
+            f"noise is {tuple(noise.shape)}; {len(prompt)} prompts of {tokens} tokens need "
+            f"({len(prompt)}·G, {tokens}, {', '.join(map(str, code_shape))})."
+        )
+    if temperature < 0:
+        raise ValueError(f"temperature is {temperature}; it must be 0 (greedy) or more.")
+    branches = [prompt]
+    if guidance_scale is not None:
+        if prompt.unconditional is None:
+            raise ValueError("guidance needs the prompt's unconditional twin.")
+        branches.append(prompt.unconditional)
+    prefixes = [_prefill(model, branch) for branch in branches]
+    owners = torch.arange(samples, device=model.device) // group
+
+    size = _batch_size(model, max(p.width for p in prefixes) + tokens, len(branches), samples, memory_budget)
+    progress = tqdm(total=-(-samples // size) * tokens, desc="visual tokens", disable=not show_progress)
+    parts = []
+    for start in range(0, samples, size):
+        own = owners[start : start + size]
+        steps = _Steps(
+            model, prefixes, own, noise[start : start + size], guidance_scale, temperature, keep_gaps=return_gaps
+        )
+        for _ in range(tokens - 1):
+            steps.sample()
+            steps.advance()
+            progress.update()
+        steps.sample()
+        progress.update()
+        parts.append(steps.result())
+    progress.close()
+    if len(parts) == 1:
+        return parts[0]
+    joined = [[getattr(part, name) for part in parts] for name in ("bits", "gap_cond", "gap_uncond")]
+    return Rollout(*(None if tensors[0] is None else torch.cat(tensors) for tensors in joined))
+
+
+def generate_visual(
+    model: "UniARForConditionalGeneration",
+    prefix_input_ids: Tensor,
+    attention_mask: Tensor,
+    pos_ids_all: Tensor,
+    image_token_num: int,
+    *,
+    pixel_values: Tensor | None,
+    input_image_grid_thw: Tensor | None,
+    temperature: float,
+    cfg: float,
+    show_progress: bool,
+    return_raw_codes: bool,
+    generator: torch.Generator | None,
+    memory_budget: int | None,
+) -> Tensor:
+    """The engine behind the model card's `generate_visual`: 2B rows in, B images out."""
+    rows = len(prefix_input_ids)
+    if rows % 2:
+        raise ValueError(
+            f"prefix_input_ids have {rows} rows; generate_visual takes conditional, then unconditional rows."
+        )
+    half = rows // 2
+
+    def branch(start: int, stop: int) -> VisualPrompt:
+        pixels = grids = None
+        if pixel_values is not None:
+            images = len(input_image_grid_thw) // rows
+            patches = input_image_grid_thw.prod(1).cumsum(0).tolist()
+            first = patches[start * images - 1] if start else 0
+            pixels = pixel_values[first : patches[stop * images - 1]]
+            grids = input_image_grid_thw[start * images : stop * images]
+        return VisualPrompt(
+            prefix_input_ids[start:stop], attention_mask[start:stop], pos_ids_all[:, start:stop], pixels, grids
+        )
+
+    guided = cfg > 1
+    prompt = branch(0, half)
+    if guided:
+        prompt = VisualPrompt(**{**vars(prompt), "unconditional": branch(half, rows)})
+    shape = (half, image_token_num, *model.config.vision_config.code_shape)
+    device = model.device if generator is None else generator.device
+    drawn = rollout(
+        model,
+        prompt.to(model.device),
+        torch.rand(shape, generator=generator, device=device),
+        guidance_scale=cfg if guided else None,
+        temperature=temperature,
+        show_progress=show_progress,
+        memory_budget=memory_budget,
+    )
+    return drawn.bits if return_raw_codes else bits_to_indices(drawn.bits)
+
+
+@dataclass
+class _Prefix:
+    """One branch's prefilled prefixes: keys and values of each layer (U, heads, P, head), last hidden state (U, H)."""
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    last_hidden: Tensor
+    valid: Tensor
+    """(U, P) bool, false on the padding"""
+    drawn_positions: Tensor
+    """(3, U, T)"""
+
+    @property
+    def width(self) -> int:
+        return self.valid.shape[1]
+
+
+def _layers(model: "UniARForConditionalGeneration") -> list[nn.Module]:
+    return [*model.model.language_model.layers, *model.visual_decoder_layers]
+
+
+def _prefill(model: "UniARForConditionalGeneration", prompt: VisualPrompt) -> _Prefix:
+    rows, width = prompt.input_ids.shape
+    backbone, deepstack = model.model, []
+    if prompt.pixel_values is None:
+        embeds, image_mask = backbone.get_input_embeddings()(prompt.input_ids), None
+    else:
+        bits = backbone.visual.encode(prompt.pixel_values, prompt.image_grid_thw)
+        main, *deepstack = backbone.visual.language_features(bits)
+        embeds, image_mask = backbone.embed_images(prompt.input_ids, [main])
+    valid = prompt.attention_mask.bool()
+    slots = torch.arange(width, device=embeds.device)
+    # A padded position may see itself, so that no row of the softmax is empty.
+    visible = (slots[:, None] >= slots) & (valid[:, None, :] | torch.eye(width, dtype=torch.bool, device=embeds.device))
+    rotary = backbone.language_model.rotary_emb(embeds, prompt.position_ids[:, :, :width])
+    added = [
+        torch.zeros_like(embeds).masked_scatter(image_mask[..., None], features.to(embeds.dtype))
+        for features in deepstack
+    ]
+    keys, values = _empty_cache(model, rows, width), _empty_cache(model, rows, width)
+    hidden = _run_layers(_layers(model), embeds, rotary, added, keys, values, slots, visible[:, None])
+    return _Prefix(keys, values, hidden[:, -1], valid, prompt.position_ids[:, :, width:])
+
+
+def _empty_cache(model: "UniARForConditionalGeneration", rows: int, slots: int) -> list[Tensor]:
+    attention = model.config.text_config
+    shape = (rows, attention.num_key_value_heads, slots, attention.head_dim)
+    return [torch.zeros(shape, dtype=model.dtype, device=model.device) for _ in _layers(model)]
+
+
+def _run_layers(
+    layers: Sequence[nn.Module],
+    hidden: Tensor,
+    rotary: tuple[Tensor, Tensor],
+    deepstack: Sequence[Tensor],
+    keys: Sequence[Tensor],
+    values: Sequence[Tensor],
+    slots: Tensor,
+    visible: Tensor,
+) -> Tensor:
+    """Runs Q new positions (rows, Q, H) through all layers, writing their keys and values at `slots` (Q,) of the caches.
+
+    `visible` (rows, 1, Q, slots) says which cache slots each new position attends to. Attention is torch's own fused
+    one whichever implementation the model replays with: flash-attention has nothing to gain at one query a row.
+    """
+    rows, queries, _ = hidden.shape
+    for number, layer in enumerate(layers):
+        attention, x = layer.self_attn, layer.input_layernorm(hidden)
+        heads = (rows, queries, -1, attention.head_dim)
+        query = attention.q_norm(attention.q_proj(x).view(heads)).transpose(1, 2)
+        key = attention.k_norm(attention.k_proj(x).view(heads)).transpose(1, 2)
+        value = attention.v_proj(x).view(heads).transpose(1, 2)
+        query, key = apply_rotary_pos_emb(query, key, *rotary)
+        keys[number].index_copy_(2, slots, key)
+        values[number].index_copy_(2, slots, value)
+        # Query heads that share a key head become further queries of it: nothing is repeated in memory.
+        shared = attention.num_key_value_groups
+        attended = F.scaled_dot_product_attention(
+            query.reshape(rows, -1, shared * queries, attention.head_dim),
+            keys[number],
+            values[number],
+            attn_mask=visible if queries == 1 else visible.repeat(1, 1, shared, 1),
+            scale=attention.scaling,
+        )
+        attended = attended.reshape(rows, -1, queries, attention.head_dim).transpose(1, 2)
+        hidden = hidden + attention.o_proj(attended.reshape(rows, queries, -1))
+        hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+        if number < len(deepstack):
+            hidden = hidden + deepstack[number]
+    return hidden
+
+
+class _Steps:
+    """The static buffers of one batch of samples, and the two halves of a step: `sample` and `advance`."""
+
+    def __init__(
+        self,
+        model: "UniARForConditionalGeneration",
+        prefixes: Sequence[_Prefix],
+        owners: Tensor,
+        noise: Tensor,
+        guidance_scale: float | None,
+        temperature: float,
+        *,
+        keep_gaps: bool,
+    ) -> None:
+        self.model, self.layers, self.guidance_scale = model, _layers(model), guidance_scale
+        device, samples, tokens = model.device, len(owners), noise.shape[1]
+        rows = samples * len(prefixes)
+        self.prefix_width = max(prefix.width for prefix in prefixes)
+        slots = self.prefix_width + tokens
+        self.keys, self.values = _empty_cache(model, rows, slots), _empty_cache(model, rows, slots)
+        self.valid = torch.ones(rows, slots, dtype=torch.bool, device=device)
+        hidden, positions = [], []
+        for number, prefix in enumerate(prefixes):
+            # One unconditional row may stand for all prompts.
+            source = owners if len(prefix.valid) > 1 else torch.zeros_like(owners)
+            start, stop = self.prefix_width - prefix.width, self.prefix_width
+            mine = slice(number * samples, (number + 1) * samples)
+            for cache, filled in ((self.keys, prefix.keys), (self.values, prefix.values)):
+                for layer, tensor in zip(cache, filled, strict=True):
+                    layer[mine, :, start:stop] = tensor[source]
+            self.valid[mine, :start] = False
+            self.valid[mine, start:stop] = prefix.valid[source]
+            hidden.append(prefix.last_hidden[source])
+            positions.append(prefix.drawn_positions[:, source])
+        self.hidden = torch.cat(hidden)[:, None]
+        cos, sin = model.model.language_model.rotary_emb(self.hidden, torch.cat(positions, dim=1))
+        self.cos, self.sin = cos.transpose(0, 1), sin.transpose(0, 1)
+        # d* / T > logit(u), with T on the other side: at temperature 0 that is d* > 0, the greedy bit.
+        tiny = torch.finfo(torch.float32).tiny
+        uniforms = noise.to(device, torch.float32).clamp_min(tiny).transpose(0, 1)
+        self.thresholds = torch.logit(uniforms) * temperature
+        self.bits = torch.empty(*self.thresholds.shape, dtype=torch.uint8, device=device)
+        self.gaps = torch.empty(len(prefixes), *self.thresholds.shape, device=device) if keep_gaps else None
+        self.slots = torch.arange(slots, device=device)
+        self.cursor = torch.zeros(1, dtype=torch.long, device=device)
+
+    def sample(self) -> None:
+        """Hidden states → the bits of the visual token under the cursor."""
+        logits = self.model.visual_logits(self.hidden[:, 0]).float()
+        raw = logits[..., 1] - logits[..., 0]
+        if self.guidance_scale is None:
+            raw = gap = raw[None]
+        else:
+            raw = raw.unflatten(0, (2, -1))
+            gap = raw[1] + self.guidance_scale * (raw[0] - raw[1])
+        threshold = self.thresholds.index_select(0, self.cursor)
+        self.bits.index_copy_(0, self.cursor, (gap.view_as(threshold) > threshold).to(torch.uint8))
+        if self.gaps is not None:
+            self.gaps.index_copy_(1, self.cursor, raw[:, None])
+
+    def advance(self) -> None:
+        """Feeds the token under the cursor to both branches, and moves the cursor to the next."""
+        drawn = self.bits.index_select(0, self.cursor)[0]
+        branches = len(self.hidden) // len(drawn)
+        main, *deepstack = (f.repeat(branches, 1)[:, None] for f in self.model.model.visual.language_features(drawn))
+        slot = self.cursor + self.prefix_width
+        visible = (self.valid & (self.slots <= slot))[:, None, None]
+        rotary = (self.cos.index_select(0, self.cursor)[0][:, None], self.sin.index_select(0, self.cursor)[0][:, None])
+        self.hidden = _run_layers(self.layers, main, rotary, deepstack, self.keys, self.values, slot, visible)
+        self.cursor += 1
+
+    def result(self) -> Rollout:
+        gaps = [] if self.gaps is None else [gap.transpose(0, 1).contiguous() for gap in self.gaps]
+        return Rollout(self.bits.transpose(0, 1).contiguous(), *gaps)
+
+
+def _batch_size(
+    model: "UniARForConditionalGeneration", slots: int, branches: int, samples: int, memory_budget: int | None
+) -> int:
+    """How many samples fit the budget at once."""
+    if memory_budget is None:
+        return samples
+    needed = sample_bytes(model, slots, branches)
+    if needed > memory_budget:
+        raise UserError(
+            f"one sample's rollout needs {needed / 2**20:.1f} MiB of caches and activations, the memory budget is "
+            f"{memory_budget / 2**20:.1f} MiB; raise rollout.memory_budget_gb or draw a smaller image."
+        )
+    return min(samples, memory_budget // needed)
+
+
+def sample_bytes(model: "UniARForConditionalGeneration", slots: int, branches: int) -> int:
+    """Bytes a sample takes in the engine: keys and values of every layer and slot, and a step's largest activations."""
+    text, vision = model.config.text_config, model.config.vision_config
+    size = torch.finfo(model.dtype).bits // 8
+    cache = 2 * len(_layers(model)) * text.num_key_value_heads * slots * text.head_dim * size
+    levels, spatial, bsq_dim = vision.code_shape
+    bits = levels * spatial * bsq_dim
+    step = (3 * text.intermediate_size + 8 * text.hidden_size) * size + 2 * bits * (size + 4)
+    step += levels * spatial * (vision.bsq_hidden_dim + 6 * vision.hidden_size) * size
+    return branches * (cache + step) + 4 * bits * (slots + 1)

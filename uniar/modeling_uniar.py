@@ -1,0 +1,375 @@
+"""The AR model: text in Qwen3-VL's way, and the logits of visual bits (spec sections 3, 5 and 6).
+
+Shapes: B rows · P prefix positions · T drawn visual tokens · L levels · S patches a token · K bits a code · H hidden.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.models.qwen3_vl.modeling_qwen3_vl import (
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLModel,
+    Qwen3VLTextDecoderLayer,
+    Qwen3VLTextRMSNorm,
+)
+
+from uniar import generation
+from uniar.checkpoint import StrictLoading
+from uniar.configuration_uniar import UniARConfig
+from uniar.modeling_vision import UniARVisionModel
+
+MLP_HEAD_WIDTH = 16384
+
+
+class UniARModel(Qwen3VLModel):
+    """Qwen3-VL's backbone, which also reads images given as visual bits."""
+
+    config: UniARConfig
+    visual: UniARVisionModel
+
+    def token_types(self, input_ids: Tensor) -> Tensor:
+        """(B, P) ids → 0 text, 1 image, 2 video: transformers 5 asks for what the model card's snippets pop."""
+        return (input_ids == self.config.image_token_id).int() + 2 * (input_ids == self.config.video_token_id).int()
+
+    def rotary_positions(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, image_grid_thw: Tensor | None = None
+    ) -> Tensor:
+        """(3, B, P) rotary positions (spec section 6); `image_grid_thw` lists the images row by row, in patches."""
+        positions, _ = self.get_rope_index(
+            input_ids, self.token_types(input_ids), image_grid_thw=image_grid_thw, attention_mask=attention_mask
+        )
+        return positions
+
+    def embed_images(self, input_ids: Tensor, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Token embeddings with level 0 of `features` (L tensors of (image tokens, H)) at the image positions.
+
+        Returns (embeddings (B, P, H), mask (B, P) of the image positions). Raises ValueError on a count mismatch.
+        """
+        image_mask = input_ids == self.config.image_token_id
+        embeds = self.get_input_embeddings()(input_ids)
+        if (places := int(image_mask.sum())) != len(features[0]):
+            raise ValueError(
+                f"input_ids hold {places} image tokens, the images or visual bits give {len(features[0])}."
+            )
+        return embeds.masked_scatter(image_mask[..., None], features[0].to(embeds.dtype)), image_mask
+
+    def hidden_before_norm(
+        self,
+        inputs_embeds: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor,
+        image_mask: Tensor,
+        deepstack: Sequence[Tensor],
+        extra_layers: Iterable[nn.Module] = (),
+    ) -> Tensor:
+        """(B, P, H) hidden states behind the text layers and `extra_layers`, without the final norm (spec section 5).
+
+        All layers see one causal mask with `attention_mask` (B, P) as padding, and one set of rotary positions.
+        `deepstack` features are added behind the first text layers at `image_mask`.
+        """
+        text = self.language_model
+        mask = create_causal_mask(
+            config=text.config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=None,
+            position_ids=None,
+        )
+        rotary = text.rotary_emb(inputs_embeds, position_ids)
+        hidden = inputs_embeds
+        for number, layer in enumerate([*text.layers, *extra_layers]):
+            hidden = layer(hidden, attention_mask=mask, position_embeddings=rotary)
+            if number < len(deepstack):
+                added = torch.zeros_like(hidden).masked_scatter(
+                    image_mask[..., None], deepstack[number].to(hidden.dtype)
+                )
+                hidden = hidden + added
+        return hidden
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        image_grid_thw: Tensor | None = None,
+        mm_token_type_ids: Tensor | None = None,
+        visual_bits: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Qwen3-VL's forward. `visual_bits` (…, L, S, K) stand in for `pixel_values`, in the order of the images."""
+        cached = 0 if past_key_values is None else past_key_values.get_seq_length()
+        if attention_mask is None:
+            # Without one, transformers would take a jump in the positions for the start of another packed sequence.
+            rows, length = (input_ids if inputs_embeds is None else inputs_embeds).shape[:2]
+            device = (input_ids if inputs_embeds is None else inputs_embeds).device
+            attention_mask = torch.ones(rows, cached + length, dtype=torch.long, device=device)
+        if mm_token_type_ids is None and input_ids is not None and cached == 0:
+            mm_token_type_ids = self.token_types(input_ids)
+        if visual_bits is None:
+            return super().forward(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                inputs_embeds=inputs_embeds,
+                pixel_values=pixel_values,
+                image_grid_thw=image_grid_thw,
+                mm_token_type_ids=mm_token_type_ids,
+                **kwargs,
+            )
+        if pixel_values is not None or input_ids is None or image_grid_thw is None:
+            raise ValueError("visual_bits take the place of pixel_values and need input_ids and image_grid_thw.")
+        main, *deepstack = self.visual.language_features(visual_bits)
+        embeds, image_mask = self.embed_images(input_ids, [main])
+        if position_ids is None:
+            position_ids = self.compute_3d_position_ids(
+                input_ids=input_ids,
+                inputs_embeds=embeds,
+                image_grid_thw=image_grid_thw,
+                attention_mask=attention_mask,
+                past_key_values=past_key_values,
+                mm_token_type_ids=mm_token_type_ids,
+            )
+        return self.language_model(
+            inputs_embeds=embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            visual_pos_masks=image_mask,
+            deepstack_visual_embeds=deepstack,
+            **kwargs,
+        )
+
+
+class UniARForConditionalGeneration(StrictLoading, Qwen3VLForConditionalGeneration):
+    """Understands images, and draws them bit by bit."""
+
+    config: UniARConfig
+    model: UniARModel
+
+    def __init__(self, config: UniARConfig) -> None:
+        super(Qwen3VLForConditionalGeneration, self).__init__(config)
+        text = config.text_config
+        self.model = UniARModel(config)
+        self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
+        if config.vistok_pred:
+            self.output_layer_vistok = _visual_head(config)
+        if config.visual_transformer_decoder:
+            self.visual_decoder = nn.ModuleList(
+                Qwen3VLTextDecoderLayer(text, layer_idx=text.num_hidden_layers + depth)
+                for depth in range(config.visual_transformer_decoder_depth)
+            )
+        self.post_init()
+
+    @property
+    def visual_decoder_layers(self) -> Sequence[nn.Module]:
+        """The layers between backbone and visual head; none when the config has no visual decoder."""
+        return self.visual_decoder if self.config.visual_transformer_decoder else ()
+
+    def visual_logits(self, hidden: Tensor) -> Tensor:
+        """(…, H) hidden states → (…, L, S, K, 2) logits of bit 0 and bit 1."""
+        if not self.config.vistok_pred:
+            raise ValueError("this checkpoint has vistok_pred false: it reads images but has no head to draw them.")
+        return self.output_layer_vistok(hidden).unflatten(-1, (*self.config.vision_config.code_shape, 2))
+
+    def set_trainable(self) -> None:
+        """Trains what drawing goes through (spec section 9): text layers, input embeddings, visual decoder and head.
+
+        The vision tower stays as it is, and so do `lm_head` and the final norm, which no image gradient reaches.
+        """
+        self.requires_grad_(True)
+        for frozen in (self.model.visual, self.model.language_model.norm, self.lm_head):
+            frozen.requires_grad_(False)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        image_grid_thw: Tensor | None = None,
+        visual_bits: Tensor | None = None,
+        online_rollout_codes: Tensor | None = None,
+        is_vistok_pred: bool = False,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Text logits, or with `is_vistok_pred` the teacher-forced logits of drawn visual bits.
+
+        For the latter `online_rollout_codes` are the drawn bits (B, T, L, S, K), {0, 1}: the last T image tokens of
+        every row of `input_ids`. Any image tokens before them belong to `pixel_values` (or to `visual_bits`).
+        `image_grid_thw` lists all images row by row and may be left out when `position_ids` (3, B, P) are given.
+        Returns `.logits` (B, T, L, S, K, 2): of bit 0 and of bit 1, each given all earlier tokens.
+        """
+        if is_vistok_pred:
+            if online_rollout_codes is None or input_ids is None:
+                raise ValueError("is_vistok_pred needs input_ids and the drawn bits in online_rollout_codes.")
+            logits = self._teacher_forced_logits(
+                input_ids, attention_mask, position_ids, pixel_values, image_grid_thw, visual_bits, online_rollout_codes
+            )
+            return CausalLMOutputWithPast(logits=logits)
+        return super().forward(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            pixel_values=pixel_values,
+            image_grid_thw=image_grid_thw,
+            visual_bits=visual_bits,
+            **kwargs,
+        )
+
+    def _teacher_forced_logits(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        pixel_values: Tensor | None,
+        image_grid_thw: Tensor | None,
+        visual_bits: Tensor | None,
+        drawn_bits: Tensor,
+    ) -> Tensor:
+        rows, tokens = drawn_bits.shape[:2]
+        image_mask = input_ids == self.config.image_token_id
+        from_the_right = image_mask.flip(1).cumsum(1).flip(1)
+        drawn = image_mask & (from_the_right <= tokens)
+        if not bool((drawn.sum(1) == tokens).all()):
+            found = image_mask.sum(1).tolist()
+            raise ValueError(
+                f"every row needs at least {tokens} image tokens for its drawn bits; the rows have {found}."
+            )
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        if position_ids is None:
+            if image_grid_thw is None:
+                raise ValueError("image_grid_thw or position_ids must say where the image tokens stand.")
+            position_ids = self.model.rotary_positions(input_ids, attention_mask, image_grid_thw)
+
+        features = self.model.visual.language_features(drawn_bits)
+        if pixel_values is not None or visual_bits is not None:
+            grids = None if image_grid_thw is None else _without_last_of_each_row(image_grid_thw, rows)
+            features = self._merge_given_images(features, image_mask, drawn, pixel_values, grids, visual_bits)
+        (main, *deepstack) = features
+        embeds, _ = self.model.embed_images(input_ids, [main])
+        hidden = self.model.hidden_before_norm(
+            embeds, attention_mask, position_ids, image_mask, deepstack, self.visual_decoder_layers
+        )
+        # The state before a token predicts it.
+        predicting = drawn.nonzero()[:, 1].view(rows, tokens) - 1
+        hidden = hidden.gather(1, predicting[..., None].expand(-1, -1, hidden.shape[-1]))
+        return self.visual_logits(hidden)
+
+    def _merge_given_images(
+        self,
+        drawn_features: list[Tensor],
+        image_mask: Tensor,
+        drawn: Tensor,
+        pixel_values: Tensor | None,
+        grids: Tensor | None,
+        visual_bits: Tensor | None,
+    ) -> list[Tensor]:
+        """Features of all image tokens in reading order: those of images to edit, and the drawn ones."""
+        if visual_bits is None:
+            if grids is None:
+                raise ValueError("pixel_values need image_grid_thw.")
+            visual_bits = self.model.visual.encode(pixel_values, grids)
+        elif pixel_values is not None:
+            raise ValueError("give the images to edit as pixel_values or as visual_bits, not both.")
+        is_drawn = drawn[image_mask]
+        merged = []
+        for given, own in zip(self.model.visual.language_features(visual_bits), drawn_features, strict=True):
+            if len(given) + len(own) != len(is_drawn):
+                raise ValueError(
+                    f"input_ids hold {len(is_drawn)} image tokens, the images give {len(given) + len(own)}."
+                )
+            both = own.new_empty(len(is_drawn), own.shape[-1])
+            both[is_drawn], both[~is_drawn] = own, given
+            merged.append(both)
+        return merged
+
+    @torch.no_grad()
+    def generate(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:
+        """transformers' `generate`, also with `visual_bits=` in place of `pixel_values`."""
+        input_ids = kwargs.get("input_ids", inputs)
+        if kwargs.get("mm_token_type_ids") is None and input_ids is not None:
+            kwargs["mm_token_type_ids"] = self.model.token_types(input_ids)
+        return super().generate(inputs, **kwargs)
+
+    def prepare_inputs_for_generation(self, *args: Any, is_first_iteration: bool = False, **kwargs: Any) -> dict:
+        prepared = super().prepare_inputs_for_generation(*args, is_first_iteration=is_first_iteration, **kwargs)
+        if not is_first_iteration and kwargs.get("use_cache", True):
+            prepared.pop("visual_bits", None)
+        return prepared
+
+    def generate_visual(
+        self,
+        prefix_input_ids: Tensor,
+        attention_mask: Tensor,
+        pos_ids_all: Tensor,
+        pos_ids_image: Tensor,
+        image_token_num: int,
+        pixel_values: Tensor | None = None,
+        input_image_grid_thw: Tensor | None = None,
+        temperature: float = 1.0,
+        cfg: float = 1.0,
+        show_progress: bool = False,
+        return_raw_codes: bool = False,
+        generator: torch.Generator | None = None,
+        memory_budget: int | None = None,
+    ) -> Tensor:
+        """Draws from the 2B rows of `prepare_visual_inputs` (conditional, then unconditional). See uniar.generation.
+
+        Returns indices (B, T, L, S) int64, or with `return_raw_codes` bits (B, T, L, S, K) uint8. `cfg` ≤ 1 runs the
+        conditional half alone; `temperature` 0 is greedy; `memory_budget` is in bytes.
+        """
+        return generation.generate_visual(
+            self,
+            prefix_input_ids,
+            attention_mask,
+            pos_ids_all,
+            image_token_num,
+            pixel_values=pixel_values,
+            input_image_grid_thw=input_image_grid_thw,
+            temperature=temperature,
+            cfg=cfg,
+            show_progress=show_progress,
+            return_raw_codes=return_raw_codes,
+            generator=generator,
+            memory_budget=memory_budget,
+        )
+
+
+def _visual_head(config: UniARConfig) -> nn.Module:
+    """Parameter names follow the reference's Sequential: `.weight`, `.0`/`.1`, or `.0`/`.1`/`.3`."""
+    text, vision = config.text_config, config.vision_config
+    levels, spatial, bsq_dim = vision.code_shape
+    outputs = levels * spatial * bsq_dim * 2
+    if config.vistok_pred_use_mlp:
+        return nn.Sequential(
+            Qwen3VLTextRMSNorm(text.hidden_size, eps=text.rms_norm_eps),
+            nn.Linear(text.hidden_size, MLP_HEAD_WIDTH, bias=False),
+            nn.GELU(approximate="tanh"),
+            nn.Linear(MLP_HEAD_WIDTH, outputs, bias=False),
+        )
+    linear = nn.Linear(text.hidden_size, outputs, bias=False)
+    if config.vistok_pred_layernorm:
+        return nn.Sequential(Qwen3VLTextRMSNorm(text.hidden_size, eps=text.rms_norm_eps), linear)
+    return linear
+
+
+def _without_last_of_each_row(image_grid_thw: Tensor, rows: int) -> Tensor:
+    """(rows·n, 3) grids → those of all but each row's last image; every row has the same number of images."""
+    if len(image_grid_thw) % rows:
+        raise ValueError(f"{len(image_grid_thw)} image grids do not divide evenly over {rows} rows.")
+    return image_grid_thw.view(rows, -1, 3)[:, :-1].reshape(-1, 3)
+
+
+AutoModel.register(UniARConfig, UniARModel)
+AutoModelForCausalLM.register(UniARConfig, UniARForConditionalGeneration)
+AutoModelForImageTextToText.register(UniARConfig, UniARForConditionalGeneration)

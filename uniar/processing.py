@@ -1,0 +1,201 @@
+"""Prompts and images → prefix ids, masks and rotary positions (spec section 6).
+
+Shapes: U prompts · P prefix positions · T visual tokens to draw.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from uniar.errors import UserError
+
+if TYPE_CHECKING:
+    from uniar.modeling_uniar import UniARForConditionalGeneration
+
+
+@dataclass(frozen=True)
+class VisualPrompt:
+    """What comes before the visual tokens of U images of one size, left-padded."""
+
+    input_ids: Tensor
+    """(U, P) int64"""
+    attention_mask: Tensor
+    """(U, P) int64, 0 on the padding"""
+    position_ids: Tensor
+    """(3, U, P + T) int64 rotary positions of prefix and drawn tokens"""
+    pixel_values: Tensor | None = None
+    """patches of the images to edit, row by row, as the processor makes them"""
+    image_grid_thw: Tensor | None = None
+    """(images to edit, 3) int64, in patches"""
+    unconditional: "VisualPrompt | None" = None
+    """the twin without the text: one row that serves every prompt, or U rows (editing: each keeps its image)"""
+
+    @property
+    def image_token_num(self) -> int:
+        """T"""
+        return self.position_ids.shape[-1] - self.input_ids.shape[1]
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def to(self, device: torch.device | str) -> "VisualPrompt":
+        moved = {
+            name: value.to(device)
+            for name in ("input_ids", "attention_mask", "position_ids", "pixel_values", "image_grid_thw")
+            if (value := getattr(self, name)) is not None
+        }
+        twin = None if self.unconditional is None else self.unconditional.to(device)
+        return replace(self, **moved, unconditional=twin)
+
+
+def check_size(height: int, width: int, pixels_per_token: int) -> None:
+    """Raises UserError when a side is not a positive multiple of patch × merge, naming the nearest sizes that are."""
+    for name, side in (("height", height), ("width", width)):
+        if side <= 0 or side % pixels_per_token:
+            below = max(side // pixels_per_token, 1) * pixels_per_token
+            nearest = sorted({below, below + pixels_per_token})
+            raise UserError(
+                f"{name} {side} is not a multiple of {pixels_per_token} pixels (patch × merge); "
+                f"the nearest valid sizes are {' and '.join(map(str, nearest))}."
+            )
+
+
+def build_visual_prompt(
+    prompts: Sequence[str],
+    model: "UniARForConditionalGeneration",
+    processor: Any,
+    *,
+    height: int,
+    width: int,
+    input_images: Sequence[Image.Image | Sequence[Image.Image]] | None = None,
+    unconditional: bool = True,
+) -> VisualPrompt:
+    """The prefix of each prompt for an image of height × width pixels, and its unconditional twin.
+
+    `input_images` gives each prompt its image (or images) to edit; the processor resizes them. Without them one
+    unconditional row serves all prompts. Raises UserError for an invalid size, no prompts, or uneven lists.
+    """
+    vision = model.config.vision_config
+    check_size(height, width, vision.pixels_per_token)
+    if not prompts:
+        raise UserError("there are no prompts to draw.")
+    if input_images is not None and len(input_images) != len(prompts):
+        raise UserError(f"{len(prompts)} prompts came with {len(input_images)} input images; give each prompt its own.")
+    grid = (height // vision.pixels_per_token, width // vision.pixels_per_token)
+    images = None if input_images is None else [[i] if isinstance(i, Image.Image) else list(i) for i in input_images]
+
+    conditional = _encode(list(prompts), images, grid, model, processor)
+    if not unconditional:
+        return conditional
+    dropped = [""] * (1 if images is None else len(prompts))
+    return replace(conditional, unconditional=_encode(dropped, images, grid, model, processor))
+
+
+def _encode(
+    prompts: list[str],
+    images: list[list[Image.Image]] | None,
+    grid: tuple[int, int],
+    model: "UniARForConditionalGeneration",
+    processor: Any,
+) -> VisualPrompt:
+    texts = []
+    for number, prompt in enumerate(prompts):
+        given = [] if images is None else images[number]
+        content = [
+            {"type": "text", "text": prompt},
+            *({"type": "image", "image": image} for image in given),
+            {"type": "text", "text": f"<image_gen> generate image {grid[0]} {grid[1]}"},
+        ]
+        messages = [{"role": "user", "content": content}]
+        texts.append(processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    encoded = processor(
+        text=[text + "<|vision_start|>" for text in texts],
+        images=images,
+        padding=True,
+        padding_side="left",
+        return_tensors="pt",
+    )
+    input_ids, attention_mask = encoded["input_ids"], encoded["attention_mask"]
+    given_grids = encoded.get("image_grid_thw")
+    position_ids = drawing_positions(input_ids, attention_mask, grid, model, given_grids)
+    prompt = VisualPrompt(input_ids, attention_mask, position_ids, encoded.get("pixel_values"), given_grids)
+    return prompt.to(model.device)
+
+
+def drawing_positions(
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    grid: tuple[int, int],
+    model: "UniARForConditionalGeneration",
+    given_grids: Tensor | None = None,
+) -> Tensor:
+    """(3, U, P + T) rotary positions of left-padded prefixes and the grid of (rows, columns) tokens behind them."""
+    rows, tokens = len(input_ids), grid[0] * grid[1]
+    ids, mask = append_image_tokens(input_ids, attention_mask, tokens, model.config.image_token_id)
+    grids = append_drawn_grid(given_grids, grid, rows, model.config.vision_config.spatial_merge_size)
+    return model.model.rotary_positions(ids, mask, grids.to(ids.device))
+
+
+def append_image_tokens(
+    input_ids: Tensor, attention_mask: Tensor, tokens: int, image_token_id: int
+) -> tuple[Tensor, Tensor]:
+    """Prefix ids and mask (U, P) → (U, P + tokens) with as many image tokens behind them."""
+    tail = input_ids.new_full((len(input_ids), tokens), image_token_id)
+    return torch.cat([input_ids, tail], 1), torch.cat([attention_mask, torch.ones_like(tail)], 1)
+
+
+def append_drawn_grid(given_grids: Tensor | None, grid: tuple[int, int], rows: int, merge: int) -> Tensor:
+    """Grids of all images row by row, in patches: each row's images to edit, then the one to draw."""
+    drawn = torch.tensor([[1, grid[0] * merge, grid[1] * merge]])
+    if given_grids is None:
+        return drawn.expand(rows, 3)
+    given = given_grids.view(rows, -1, 3)
+    return torch.cat([given, drawn.to(given.device).expand(rows, 1, 3)], 1).reshape(-1, 3)
+
+
+def prepare_visual_inputs(
+    prompts: Sequence[str],
+    model: "UniARForConditionalGeneration",
+    processor: Any,
+    ar_height: int,
+    ar_width: int,
+    input_images: Sequence[Image.Image | Sequence[Image.Image]] | None = None,
+) -> dict[str, Any]:
+    """Inputs of `generate_visual`, as the model card's snippet uses them: 2B rows, conditional then unconditional.
+
+    Keys: prefix_input_ids and attention_mask (2B, P), pos_ids_all (3, 2B, P + T), pos_ids_image (3, 2B, T),
+    image_token_num (T), and when editing pixel_values and input_image_grid_thw of all 2B rows.
+    """
+    prompt = build_visual_prompt(prompts, model, processor, height=ar_height, width=ar_width, input_images=input_images)
+    twin = prompt.unconditional
+    rows, width = len(prompt), max(prompt.input_ids.shape[1], twin.input_ids.shape[1])
+    pad_id = processor.tokenizer.pad_token_id
+
+    def both(name: str, fill: int) -> Tensor:
+        halves = []
+        for half in (prompt, twin):
+            tensor = getattr(half, name)
+            missing = width - half.input_ids.shape[1]
+            padded = torch.nn.functional.pad(tensor, (missing, 0), value=fill)
+            row_axis = padded.ndim - 2
+            if padded.shape[row_axis] != rows:
+                padded = padded.expand(*padded.shape[:row_axis], rows, -1)
+            halves.append(padded)
+        return torch.cat(halves, dim=-2)
+
+    positions = both("position_ids", 0)
+    inputs = {
+        "prefix_input_ids": both("input_ids", pad_id),
+        "attention_mask": both("attention_mask", 0),
+        "pos_ids_all": positions,
+        "pos_ids_image": positions[:, :, width:],
+        "image_token_num": prompt.image_token_num,
+    }
+    if prompt.pixel_values is not None:
+        inputs["pixel_values"] = torch.cat([prompt.pixel_values, twin.pixel_values])
+        inputs["input_image_grid_thw"] = torch.cat([prompt.image_grid_thw, twin.image_grid_thw])
+    return inputs
