@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from uniar.errors import UserError
 

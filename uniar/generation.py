@@ -51,28 +51,31 @@ def rollout(
     prompt: VisualPrompt,
     noise: Tensor,
     *,
+    owners: Sequence[int] | None = None,
     guidance_scale: float | None = None,
     temperature: float = 1.0,
     return_gaps: bool = False,
     show_progress: bool = False,
     memory_budget: int | None = None,
 ) -> Rollout:
-    """Draws B images: `noise` (B, T, L, S, K) holds their uniforms, and sample i belongs to prompt i // (B / U).
+    """Draws B images from their uniforms `noise` (B, T, L, S, K).
 
-    A bit is 1 where σ(d*) > u, with d* = (d_u + s·(d_c - d_u)) / T in float32; temperature 0 is greedy. `guidance_scale`
-    None runs the conditional branch alone; otherwise `prompt.unconditional` must be there, and both branches read the
-    same bits. `memory_budget` (bytes) bounds caches and activations: samples are drawn in as many batches as it takes,
-    with the same result. Returned tensors live on the model's device.
+    Sample i belongs to prompt `owners[i]`, by default i // (B / U): the same number G of samples for each prompt.
+    A bit is 1 where σ(d*) > u, with d* = (d_u + s·(d_c - d_u)) / T in float32; temperature 0 is greedy.
+    `guidance_scale` None runs the conditional branch alone; otherwise `prompt.unconditional` must be there, and both
+    branches read the same bits. `memory_budget` (bytes) bounds caches and activations: samples are drawn in as many
+    batches as it takes, with the same result. Returned tensors live on the model's device.
 
-    Raises UserError when the budget does not hold one sample, ValueError for noise or prompts of the wrong shape.
+    Raises UserError when the budget does not hold one sample, ValueError for noise, owners or prompts that don't fit.
     """
     tokens, code_shape = prompt.image_token_num, model.config.vision_config.code_shape
-    samples, group = len(noise), len(noise) // max(len(prompt), 1)
-    if noise.shape[1:] != (tokens, *code_shape) or group * len(prompt) != samples:
-        raise ValueError(
-            f"noise is {tuple(noise.shape)}; {len(prompt)} prompts of {tokens} tokens need "
-            f"({len(prompt)}·G, {tokens}, {', '.join(map(str, code_shape))})."
-        )
+    samples, prompts = len(noise), len(prompt)
+    if owners is None:
+        owners = [sample // max(samples // prompts, 1) for sample in range(samples)]
+    if len(owners) != samples or not all(0 <= owner < prompts for owner in owners):
+        raise ValueError(f"{samples} samples cannot be divided over {prompts} prompts as {list(owners)}.")
+    if noise.shape[1:] != (tokens, *code_shape):
+        raise ValueError(f"noise is {tuple(noise.shape)}; it must be {(samples, tokens, *code_shape)}.")
     if temperature < 0:
         raise ValueError(f"temperature is {temperature}; it must be 0 (greedy) or more.")
     branches = [prompt]
@@ -81,7 +84,7 @@ def rollout(
             raise ValueError("guidance needs the prompt's unconditional twin.")
         branches.append(prompt.unconditional)
     prefixes = [_prefill(model, branch) for branch in branches]
-    owners = torch.arange(samples, device=model.device) // group
+    owners = torch.tensor(owners, device=model.device)
 
     size = _batch_size(model, max(p.width for p in prefixes) + tokens, len(branches), samples, memory_budget)
     progress = tqdm(total=-(-samples // size) * tokens, desc="visual tokens", disable=not show_progress)
@@ -219,7 +222,7 @@ def _run_layers(
     slots: Tensor,
     visible: Tensor,
 ) -> Tensor:
-    """Runs Q new positions (rows, Q, H) through all layers, writing their keys and values at `slots` (Q,) of the caches.
+    """Runs Q new positions (rows, Q, H) through all layers; their keys and values go to `slots` (Q,) of the caches.
 
     `visible` (rows, 1, Q, slots) says which cache slots each new position attends to. Attention is torch's own fused
     one whichever implementation the model replays with: flash-attention has nothing to gain at one query a row.

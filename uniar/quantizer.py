@@ -43,5 +43,5 @@ class BinarySphericalQuantizer(nn.Module):
         self.register_buffer("group_basis", torch.ones(1, dtype=torch.int64))
 
     def forward(self, projected: Tensor) -> Tensor:
-        """(..., K) projections → (..., K) uint8 bits. Scale does not matter, so nothing is normalised; 0 gives bit 0."""
+        """(..., K) projections → (..., K) uint8 bits; their scale does not matter, and 0 gives bit 0."""
         return (projected > 0).to(torch.uint8)

@@ -26,7 +26,7 @@ def ensure_torchvision_imports() -> bool:
     if _library is not None or torch.version.cuda is not None:
         return _library is not None
     try:
-        import torchvision  # noqa: F401
+        import torchvision
     except RuntimeError as error:
         if _MISSING_OPERATOR not in str(error):
             raise
