@@ -1,0 +1,264 @@
+"""What a recipe can say: one dataclass a section, each setting with its type, default and help text.
+
+docs/config.md is generated from this file (`python -m rl.config_docs`); reading, overriding and checking recipes is in
+rl/recipe.py. Only types and help texts live here, so importing it costs nothing.
+"""
+
+# ruff: noqa: RUF009 (`setting` wraps dataclasses.field, which the rule would let pass)
+
+import dataclasses
+from typing import Any, Literal
+
+from rl.settings import setting, settings_of
+from rl.yaml_files import dump_yaml
+
+Guidance = Literal["none", "guided", "guided_detach", "conditional"]
+Loss = Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo", "dppo_tv"]
+RatioLevel = Literal["bit", "visual_token", "sequence"]
+Place = Literal["gpu", "cpu"]
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraSection:
+    """Low-rank adapters on the text layers instead of full fine-tuning; the reference policy is the model with its
+    adapters switched off."""
+
+    r: int = setting("Rank of the adapters.", 16, ge=1)
+    alpha: float = setting("Scale of the adapters: their output is multiplied by alpha / r.", 32.0, gt=0)
+    dropout: float = setting(
+        "Must be 0: with dropout the update would not see the log-probabilities that the rollout was drawn with.", 0.0
+    )
+    target_modules: list[str] | None = setting(
+        "Names of the linear layers that get an adapter; null: all attention and MLP projections of the text layers "
+        "and of the visual decoder.",
+        None,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSection:
+    """The policy to train and the frozen reference it is held to."""
+
+    path: str | None = setting(
+        "A UniAR checkpoint: a folder, or a model id on the Hugging Face hub. Exactly one of path and preset is given.",
+        None,
+    )
+    preset: str | None = setting("Name of a small model with random weights, built at first use.", None)
+    seed: int = setting("Seed of the random weights of a preset.", 0, ge=0)
+    dtype: Literal["float32", "bfloat16"] = setting("Type of the weights.", "bfloat16")
+    attention: Literal["eager", "sdpa", "flash_attention_2"] = setting(
+        "Attention implementation; flash_attention_2 needs the flash-attn package.", "sdpa"
+    )
+    lora: LoraSection | None = setting("Train adapters; null: full fine-tuning.", None)
+    reference_device: Place = setting(
+        "Where a separate reference model waits between uses: gpu keeps it on the training device, cpu frees that "
+        "memory for the price of copying it each time. LoRA needs no separate reference.",
+        "gpu",
+    )
+
+    @property
+    def trainable(self) -> Literal["full", "lora"]:
+        """Which weights are trained, as `lora` says."""
+        return "full" if self.lora is None else "lora"
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSection:
+    """The prompts to train on."""
+
+    prompts: str = setting(
+        "A JSONL file (prompt, task, metadata, image, id), a YAML mix of such files, or "
+        "`datasets:NAME[:SPLIT]` for a dataset of the Hugging Face hub or a folder that `save_to_disk` wrote."
+    )
+    image_root: str | None = setting(
+        "Folder that relative paths of input images start from, for evaluate.prompts too; null: the folder of the "
+        "file that names them.",
+        None,
+    )
+    shuffle: bool = setting("Draw the prompts in random order, a new one each epoch.", True)
+    seed: int | None = setting(
+        "Seed of that order, and of the subset that a mix takes of a file with sampled_ratio below 1; null: `seed`.",
+        None,
+        ge=0,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutSection:
+    """How the policy draws visual bits."""
+
+    height: int = setting(
+        "Height of the image in pixels as the model draws it, a multiple of patch × merge (32).", 512, ge=1
+    )
+    width: int = setting(
+        "Width of the image in pixels as the model draws it, a multiple of patch × merge (32).", 512, ge=1
+    )
+    samples_per_prompt: int = setting("Images drawn of each prompt: the group that advantages compare.", 16, ge=2)
+    temperature: float = setting("Sampling temperature T; log-probabilities are those at T.", 1.0, gt=0)
+    guidance: Guidance = setting(
+        "Whose log-probabilities are trained under classifier-free guidance. none: one branch, no guidance. guided: "
+        "sampled from the guided policy, gradient through both branches. guided_detach: the same, no gradient through "
+        "the unconditional branch. conditional: sampled guided, trained as if the conditional branch had sampled "
+        "(biased; common elsewhere).",
+        "none",
+    )
+    guidance_scale: float = setting(
+        "Strength s of guidance, u + s·(c − u) on logits: 1 with guidance none, above 1 otherwise.", 1.0, ge=1
+    )
+    memory_budget_gb: float | None = setting(
+        "Memory in GB (10⁹ bytes) that the key-value caches of a rollout may take; larger batches are drawn in parts. "
+        "null: one part.",
+        None,
+        gt=0,
+    )
+    show_progress: bool = setting("Show a progress bar over the visual tokens of each rollout.", False)
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeSection:
+    """How the SD3 decoder turns bits into the images that rewards see."""
+
+    upsampling_ratio: float = setting("Image size over the size that the model draws at.", 1.0, ge=1, le=2)
+    num_inference_steps: int = setting("Denoising steps.", 14, ge=1)
+    guidance_scale: float = setting("The decoder's own guidance; 1: none, at half the cost.", 1.0, ge=1)
+    batch_size: int = setting("Images decoded at once.", 4, ge=1)
+    dtype: Literal["float32", "bfloat16"] | None = setting("Type of the decoder's weights; null: model.dtype.", None)
+    device: Place = setting("Where the decoder runs: gpu is the training device.", "gpu")
+    same_noise_per_group: bool = setting(
+        "Start all images of a prompt from the same noise, so that their rewards differ by the bits alone.", True
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardEntry:
+    """One entry of `rewards` or `eval_rewards`. Keys other than these are the reward's own parameters, see
+    docs/rewards.md."""
+
+    use: str = setting("A registered name, `package.module:Class`, or `path/to/file.py:Class`.")
+    name: str | None = setting("What metrics call it, unique in its list; null: the name in `use`.", None)
+    weight: float = setting("Factor of this reward in the sum; 0 only measures, below 0 punishes.", 1.0)
+    tasks: list[str] | None = setting("Tasks that it applies to; null: all.", None)
+    on_error: Literal["stop", "skip"] = setting(
+        "What happens when it still fails after its retries: stop the run, or leave that sample without this reward.",
+        "stop",
+    )
+    retries: int = setting("Further attempts after it failed.", 1, ge=0, le=10)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateSection:
+    """Evaluation on held-out prompts with `eval_rewards`, at its own temperature and guidance, same noise each time."""
+
+    prompts: str | None = setting("Held-out prompts, named as in data.prompts; null: no evaluation.", None)
+    samples_per_prompt: int = setting("Images drawn of each prompt.", 1, ge=1)
+    temperature: float = setting("Sampling temperature; 0: greedy.", 0.1, ge=0)
+    guidance_scale: float = setting("Strength of classifier-free guidance on the visual logits; 1: none.", 2.5, ge=1)
+    num_inference_steps: int | None = setting("Denoising steps of the decoder; null: as in decode.", None, ge=1)
+    every: int | None = setting("Updates between two evaluations; null: none in between.", None, ge=1)
+    at_start: bool = setting("Evaluate before the first update.", True)
+    at_end: bool = setting("Evaluate after the last update.", True)
+    limit: int | None = setting("Use only the first so many prompts; null: all.", None, ge=1)
+    seed: int = setting("Seed of the noise, the same at every evaluation, so that they are paired.", 0, ge=0)
+    grid_prompts: int = setting("Prompts shown in the sample grids.", 8, ge=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class AdvantageSection:
+    """How rewards become advantages."""
+
+    estimator: Literal["grpo", "rloo", "gdpo"] = setting(
+        "grpo: the weighted sum of rewards minus its group mean. rloo: minus the mean of the other samples of the "
+        "group. gdpo: each reward normalised in its group first, then weighted and summed.",
+        "grpo",
+    )
+    scale: Literal["group", "batch", "none"] = setting(
+        "Divide by the standard deviation of the group, of the whole batch, or not at all.", "group"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class AlgorithmSection:
+    """The loss. Formulas and papers are in docs/algorithms.md."""
+
+    loss: Loss = setting("The policy loss.", "grpo")
+    ratio_level: RatioLevel | None = setting(
+        "What one importance ratio stands for: a bit, a visual token (mean over its bits) or the whole image; "
+        "null: sequence for gspo, else bit.",
+        None,
+    )
+    epsilon: float | None = setting(
+        "Clip range of the ratio, downwards (and upwards where epsilon_high is null); null: the default of the ratio "
+        "level, 0.2 for a bit, smaller by the square root of the number of bits for a visual token or an image.",
+        None,
+        gt=0,
+    )
+    epsilon_high: float | None = setting(
+        "Clip range upwards; null: as epsilon, or the loss's own default. For cispo it is the cap of the ratio itself, "
+        "as in TRL.",
+        None,
+        gt=0,
+    )
+    delta: float | None = setting(
+        "dppo_tv alone: how far a bit's probability may move from the old policy's; null: the loss's default.",
+        None,
+        gt=0,
+        le=1,
+    )
+    beta: float = setting("Weight of the KL divergence to the reference policy; 0: no reference model.", 0.01, ge=0)
+    kl: Literal["exact", "k1", "k2", "k3"] = setting(
+        "The KL divergence in closed form, or one of the sampled estimators, for comparison with other work.", "exact"
+    )
+    advantage: AdvantageSection = setting("How rewards become advantages.", factory=AdvantageSection)
+    entropy_coef: float = setting("Weight of an entropy bonus.", 0.0)
+    num_iterations: int = setting("Times that each rollout is trained on.", 1, ge=1)
+    old_logp: Literal["replay", "rollout"] = setting(
+        "Old log-probabilities: replay recomputes them before the first update (where a rollout serves several), "
+        "rollout takes those of the rollout itself, with truncated importance weights for the mismatch.",
+        "replay",
+    )
+    importance_cap: float = setting("Cap of those importance weights, with old_logp rollout.", 2.0, gt=0)
+    step1_tolerance: float | None = setting(
+        "Mean |Δ log π| a bit between rollout and replay at which the first step stops the run; null: 1e-5 in float32, "
+        "0.02 in bfloat16, times (2·guidance_scale − 1) / temperature.",
+        None,
+        gt=0,
+    )
+
+    @property
+    def level(self) -> RatioLevel:
+        """The ratio level, the default of the loss filled in."""
+        return self.ratio_level or ("sequence" if self.loss == "gspo" else "bit")
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A whole recipe, defaults filled in."""
+
+    model: ModelSection = setting("The policy to train and its reference.")
+    data: DataSection = setting("The prompts to train on.")
+    rewards: list[dict[str, Any]] = setting("The rewards to train on, at least one.")
+    eval_rewards: list[dict[str, Any]] = setting("The rewards of evaluations; empty: `rewards`.", factory=list)
+    rollout: RolloutSection = setting("How the policy draws visual bits.", factory=RolloutSection)
+    decode: DecodeSection = setting("How bits become images.", factory=DecodeSection)
+    evaluate: EvaluateSection = setting("Evaluation on held-out prompts.", factory=EvaluateSection)
+    algorithm: AlgorithmSection = setting("The loss.", factory=AlgorithmSection)
+    trainer: dict[str, Any] = setting(
+        "Arguments of TRL's GRPOConfig and transformers' TrainingArguments, by their own names.", factory=dict
+    )
+    output_dir: str | None = setting("Folder of the run; null: runs/ and the recipe's name.", None)
+    seed: int = setting("Seed of the run: noise of rollouts and decoder, order of prompts.", 0, ge=0)
+    base: str | None = setting(
+        "Another recipe that this one builds on, its path starting from this file's folder. Mappings are merged key "
+        "by key, lists and plain values replaced; command-line overrides come last.",
+        None,
+    )
+    source: str = dataclasses.field(default="recipe", compare=False)  # the file, for messages
+
+    def to_mapping(self) -> dict[str, Any]:
+        """The recipe as plain values, every default filled in and its base, being merged already, left out."""
+        mapping = dataclasses.asdict(self)
+        return {field.name: mapping[field.name] for field in settings_of(type(self)) if field.name != "base"}
+
+    def to_yaml(self) -> str:
+        """The resolved recipe as YAML; loading it gives an equal recipe."""
+        return dump_yaml(self.to_mapping())

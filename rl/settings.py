@@ -1,0 +1,161 @@
+"""Typed settings: dataclasses whose fields carry their help text and range, built from plain mappings.
+
+A setting's type is one of: str, int, float, bool, a Literal of texts, a list, a mapping, another such dataclass, or
+one of these or null. Whatever does not fit is refused with the place it was written, what was found and what is valid.
+"""
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal, Union
+
+from uniar.errors import UserError, did_you_mean
+
+# Where each key was written: path of keys and list indices -> "configs/x.yaml, line 3" or "command line".
+Origins = dict[tuple[str, ...], str]
+
+
+def setting(
+    help: str,
+    default: Any = dataclasses.MISSING,
+    *,
+    factory: Any = dataclasses.MISSING,
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+) -> Any:
+    """A dataclass field with its help text and, for numbers, its range. Without a default it must be given."""
+    metadata = {"help": help, "ge": ge, "gt": gt, "le": le}
+    return dataclasses.field(default=default, default_factory=factory, metadata=metadata)
+
+
+def settings_of(cls: type) -> list[dataclasses.Field]:
+    """The fields of a dataclass that a user may set: those made with `setting`."""
+    return [field for field in dataclasses.fields(cls) if "help" in field.metadata]
+
+
+def key_of(path: tuple[str, ...]) -> str:
+    return ".".join(path)
+
+
+def origin_of(path: tuple[str, ...], origins: Origins) -> str:
+    """Where the key, or else the nearest mapping or list around it, was written."""
+    for length in range(len(path), -1, -1):
+        if path[:length] in origins:
+            return origins[path[:length]]
+    return "recipe"
+
+
+def build(cls: type, data: Any, path: tuple[str, ...] = (), origins: Origins | None = None) -> Any:
+    """`data`, a plain mapping, as an instance of the dataclass `cls`.
+
+    path: the keys that lead to `data`, for messages. origins: where each key was written.
+    Raises UserError for an unknown or missing key, a wrong type, a value out of range.
+    """
+    origins = origins or {}
+    where = origin_of(path, origins)
+    data = {} if data is None else data  # a section header with nothing under it
+    if not isinstance(data, Mapping):
+        raise UserError(f"{where}: {_subject(path)} is {_show(data)}, expected a mapping of settings.")
+    fields = {field.name: field for field in settings_of(cls)}
+    for name in data:
+        if name not in fields:
+            full = (*path, str(name))
+            hint = did_you_mean(str(name), fields) or f" Valid here: {', '.join(fields)}."
+            raise UserError(f"{origin_of(full, origins)}: unknown key '{key_of(full)}'.{hint}")
+    hints = typing.get_type_hints(cls)
+    values = {}
+    for name, field in fields.items():
+        if name in data:
+            values[name] = check_type(data[name], hints[name], (*path, name), origins, field.metadata)
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise UserError(f"{where}: {key_of((*path, name))} is missing; expected {expected(hints[name])}.")
+    return cls(**values)
+
+
+def check_type(value: Any, hint: Any, path: tuple[str, ...], origins: Origins, metadata: Mapping | None = None) -> Any:
+    """`value` as the type `hint`, dataclasses built and whole numbers turned into floats where a float is asked for."""
+    metadata = metadata or {}
+    options, optional = _options(hint)
+    if value is None and optional:
+        return None
+    for option in options:
+        if dataclasses.is_dataclass(option):
+            return build(option, value, path, origins)
+        origin, args = typing.get_origin(option), typing.get_args(option)
+        if option is Any or (origin is Literal and isinstance(value, str) and value in args):
+            return value
+        if origin is list and isinstance(value, list):
+            return [check_type(item, args[0], (*path, str(i)), origins) for i, item in enumerate(value)]
+        if (origin or option) is dict and isinstance(value, dict):
+            return value
+        if option is float and isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            return _in_range(float(value), hint, path, origins, metadata)
+        if option is int and isinstance(value, int) and not isinstance(value, bool):
+            return _in_range(value, hint, path, origins, metadata)
+        if option in (bool, str) and isinstance(value, option):
+            return value
+    choices = [
+        choice for option in options if typing.get_origin(option) is Literal for choice in typing.get_args(option)
+    ]
+    hint_text = did_you_mean(value, choices) if isinstance(value, str) else ""
+    raise UserError(
+        f"{origin_of(path, origins)}: {key_of(path)} is {_show(value)}, expected {expected(hint, metadata)}.{hint_text}"
+    )
+
+
+def expected(hint: Any, metadata: Mapping | None = None) -> str:
+    """The type and range of a setting in words: "a whole number ≥ 1 or null"."""
+    options, optional = _options(hint)
+    words = [_in_words(option, metadata or {}) for option in options]
+    return " or ".join(words + ["null"] * optional)
+
+
+def _options(hint: Any) -> tuple[list[Any], bool]:
+    """The alternatives of a type, null apart."""
+    if typing.get_origin(hint) in (Union, types.UnionType):
+        args = typing.get_args(hint)
+        return [arg for arg in args if arg is not type(None)], type(None) in args
+    return [hint], False
+
+
+def _in_words(option: Any, metadata: Mapping) -> str:
+    if typing.get_origin(option) is Literal:
+        choices = [f"'{choice}'" for choice in typing.get_args(option)]
+        if len(choices) > 12:
+            return f"one of {len(choices)} names such as {', '.join(choices[:3])}"
+        return choices[0] if len(choices) == 1 else f"{', '.join(choices[:-1])} or {choices[-1]}"
+    if typing.get_origin(option) is list:
+        items = {str: "texts", int: "whole numbers", float: "numbers"}
+        return f"a list of {items.get(typing.get_args(option)[0], 'mappings')}"
+    if option in (int, float):
+        bounds = [f"{sign} {metadata[key]:g}" for key, sign in _BOUNDS.items() if metadata.get(key) is not None]
+        return " ".join(["a whole number" if option is int else "a number", " and ".join(bounds)]).strip()
+    return {bool: "true or false", str: "a text"}.get(option, "a mapping")
+
+
+_BOUNDS = {"ge": "≥", "gt": ">", "le": "≤"}
+
+
+def _in_range(value: Any, hint: Any, path: tuple[str, ...], origins: Origins, metadata: Mapping) -> Any:
+    ge, gt, le = (metadata.get(key) for key in _BOUNDS)
+    if (ge is not None and value < ge) or (gt is not None and value <= gt) or (le is not None and value > le):
+        raise UserError(
+            f"{origin_of(path, origins)}: {key_of(path)} is {value:g}, expected {expected(hint, metadata)}."
+        )
+    return value
+
+
+def _subject(path: tuple[str, ...]) -> str:
+    return key_of(path) or "the content"
+
+
+def _show(value: Any) -> str:
+    """A found value and its kind, short enough for one sentence."""
+    if value is None:
+        return "null"
+    kinds = {bool: "true/false", int: "a whole number", float: "a number", str: "a text", list: "a list"}
+    text = repr(value) if len(repr(value)) <= 60 else repr(value)[:57] + "..."
+    return f"{text} ({kinds.get(type(value), 'a mapping' if isinstance(value, dict) else type(value).__name__)})"
