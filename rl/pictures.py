@@ -1,0 +1,78 @@
+"""The pictures of a run: grids of samples with their rewards, and the curves of its metrics."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from PIL import Image, ImageDraw, ImageFont
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+TILE, MARGIN, LINE = 192, 8, 16
+
+
+def sample_grid(tiles: Sequence[tuple[Image.Image, str, float]], path: Path, columns: int = 4) -> None:
+    """Writes a PNG: each tile an image, its reward and the prompt under it (cut to two lines)."""
+    columns = min(columns, max(len(tiles), 1))
+    rows = math.ceil(len(tiles) / columns)
+    cell_w, cell_h = TILE + MARGIN, TILE + 3 * LINE + MARGIN
+    sheet = Image.new("RGB", (columns * cell_w + MARGIN, rows * cell_h + MARGIN), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    for number, (image, prompt, reward) in enumerate(tiles):
+        x, y = MARGIN + number % columns * cell_w, MARGIN + number // columns * cell_h
+        # Small images are enlarged without smoothing, so that what the decoder drew stays visible.
+        small = max(image.size) < TILE
+        scale = TILE / max(image.size)
+        size = (max(round(image.width * scale), 1), max(round(image.height * scale), 1))
+        shown = image.resize(size, Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS)
+        sheet.paste(shown, (x + (TILE - size[0]) // 2, y + (TILE - size[1]) // 2))
+        score = "no reward" if math.isnan(reward) else f"{reward:.3f}"
+        for row, line in enumerate([score, *_wrap(prompt, font, TILE, lines=2)]):
+            pen.text((x, y + TILE + row * LINE), line, fill="black" if row == 0 else "#555555", font=font)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path)
+
+
+def _wrap(text: str, font: Any, width: int, lines: int) -> list[str]:
+    out, rest = [], " ".join(text.split())
+    while rest and len(out) < lines:
+        end = len(rest)
+        while (
+            end > 1 and font.getlength(rest[:end] + ("…" if end < len(rest) and len(out) == lines - 1 else "")) > width
+        ):
+            end -= 1
+        cut = rest.rfind(" ", 0, end + 1) if end < len(rest) else end
+        end = cut if cut > 0 and len(out) < lines - 1 else end
+        out.append(rest[:end].strip() + ("…" if end < len(rest) and len(out) == lines - 1 else ""))
+        rest = rest[end:].strip()
+    return out
+
+
+CURVES = (("reward", "reward"), ("kl", "KL to the reference (nats a bit)"), ("entropy", "entropy (nats a bit)"))
+
+
+def plot_metrics(lines: Sequence[dict[str, Any]], path: Path) -> None:
+    """Writes a PNG with the reward (training and held-out), KL and entropy over the steps."""
+    figure, axes = plt.subplots(1, len(CURVES), figsize=(4.5 * len(CURVES), 3.2), layout="constrained")
+    for axis, (key, title) in zip(axes, CURVES, strict=True):
+        steps, values = _series(lines, key)
+        axis.plot(steps, values, color="tab:blue", linewidth=1.2, label="training rollouts")
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("update")
+        axis.grid(alpha=0.3)
+    held_out = [line for line in lines if line.get("eval/reward") is not None]
+    if held_out:
+        steps, means = _series(held_out, "eval/reward")
+        errors = [line.get("eval/reward_se") or 0.0 for line in held_out]
+        axes[0].errorbar(steps, means, yerr=errors, color="tab:red", marker="o", capsize=3, label="held-out ± s.e.")
+        axes[0].legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _series(lines: Sequence[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:
+    points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
+    return [step for step, _ in points], [value for _, value in points]

@@ -1,0 +1,86 @@
+"""The folder of a run: what is in it, and that it belongs to one run only.
+
+config.yaml          the resolved recipe
+metrics.jsonl        one object a log line or evaluation, by step
+samples/step-N.png   the same held-out prompts each time, reward under each image
+metrics.png          reward, KL and entropy over the steps
+checkpoint-N/        to resume from
+final/               the exported checkpoint
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from rl.config import Recipe
+from uniar.errors import UserError
+
+
+class RunFolder:
+    """Paths and records of a run. Only the main process writes."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.metrics = self.path / "metrics.jsonl"
+        self.plot = self.path / "metrics.png"
+        self.samples = self.path / "samples"
+        self.final = self.path / "final"
+
+    @classmethod
+    def claim(cls, recipe: Recipe, *, resume: bool = False, fresh_name: bool = False) -> "RunFolder":
+        """The run's folder, made if need be, with the resolved recipe in it.
+
+        A folder that holds a run already is taken only to resume it. With `fresh_name` (the recipe did not choose a
+        folder) the first unused of NAME, NAME-2, NAME-3, … is taken instead of refusing.
+        """
+        folder = cls(recipe.output_dir)
+        number = 1
+        while fresh_name and not resume and folder.config.exists():
+            number += 1
+            folder = cls(f"{recipe.output_dir}-{number}")
+        if folder.config.exists() and not resume:
+            raise UserError(
+                f"{folder.path} holds another run ({folder.config.name} is there); "
+                "choose another output_dir, or resume that run with --resume."
+            )
+        try:
+            folder.samples.mkdir(parents=True, exist_ok=True)
+            if not folder.config.exists():
+                folder.config.write_text(recipe.to_yaml())
+        except OSError as error:
+            raise UserError(f"output_dir {folder.path} cannot be written: {error}.") from error
+        return folder
+
+    def append(self, step: int, values: dict[str, Any]) -> None:
+        """One line of metrics.jsonl; a value that is no finite number becomes null, as JSON has no NaN."""
+        line = {"step": step, **{key: _json_value(value) for key, value in values.items()}}
+        with self.metrics.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def read(self) -> list[dict[str, Any]]:
+        """All lines of metrics.jsonl, in order; none before the first was written."""
+        if not self.metrics.exists():
+            return []
+        return [json.loads(line) for line in self.metrics.read_text().splitlines()]
+
+    def forget_after(self, step: int) -> None:
+        """Drops the lines of steps that a resumed run will make again."""
+        kept = [line for line in self.read() if line["step"] <= step]
+        self.metrics.write_text("".join(json.dumps(line) + "\n" for line in kept))
+
+    def last_checkpoint(self) -> Path:
+        """The newest checkpoint. Raises UserError when there is none to resume from."""
+        numbered = [
+            (int(entry.name.removeprefix("checkpoint-")), entry)
+            for entry in self.path.glob("checkpoint-*")
+            if entry.name.removeprefix("checkpoint-").isdigit()
+        ]
+        if not numbered:
+            raise UserError(f"{self.path} has no checkpoint-N folder to resume from.")
+        return max(numbered)[1]
+
+
+def _json_value(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
