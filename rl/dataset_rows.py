@@ -47,8 +47,7 @@ def read_dataset(name: str) -> Iterator[dict[str, Any]]:
     pictures = [column for column, feature in dataset.features.items() if type(feature).__name__ == "Image"]
     for column in pictures:
         dataset = dataset.cast_column(column, type(dataset.features[column])(decode=False))
-    plain = dataset.remove_columns(pictures) if len(pictures) < len(dataset.features) else dataset.select(())
-    for row, values in enumerate(plain):
+    for row, values in enumerate(dataset.remove_columns(pictures)):
         stored = {column: DatasetImage(dataset, column, row) for column in pictures}
         yield values | {column: image for column, image in stored.items() if dataset[column][row] is not None}
 

@@ -71,7 +71,9 @@ class MixEntry:
         "JSONL file; a relative path starts from the current folder, or else the mix's folder or one above it."
     )
     name: str | None = setting("What to call it; null: the file's name.", None)
-    sampled_ratio: float = setting("How much of it to take.", 1.0, gt=0)
+    sampled_ratio: float = setting(
+        "How much of it to take: below 1 a fixed random part, above 1 some or all of it more than once.", 1.0, gt=0
+    )
 
 
 @dataclass(frozen=True)

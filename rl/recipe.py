@@ -98,7 +98,9 @@ def _override(mapping: dict[str, Any], origins: Origins, override: str) -> None:
         elif isinstance(at, list):
             at = at[part]
         else:
-            at[part] = {} if at.get(part) is None else at[part]
+            if at.get(part) is None:
+                at[part] = {}
+                origins[path[: depth + 1]] = where
             at = at[part]
     for old in [old for old in origins if old[: len(path)] == path]:
         del origins[old]
@@ -185,7 +187,10 @@ def _check_rollout_boundaries(recipe: Recipe, origins: Origins) -> None:
     if trainer.get("save_strategy", "steps") == "no":
         return
     updates = max(1, micro_steps // accumulation)
+    last = trainer.get("max_steps", -1)
     for key in ("save_steps", "max_steps"):
+        if key == "save_steps" and key not in trainer and 0 < last < 500:
+            continue  # TRL's default of 500 is never reached
         steps = trainer.get(key, 500 if key == "save_steps" else -1)
         where = origin_of(("trainer", key), origins)
         if steps != int(steps) or (key == "save_steps" and steps < 1):

@@ -109,8 +109,8 @@ def check_type(value: Any, hint: Any, path: tuple[str, ...], origins: Origins, m
 def expected(hint: Any, metadata: Mapping | None = None) -> str:
     """The type and range of a setting in words: "a whole number ≥ 1 or null"."""
     options, optional = _options(hint)
-    words = [_in_words(option, metadata or {}) for option in options]
-    return " or ".join(words + ["null"] * optional)
+    words = [word for option in options for word in _in_words(option, metadata or {})] + ["null"] * optional
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
 
 
 def _options(hint: Any) -> tuple[list[Any], bool]:
@@ -121,19 +121,17 @@ def _options(hint: Any) -> tuple[list[Any], bool]:
     return [hint], False
 
 
-def _in_words(option: Any, metadata: Mapping) -> str:
+def _in_words(option: Any, metadata: Mapping) -> list[str]:
     if typing.get_origin(option) is Literal:
         choices = [f"'{choice}'" for choice in typing.get_args(option)]
-        if len(choices) > 12:
-            return f"one of {len(choices)} names such as {', '.join(choices[:3])}"
-        return choices[0] if len(choices) == 1 else f"{', '.join(choices[:-1])} or {choices[-1]}"
+        return choices if len(choices) <= 12 else [f"one of {len(choices)} names such as {', '.join(choices[:3])}"]
     if typing.get_origin(option) is list:
-        items = {str: "texts", int: "whole numbers", float: "numbers"}
-        return f"a list of {items.get(typing.get_args(option)[0], 'mappings')}"
+        items = {str: "texts", int: "whole numbers", float: "numbers", Any: "values"}
+        return [f"a list of {items.get(typing.get_args(option)[0], 'mappings')}"]
     if option in (int, float):
         bounds = [f"{sign} {metadata[key]:g}" for key, sign in _BOUNDS.items() if metadata.get(key) is not None]
-        return " ".join(["a whole number" if option is int else "a number", " and ".join(bounds)]).strip()
-    return {bool: "true or false", str: "a text"}.get(option, "a mapping")
+        return [" ".join(["a whole number" if option is int else "a number", " and ".join(bounds)]).strip()]
+    return [{bool: "true or false", str: "a text"}.get(option, "a mapping")]
 
 
 _BOUNDS = {"ge": "≥", "gt": ">", "le": "≤"}
@@ -154,8 +152,8 @@ def _subject(path: tuple[str, ...]) -> str:
 
 def _show(value: Any) -> str:
     """A found value and its kind, short enough for one sentence."""
-    if value is None:
-        return "null"
-    kinds = {bool: "true/false", int: "a whole number", float: "a number", str: "a text", list: "a list"}
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    kinds = {int: "a whole number", float: "a number", str: "a text", list: "a list"}
     text = repr(value) if len(repr(value)) <= 60 else repr(value)[:57] + "..."
     return f"{text} ({kinds.get(type(value), 'a mapping' if isinstance(value, dict) else type(value).__name__)})"

@@ -45,9 +45,6 @@ OWNED = {
     "num_generations_eval": "evaluate.samples_per_prompt",
     "per_device_eval_batch_size": "evaluate",
     "eval_accumulation_steps": "evaluate",
-    "load_best_model_at_end": "evaluate (all kept checkpoints stay in the run folder)",
-    "metric_for_best_model": "evaluate (all kept checkpoints stay in the run folder)",
-    "greater_is_better": "evaluate (all kept checkpoints stay in the run folder)",
     "log_completions": "evaluate.grid_prompts",
     "log_multimodal": "evaluate.grid_prompts",
     "num_completions_to_print": "evaluate.grid_prompts",
@@ -58,6 +55,8 @@ OWNED = {
 _NO_ENGINE = "rollouts are drawn by the engine of this package, see the section rollout"
 _NO_FILTER = "every visual bit is sampled from its own probability, without filters or penalties"
 _NO_LOSS = "it belongs to a loss that is not offered here, see algorithm.loss"
+_NO_LIGER = "its kernels are for text logits, not for visual bits"
+_NO_BEST = "evaluations choose no checkpoint; those that are kept stay in the run folder"
 _FIXED_REFERENCE = "the reference policy stays as it was at the start"
 
 # Arguments without a use here -> why.
@@ -71,8 +70,10 @@ UNUSED = {
     **dict.fromkeys(["sapo_temperature_neg", "sapo_temperature_pos"], _NO_LOSS),
     **dict.fromkeys(["vespo_k_pos", "vespo_lambda_pos", "vespo_k_neg", "vespo_lambda_neg"], _NO_LOSS),
     **dict.fromkeys(["use_adaptive_entropy", "entropy_coef_min", "entropy_coef_max"], _NO_LOSS),
-    **dict.fromkeys(["entropy_coef_delta", "entropy_target", "use_liger_kernel", "liger_kernel_config"], _NO_LOSS),
+    **dict.fromkeys(["entropy_coef_delta", "entropy_target"], _NO_LOSS),
     **dict.fromkeys(["sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps"], _FIXED_REFERENCE),
+    **dict.fromkeys(["use_liger_kernel", "liger_kernel_config"], _NO_LIGER),
+    **dict.fromkeys(["load_best_model_at_end", "metric_for_best_model", "greater_is_better"], _NO_BEST),
     "max_tool_calling_iterations": "images are drawn without tools",
     "chat_template_kwargs": "the prompt template is UniAR's own",
     "mask_truncated_completions": "every image of a size has the same number of bits, none is truncated",

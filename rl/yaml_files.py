@@ -83,8 +83,8 @@ def parse_yaml(text: str, source: str, lines: bool = True) -> tuple[Any, Origins
             mapping[key] = value_of(item, (*path, key), (*around, node))
         return mapping
 
-    loader = _Loader(text)
     try:
+        loader = _Loader(text)
         node = loader.get_single_node()
         return (None if node is None else value_of(node, (), ())), origins
     except yaml.MarkedYAMLError as error:
@@ -93,8 +93,6 @@ def parse_yaml(text: str, source: str, lines: bool = True) -> tuple[Any, Origins
         raise UserError(f"{where}: not valid YAML: {error.problem or error.context}.") from error
     except yaml.YAMLError as error:
         raise UserError(f"{source}: not valid YAML: {' '.join(str(error).split())}.") from error
-    finally:
-        loader.dispose()
 
 
 def dump_yaml(value: Any) -> str:
