@@ -55,9 +55,9 @@ class Evaluation:
         return standard_error(self.totals)
 
     def metrics(self) -> dict[str, float]:
-        """For the log: `eval/reward`, its standard error, and each reward's mean."""
-        means = {f"eval/{name}": self.values[:, i].nanmean().item() for i, name in enumerate(self.names)}
-        own = {"eval/reward": self.mean, "eval/reward_se": self.standard_error, "eval/seconds": self.seconds}
+        """For the log: `eval_reward`, its standard error, and each reward's mean."""
+        means = {f"eval_{name}": self.values[:, i].nanmean().item() for i, name in enumerate(self.names)}
+        own = {"eval_reward": self.mean, "eval_reward_se": self.standard_error, "eval_seconds": self.seconds}
         return {**own, **means}
 
 

@@ -63,10 +63,10 @@ def plot_metrics(lines: Sequence[dict[str, Any]], path: Path) -> None:
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("update")
         axis.grid(alpha=0.3)
-    held_out = [line for line in lines if line.get("eval/reward") is not None]
+    held_out = [line for line in lines if line.get("eval_reward") is not None]
     if held_out:
-        steps, means = _series(held_out, "eval/reward")
-        errors = [line.get("eval/reward_se") or 0.0 for line in held_out]
+        steps, means = _series(held_out, "eval_reward")
+        errors = [line.get("eval_reward_se") or 0.0 for line in held_out]
         axes[0].errorbar(steps, means, yerr=errors, color="tab:red", marker="o", capsize=3, label="held-out ± s.e.")
         axes[0].legend(fontsize=8)
     figure.savefig(path, dpi=110)

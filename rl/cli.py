@@ -1,0 +1,43 @@
+"""The command `uniar-rl`: one subcommand a job. Bad input prints one sentence and exits with 2."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+
+from uniar.errors import UserError
+
+COMMANDS = {
+    "train": ("rl.train", "train a checkpoint as a recipe says"),
+    "evaluate": ("rl.evaluate_command", "draw and score held-out prompts with any checkpoint"),
+    "export": ("rl.export_command", "turn a training checkpoint into a self-contained folder"),
+    "chat": ("uniar.commands.chat", "ask about images"),
+    "generate": ("uniar.commands.generate", "draw images from prompts"),
+    "edit": ("uniar.commands.edit", "edit images by instruction"),
+}
+"""Each module has `add_arguments(parser)` and `run(arguments)`; only the one asked for is imported."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one subcommand and returns the exit code: 0, or 2 for bad input."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(prog="uniar-rl", description="RL post-training for UniAR.")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    chosen: Callable[[argparse.Namespace], None] | None = None
+    for name, (module, summary) in COMMANDS.items():
+        subparser = subparsers.add_parser(name, help=summary, description=summary)
+        if arguments[:1] == [name]:
+            command = import_module(module)
+            command.add_arguments(subparser)
+            chosen = command.run
+    parsed = parser.parse_args(arguments)
+    try:
+        chosen(parsed)
+    except UserError as error:
+        print(f"uniar-rl {parsed.command}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""A recipe's `model` section → the policy, its processor and its reference."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoProcessor
+
+from rl.config import LoraSection, ModelSection
+from rl.reference import AdapterOff, FrozenCopy
+from uniar.checkpoint import require_parts, resolve_checkpoint
+from uniar.errors import UserError
+from uniar.modeling_uniar import UniARForConditionalGeneration
+from uniar.presets import preset_path
+
+LORA_TARGETS = r".*(language_model\.layers|visual_decoder)\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
+"""All projections of the text layers and the visual decoder; the vision tower and the heads stay as they are."""
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def checkpoint_of(section: ModelSection) -> Path:
+    """The checkpoint folder that a recipe starts from; a preset is built at first use. Raises UserError."""
+    folder = preset_path(section.preset, section.seed) if section.preset else resolve_checkpoint(section.path)
+    require_parts(folder, decoder=True)
+    return folder
+
+
+def load_policy(section: ModelSection, folder: Path) -> UniARForConditionalGeneration:
+    """The AR model of `folder` in the recipe's dtype and attention. Raises UserError for an incomplete checkpoint."""
+    model = UniARForConditionalGeneration.from_pretrained(
+        folder, dtype=DTYPES[section.dtype], attn_implementation=section.attention
+    )
+    if not model.config.vistok_pred:
+        raise UserError(
+            f"{folder} has vistok_pred false: it reads images but has no head to draw them, nothing to train."
+        )
+    return model
+
+
+def load_processor(folder: Path) -> Any:
+    return AutoProcessor.from_pretrained(folder)
+
+
+def trainable(
+    model: UniARForConditionalGeneration, lora: LoraSection | None
+) -> UniARForConditionalGeneration | PeftModel:
+    """Freezes what training leaves alone (spec section 9); with `lora` only its adapters are trained."""
+    if lora is None:
+        model.set_trainable()
+        return model
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=0.0,
+        target_modules=lora.target_modules or LORA_TARGETS,
+        bias="none",
+    )
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise UserError(
+            f"model.lora.target_modules {lora.target_modules} match no layer of the model: {error}"
+        ) from error
+
+
+def reference_for(section: ModelSection, folder: Path, beta: float) -> FrozenCopy | AdapterOff | None:
+    """None without a KL term; the adapter switched off under LoRA; else a second model."""
+    if beta == 0:
+        return None
+    if section.lora is not None:
+        return AdapterOff()
+    return FrozenCopy(load_policy(section, folder), keep_on_device=section.reference_device == "gpu")

@@ -1,0 +1,211 @@
+"""Trains a UniAR checkpoint with GRPO on visual bits.
+
+For each batch of prompts: draw G images a prompt with classifier-free guidance, decode them through the SD3 decoder,
+score them, turn scores into advantages within the group, replay the bits, take a clipped policy-gradient step with an
+exact KL term to the starting model. No critic, no reward model training, no text sampling, no asynchronous rollout.
+
+    uniar-rl train configs/quickstart.yaml                                   one process
+    torchrun --nproc_per_node 8 -m rl.train configs/uniar_sft_512.yaml       one process a GPU
+    uniar-rl train RECIPE algorithm.beta=0.02 trainer.max_steps=200          overrides
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PrinterCallback, ProgressCallback
+from trl import GRPOConfig
+
+from rewards import RewardSuite
+from rl.callbacks import RunCallback
+from rl.config import Recipe
+from rl.evaluate import Evaluation, Evaluator, paired_gain
+from rl.export import export_model
+from rl.policy_model import DTYPES, checkpoint_of, load_policy, load_processor, reference_for, trainable
+from rl.prompts import PromptRecord, load_prompts
+from rl.recipe import check_batches, check_size, load_recipe
+from rl.rollout import DrawSettings
+from rl.run_folder import RunFolder
+from rl.trainer import UniARTrainer
+from uniar.errors import UserError
+from uniar.modeling_decoder import UniARVisualDecoder
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a finished run leaves."""
+
+    folder: RunFolder
+    before: Evaluation | None
+    after: Evaluation | None
+
+
+def train(recipe: Recipe, resume: bool = False) -> Result:
+    """Runs a recipe from start (or its newest checkpoint) to the exported checkpoint.
+
+    Raises UserError for input that cannot work, as far as possible before any weight is loaded.
+    """
+    records = load_prompts(recipe.data.prompts, recipe.data.image_root, _data_seed(recipe))
+    held_out = held_out_prompts(recipe)
+    rewards = build_rewards(recipe, "rewards", records)
+    eval_rewards = build_rewards(recipe, "eval_rewards", held_out) if recipe.eval_rewards else rewards
+    source = checkpoint_of(recipe.model)
+    model = load_policy(recipe.model, source)
+    check_size(recipe.rollout.height, recipe.rollout.width, model.config.vision_config.pixels_per_token)
+    args = trainer_arguments(recipe, _bits_an_image(recipe, model.config.vision_config))
+    check_batches(recipe, args.world_size, len(records))
+    main = args.process_index == 0
+    folder = RunFolder.claim(recipe, resume=resume) if main else RunFolder(recipe.output_dir)
+
+    processor = load_processor(source)
+    decoder = load_decoder(recipe, source, args.device)
+    for suite in (rewards, eval_rewards):
+        suite.load()
+    evaluator = build_evaluator(recipe, held_out, processor, decoder, eval_rewards)
+    callback = RunCallback(
+        folder, evaluator, recipe.evaluate.every, at_start=recipe.evaluate.at_start, at_end=recipe.evaluate.at_end
+    )
+    trainer = UniARTrainer(
+        recipe,
+        args,
+        trainable(model, recipe.model.lora),
+        processor,
+        decoder,
+        rewards,
+        records,
+        reference_for(recipe.model, source, recipe.algorithm.beta),
+        callbacks=[callback],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    callback.attach(trainer)
+    trainer.train(resume_from_checkpoint=str(folder.last_checkpoint()) if resume else None)
+    export_from_trainer(trainer, source, folder.final)
+    return Result(folder, callback.first, callback.last)
+
+
+def held_out_prompts(recipe: Recipe) -> list[PromptRecord]:
+    """The prompts of `evaluate`; none where it names none."""
+    if recipe.evaluate.prompts is None:
+        return []
+    records = load_prompts(recipe.evaluate.prompts, recipe.data.image_root, _data_seed(recipe))
+    return records[: recipe.evaluate.limit]
+
+
+def build_rewards(recipe: Recipe, key: str, records: Sequence[PromptRecord]) -> RewardSuite:
+    """The rewards under `key`; plug-in files are named relative to the recipe."""
+    suite = RewardSuite.from_recipe(getattr(recipe, key), key=key, folder=Path(recipe.source).parent)
+    suite.check_tasks(record.task for record in records if record.task is not None)
+    return suite
+
+
+def load_decoder(recipe: Recipe, source: Path, device: torch.device | str) -> UniARVisualDecoder:
+    where = device if recipe.decode.device == "gpu" else "cpu"
+    return UniARVisualDecoder.from_pretrained(
+        source, device=where, torch_dtype=DTYPES[recipe.decode.dtype or recipe.model.dtype]
+    )
+
+
+def build_evaluator(
+    recipe: Recipe, records: Sequence[PromptRecord], processor: Any, decoder: UniARVisualDecoder, rewards: RewardSuite
+) -> Evaluator | None:
+    """None where the recipe names no held-out prompts."""
+    if not records:
+        return None
+    return Evaluator(
+        records,
+        processor,
+        decoder,
+        rewards,
+        DrawSettings.for_evaluation(recipe),
+        samples_per_prompt=recipe.evaluate.samples_per_prompt,
+        grid_prompts=recipe.evaluate.grid_prompts,
+    )
+
+
+def trainer_arguments(recipe: Recipe, bits_an_image: int) -> GRPOConfig:
+    """The recipe's `trainer` section over our defaults, and what other sections own in TRL's own names."""
+    chosen = {
+        "logging_steps": 1,
+        "report_to": "none",
+        "bf16": recipe.model.dtype == "bfloat16",
+        "save_only_model": False,
+        **recipe.trainer,
+    }
+    owned = {
+        "output_dir": recipe.output_dir,
+        "seed": recipe.seed,
+        "data_seed": _data_seed(recipe),
+        "shuffle_dataset": recipe.data.shuffle,
+        "num_generations": recipe.rollout.samples_per_prompt,
+        "num_iterations": recipe.algorithm.num_iterations,
+        "temperature": recipe.rollout.temperature,
+        "max_completion_length": bits_an_image,
+        # The KL term is ours (rl/losses.py), so TRL must not load a reference of its own.
+        "beta": 0.0,
+        "loss_type": "grpo",
+        "scale_rewards": "group",
+        "remove_unused_columns": False,
+        "disable_tqdm": True,
+    }
+    try:
+        return GRPOConfig(**chosen, **owned)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{recipe.source}: the trainer section does not work: {error}") from error
+
+
+def export_from_trainer(trainer: UniARTrainer, source: Path, target: Path) -> None:
+    """Writes the trained policy as a self-contained checkpoint; collective where weights are sharded."""
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if trainer.accelerator.is_main_process:
+        export_model(trainer.accelerator.unwrap_model(trainer.model), source, target, state)
+    trainer.accelerator.wait_for_everyone()
+
+
+def _data_seed(recipe: Recipe) -> int:
+    return recipe.seed if recipe.data.seed is None else recipe.data.seed
+
+
+def _bits_an_image(recipe: Recipe, vision: Any) -> int:
+    levels, spatial, bsq_dim = vision.code_shape
+    tokens = (recipe.rollout.height // vision.pixels_per_token) * (recipe.rollout.width // vision.pixels_per_token)
+    return tokens * levels * spatial * bsq_dim
+
+
+def report(result: Result) -> None:
+    """The last lines of a run: where things are, and what the held-out reward did."""
+    folder = result.folder
+    print(f"checkpoint {folder.final}  plot {folder.plot}  sample grids {folder.samples}", flush=True)
+    if result.before is None or result.after is None:
+        return
+    gain, error = paired_gain(result.before, result.after)
+    print(f"gain {gain:+.4f} ± {error:.4f} (standard error over {len(result.after.totals)} paired samples)", flush=True)
+    print(f"held-out reward: {result.before.mean:.4f} -> {result.after.mean:.4f}", flush=True)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", help="YAML recipe, see docs/config.md")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key.sub=value", help="settings over the recipe's, read as YAML"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the output folder")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    result = train(load_recipe(arguments.recipe, arguments.overrides), resume=arguments.resume)
+    report(result)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`python -m rl.train`, for launchers: the same as `uniar-rl train`."""
+    from rl.cli import main as command_line
+
+    return command_line(["train", *(sys.argv[1:] if argv is None else argv)])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

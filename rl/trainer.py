@@ -1,0 +1,271 @@
+"""The trainer: TRL's GRPOTrainer as chassis, with the two seams where visual bits differ from text.
+
+`_generate_and_score_completions` draws, decodes and scores a rollout; `_compute_loss` replays it and takes the loss.
+Everything else (batches, groups over ranks, optimizer, accumulation, DeepSpeed, checkpoints, logging) is TRL's and
+transformers'. tests/test_trl_contract.py fails when what is relied on here changes.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+from trl.models.utils import unwrap_model_for_generation
+
+from rewards import RewardBatch, RewardSuite
+from rl.advantages import compute_advantages
+from rl.bernoulli import log_prob
+from rl.config import Recipe
+from rl.guidance import conditional_mismatch, policy_gap
+from rl.losses import LossInputs, policy_loss
+from rl.policy import Branch, Gaps, replay
+from rl.prompts import PromptRecord
+from rl.reference import AdapterOff, FrozenCopy
+from rl.rollout import DrawSettings, Sample, decode, draw
+
+if TYPE_CHECKING:
+    from uniar.modeling_decoder import UniARVisualDecoder
+    from uniar.modeling_uniar import UniARForConditionalGeneration
+
+STEP1_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.02}
+
+
+class RolloutMismatch(RuntimeError):
+    """The replayed policy is not the one that drew: every importance ratio would be wrong from the first step on."""
+
+
+class UniARTrainer(GRPOTrainer):
+    """GRPO on visual bits, as a recipe describes it."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        args: GRPOConfig,
+        model: "UniARForConditionalGeneration",
+        processor: Any,
+        decoder: "UniARVisualDecoder",
+        rewards: RewardSuite,
+        records: Sequence[PromptRecord],
+        reference: FrozenCopy | AdapterOff | None = None,
+        callbacks: Sequence[TrainerCallback] = (),
+    ) -> None:
+        self.recipe, self.decoder, self.rewards, self.records = recipe, decoder, rewards, list(records)
+        self.reference = reference
+        self.settings = DrawSettings.for_training(recipe)
+        self.processor = processor
+        self._seconds: dict[str, float] = {}
+        self._logged_step = 0
+        self._first_rollout_step: int | None = None
+        prompts = Dataset.from_dict(
+            {"prompt": [record.prompt for record in self.records], "number": list(range(len(self.records)))}
+        )
+        super().__init__(
+            model=model,
+            reward_funcs=[_scores_come_from_the_suite],
+            args=args,
+            train_dataset=prompts,
+            processing_class=processor,
+            callbacks=list(callbacks),
+        )
+
+    @contextmanager
+    def policy(self) -> Iterator["UniARForConditionalGeneration"]:
+        """The bare model, gathered if sharded, without gradients and in the precision of the update."""
+        with (
+            torch.no_grad(),
+            unwrap_model_for_generation(self.model_wrapped, self.accelerator) as unwrapped,
+            self.accelerator.autocast(),
+        ):
+            yield unwrapped.get_base_model() if hasattr(unwrapped, "get_base_model") else unwrapped
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Adds what happens inside to the seconds of a phase, logged as seconds an update."""
+        started = time.perf_counter()
+        yield
+        self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - started
+
+    # Rollout ---------------------------------------------------------------------------------------------------------
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """A rank's share of a rollout → the dictionary that TRL shuffles and splits into micro-batches by sample."""
+        # TRL hands every rank a contiguous share of the global batch, in which a prompt's G rows stand together.
+        offset, group = self.accelerator.process_index * len(inputs), self.recipe.rollout.samples_per_prompt
+        samples = [Sample(self.records[row["number"]], (offset + place) % group) for place, row in enumerate(inputs)]
+        step = self.state.global_step
+        if self._first_rollout_step is None:
+            self._first_rollout_step = step
+        with self.phase("rollout"), self.policy() as policy:
+            drawn = draw(policy, self.processor, samples, self.settings, step=step, return_gaps=True)
+        with self.phase("decode"):
+            images = decode(self.decoder, drawn.rollout.bits, samples, self.settings, step=step)
+        with self.phase("reward"):
+            advantages = self._score(samples, images, drawn.rollout.bits)
+
+        batch = {
+            **drawn.prompt.to_dict("prompt_"),
+            **({} if drawn.twin is None else drawn.twin.to_dict("twin_")),
+            "bits": drawn.rollout.bits,
+            "advantages": advantages,
+        }
+        batch |= _named("rollout_", Gaps(drawn.rollout.gap_cond, drawn.rollout.gap_uncond))
+        with self.phase("replay"):
+            if self._serves_several_updates and self.recipe.algorithm.old_logp == "replay":
+                batch |= _named("old_", self._replay_all(self.model, batch))
+            if self.reference is not None:
+                with self.reference.ready(self.model, self.accelerator) as reference:
+                    batch |= _named("ref_", self._replay_all(reference, batch))
+        return batch
+
+    def _score(self, samples: list[Sample], images: list, bits: Tensor) -> Tensor:
+        """(B,) advantages of this rank's samples, from the statistics of the whole batch's groups."""
+        batch = RewardBatch(
+            prompts=[sample.record.prompt for sample in samples],
+            images=images,
+            tasks=[sample.record.task for sample in samples],
+            metadata=[sample.record.metadata for sample in samples],
+            bits=bits.cpu(),
+        )
+        table = self.rewards.score(batch)
+        values = self.accelerator.gather(table.values.to(self.accelerator.device)).cpu()
+        settings = self.recipe.algorithm.advantage
+        advantages, metrics = compute_advantages(
+            values,
+            self.rewards.weights,
+            group_size=self.recipe.rollout.samples_per_prompt,
+            estimator=settings.estimator,
+            scale=settings.scale,
+            names=self.rewards.names,
+        )
+        self._record(metrics)
+        self._record({f"rewards/{name}/failed": float(count) for name, count in table.failures.items() if count})
+        start = self.accelerator.process_index * len(samples)
+        return advantages[start : start + len(samples)].to(self.accelerator.device, torch.float32)
+
+    @property
+    def _updates_from_rollout(self) -> int:
+        """Micro-batches that are taken from a rollout before the next is drawn."""
+        return self.args.steps_per_generation * self.num_iterations
+
+    @property
+    def _serves_several_updates(self) -> bool:
+        return self.args.gradient_accumulation_steps % self._updates_from_rollout != 0
+
+    def _replay_all(self, model: Any, batch: dict[str, Any]) -> Gaps:
+        """Raw gaps of the whole share without gradient, in the micro-batches of the update."""
+        size, parts = self.args.per_device_train_batch_size, []
+        for start in range(0, len(batch["bits"]), size):
+            part = {key: value[start : start + size] for key, value in batch.items()}
+            with torch.no_grad(), self.accelerator.autocast():
+                parts.append(self._replay(model, part))
+        uncond = None if parts[0].uncond is None else torch.cat([part.uncond for part in parts])
+        return Gaps(torch.cat([part.cond for part in parts]), uncond)
+
+    def _replay(self, model: Any, batch: dict[str, Any]) -> Gaps:
+        prompt, twin = Branch.from_dict(batch, "prompt_"), Branch.from_dict(batch, "twin_")
+        return replay(model, batch["bits"], prompt, twin, self.recipe.rollout.guidance)
+
+    # Loss ------------------------------------------------------------------------------------------------------------
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        algorithm, bits = self.recipe.algorithm, inputs["bits"]
+        gap = self._policy_gap(self._replay(model, inputs))
+        drawn_with = self._policy_gap(_from(inputs, "rollout_"))
+        if self._step % self._updates_from_rollout < self.args.gradient_accumulation_steps:
+            self._compare_with_rollout(bits, gap.detach(), drawn_with, inputs)
+        if algorithm.old_logp == "rollout":
+            old_gap = drawn_with
+        else:
+            old = _from(inputs, "old_")
+            old_gap = gap.detach() if old is None else self._policy_gap(old)
+        reference = _from(inputs, "ref_")
+        loss, metrics = policy_loss(
+            LossInputs(
+                bits=bits,
+                gap=gap,
+                old_gap=old_gap,
+                ref_gap=None if reference is None else self._policy_gap(reference),
+                advantages=inputs["advantages"],
+            ),
+            loss=algorithm.loss,
+            level=algorithm.level,
+            epsilon=algorithm.epsilon,
+            epsilon_high=algorithm.epsilon_high,
+            delta=algorithm.delta,
+            beta=algorithm.beta,
+            kl=algorithm.kl,
+            entropy_coef=algorithm.entropy_coef,
+            importance_cap=algorithm.importance_cap if algorithm.old_logp == "rollout" else None,
+        )
+        self._record({name: self._mean_over_ranks(value) for name, value in metrics.items()})
+        return loss / self.current_gradient_accumulation_steps
+
+    def _policy_gap(self, gaps: Gaps) -> Tensor:
+        drawn = self.recipe.rollout
+        return policy_gap(
+            gaps.cond, gaps.uncond, convention=drawn.guidance, scale=drawn.guidance_scale, temperature=drawn.temperature
+        )
+
+    def _compare_with_rollout(self, bits: Tensor, gap: Tensor, drawn_with: Tensor, inputs: dict[str, Any]) -> None:
+        """Logs mean |Δ log π| a bit between rollout and replay; at the first step, stops if it is too large."""
+        difference = (log_prob(bits, gap) - log_prob(bits, drawn_with)).abs().mean()
+        difference = self._mean_over_ranks(difference)
+        self._record({"rollout/logp_difference": difference})
+        drawn = self.recipe.rollout
+        if drawn.guidance == "conditional":
+            raw = _from(inputs, "rollout_")
+            mismatch = conditional_mismatch(raw.cond, raw.uncond, drawn.guidance_scale, drawn.temperature)
+            self._record({"guidance/mismatch": self._mean_over_ranks(mismatch.mean())})
+        if self.state.global_step != self._first_rollout_step:
+            return
+        tolerance = self.recipe.algorithm.step1_tolerance
+        if tolerance is None:
+            precision = torch.bfloat16 if self.args.bf16 else self.accelerator.unwrap_model(self.model).dtype
+            tolerance = STEP1_TOLERANCE[precision] * (2 * drawn.guidance_scale - 1) / drawn.temperature
+        if not difference <= tolerance:
+            raise RolloutMismatch(
+                f"the replayed policy differs from the one that drew by {difference:.2e} in mean |Δ log π| a bit, more "
+                f"than {tolerance:.2e} (algorithm.step1_tolerance); training would follow wrong importance ratios."
+            )
+
+    # Logging ---------------------------------------------------------------------------------------------------------
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        before, started = sum(self._seconds.values()), time.perf_counter()
+        loss = super().training_step(*args, **kwargs)
+        elsewhere = sum(self._seconds.values()) - before
+        self._seconds["update"] = self._seconds.get("update", 0.0) + time.perf_counter() - started - elsewhere
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        steps = self.state.global_step - self._logged_step
+        if "loss" in logs and steps > 0:
+            logs |= {f"seconds/{name}": total / steps for name, total in self._seconds.items()}
+            self._seconds.clear()
+            self._logged_step = self.state.global_step
+        super().log(logs, start_time)
+
+    def _record(self, metrics: dict[str, float]) -> None:
+        for name, value in metrics.items():
+            self._metrics["train"][name].append(float(value))
+
+    def _mean_over_ranks(self, value: Tensor) -> float:
+        return self.accelerator.gather(value.detach().float().reshape(1)).nanmean().item()
+
+
+def _named(prefix: str, gaps: Gaps) -> dict[str, Tensor]:
+    return {f"{prefix}{name}": gap for name, gap in gaps._asdict().items() if gap is not None}
+
+
+def _from(batch: dict[str, Any], prefix: str) -> Gaps | None:
+    return Gaps(batch[f"{prefix}cond"], batch.get(f"{prefix}uncond")) if f"{prefix}cond" in batch else None
+
+
+def _scores_come_from_the_suite(**_: Any) -> list[float]:
+    """TRL wants a reward function at construction; the seam above never calls it."""
+    raise RuntimeError("UniARTrainer scores with its RewardSuite.")
