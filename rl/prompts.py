@@ -129,7 +129,7 @@ def _jsonl_rows(path: Path, image_root: str | Path | None, id_prefix: str = "") 
                     continue
                 where = f"{path}, line {number}"
                 try:
-                    values = json.loads(line)
+                    values = json.loads(line.rstrip())
                 except json.JSONDecodeError as error:
                     raise UserError(f"{where}: not valid JSON: {error.msg} at column {error.colno}.") from error
                 row = _row(values, where, root, id_prefix)
@@ -221,8 +221,9 @@ def _row(values: Any, where: str, root: Path, id_prefix: str) -> _Row:
         raise UserError(f"{where}: 'prompt' and 'instruction' are two names of one field; give one of them.")
     prompt = _typed(values, "instruction" if "instruction" in values else "prompt", str, "a text", where)
     if prompt is None:
-        near = did_you_mean("prompt", [key for key in values if key not in FIELDS])
-        raise UserError(f"{where}: the field 'prompt' (or 'instruction') is missing.{near}")
+        near = difflib.get_close_matches("prompt", [key for key in values if key not in FIELDS], n=1)
+        found = f"; found {near[0]!r}" if near else ""
+        raise UserError(f"{where}: the field 'prompt' (or 'instruction') is missing{found}.")
     if not prompt.strip():
         raise UserError(f"{where}: the prompt is empty.")
     task = _typed(values, "task", str, "a text", where)
