@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 from trl.models.utils import unwrap_model_for_generation
+from trl.trainer.utils import RepeatSampler
 
 from rewards import RewardBatch, RewardSuite
 from rl.advantages import compute_advantages
@@ -90,6 +91,17 @@ class UniARTrainer(GRPOTrainer):
         yield
         self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - started
 
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> RepeatSampler:
+        """TRL's sampler with the seed of the data, which `args.seed` is not."""
+        return RepeatSampler(
+            data_source=self.train_dataset if dataset is None else dataset,
+            mini_repeat_count=self.num_generations,
+            batch_size=self.args.generation_batch_size // self.num_generations,
+            repeat_count=self._micro_batches_of_rollout,
+            shuffle=self.shuffle_dataset,
+            seed=self.args.data_seed,
+        )
+
     # Rollout ---------------------------------------------------------------------------------------------------------
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -148,13 +160,13 @@ class UniARTrainer(GRPOTrainer):
         return advantages[start : start + len(samples)].to(self.accelerator.device, torch.float32)
 
     @property
-    def _updates_from_rollout(self) -> int:
+    def _micro_batches_of_rollout(self) -> int:
         """Micro-batches that are taken from a rollout before the next is drawn."""
         return self.args.steps_per_generation * self.num_iterations
 
     @property
     def _serves_several_updates(self) -> bool:
-        return self.args.gradient_accumulation_steps % self._updates_from_rollout != 0
+        return self.args.gradient_accumulation_steps % self._micro_batches_of_rollout != 0
 
     def _replay_all(self, model: Any, batch: dict[str, Any]) -> Gaps:
         """Raw gaps of the whole share without gradient, in the micro-batches of the update."""
@@ -176,7 +188,7 @@ class UniARTrainer(GRPOTrainer):
         algorithm, bits = self.recipe.algorithm, inputs["bits"]
         gap = self._policy_gap(self._replay(model, inputs))
         drawn_with = self._policy_gap(_from(inputs, "rollout_"))
-        if self._step % self._updates_from_rollout < self.args.gradient_accumulation_steps:
+        if self._step % self._micro_batches_of_rollout < self.args.gradient_accumulation_steps:
             self._compare_with_rollout(bits, gap.detach(), drawn_with, inputs)
         if algorithm.old_logp == "rollout":
             old_gap = drawn_with

@@ -1,0 +1,56 @@
+import math
+
+import pytest
+import torch
+
+from rewards import RewardSpec, RewardSuite
+from rl.evaluate import Evaluator, paired_gain, standard_error, total_scores
+from rl.prompts import PromptRecord
+from rl.rollout import DrawSettings
+
+SETTINGS = DrawSettings(
+    height=64,
+    width=64,
+    temperature=0.5,
+    guidance_scale=2.0,
+    upsampling_ratio=1.0,
+    num_inference_steps=2,
+    decoder_guidance_scale=1.0,
+    decode_batch_size=8,
+    seed=1,
+)
+
+
+def test_totals_leave_out_what_does_not_apply():
+    values = torch.tensor([[1.0, 2.0], [math.nan, 2.0], [math.nan, math.nan]], dtype=torch.float64)
+    totals = total_scores(values, torch.tensor([10.0, 1.0], dtype=torch.float64))
+    assert totals[:2].tolist() == [12.0, 2.0]
+    assert math.isnan(totals[2])
+
+
+def test_standard_error_of_the_mean():
+    values = torch.tensor([1.0, 2.0, 3.0, 4.0, math.nan])
+    assert standard_error(values) == pytest.approx(math.sqrt(5 / 3) / 2)
+    assert math.isnan(standard_error(torch.tensor([1.0])))
+
+
+def evaluator(processor, decoder, suite) -> Evaluator:
+    records = [PromptRecord(f"prompt {n}", id=str(n)) for n in range(5)]
+    return Evaluator(records, processor, decoder, suite, SETTINGS, samples_per_prompt=2, grid_prompts=3)
+
+
+def test_evaluations_are_paired(nano_model, nano_processor, nano_decoder):
+    suite = RewardSuite([RewardSpec.from_mapping({"use": "compressibility", "weight": 2.0})])
+    held_out = evaluator(nano_processor, nano_decoder, suite)
+    before, again = held_out.run(nano_model), held_out.run(nano_model)
+    assert torch.equal(before.totals, again.totals)
+    assert paired_gain(before, again) == (0.0, 0.0)
+    assert torch.equal(before.totals, 2 * before.values[:, 0])
+    assert before.values.shape == (10, 1)
+    assert [record.id for record, _, _ in before.shown] == ["0", "1", "2"]
+    assert before.shown[1][2] == before.totals[2].item()
+    assert before.metrics()["eval_reward"] == pytest.approx(before.totals.mean().item())
+    with torch.no_grad():
+        nano_model.output_layer_vistok[-1].weight.mul_(-1)
+    after = held_out.run(nano_model)
+    assert not torch.equal(before.totals, after.totals)

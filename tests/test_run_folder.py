@@ -1,0 +1,80 @@
+import json
+import math
+
+import pytest
+from PIL import Image
+
+from rl.config import DataSection, ModelSection, Recipe
+from rl.pictures import plot_metrics, sample_grid
+from rl.run_folder import RunFolder
+from uniar.errors import UserError
+
+
+def recipe_into(folder) -> Recipe:
+    return Recipe(
+        model=ModelSection(preset="nano"),
+        data=DataSection(prompts="prompts.jsonl"),
+        rewards=[{"use": "compressibility"}],
+        output_dir=str(folder),
+    )
+
+
+def test_a_folder_belongs_to_one_run(tmp_path):
+    recipe = recipe_into(tmp_path / "run")
+    first = RunFolder.claim(recipe)
+    assert first.config.read_text() == recipe.to_yaml()
+    with pytest.raises(UserError, match="holds another run"):
+        RunFolder.claim(recipe)
+    assert RunFolder.claim(recipe, resume=True).path == first.path
+    assert RunFolder.claim(recipe, fresh_name=True).path == tmp_path / "run-2"
+    assert RunFolder.claim(recipe, fresh_name=True).path == tmp_path / "run-3"
+
+
+def test_an_unwritable_folder_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        RunFolder.claim(recipe_into(tmp_path / "file" / "run"))
+
+
+def test_metrics_are_json_even_where_they_are_not_numbers(tmp_path):
+    folder = RunFolder.claim(recipe_into(tmp_path / "run"))
+    folder.append(1, {"reward": 0.5, "kl": math.nan})
+    folder.append(2, {"reward": 0.75})
+    folder.append(2, {"eval_reward": 0.7})
+    folder.append(3, {"reward": 0.8})
+    assert folder.read()[0] == {"step": 1, "reward": 0.5, "kl": None}
+    folder.forget_after(2)
+    assert [line["step"] for line in folder.read()] == [1, 2, 2]
+    assert all(json.loads(line) for line in folder.metrics.read_text().splitlines())
+
+
+def test_newest_checkpoint_by_number(tmp_path):
+    folder = RunFolder.claim(recipe_into(tmp_path / "run"))
+    with pytest.raises(UserError, match="no checkpoint-N"):
+        folder.last_checkpoint()
+    for step in (9, 10, 100):
+        (folder.path / f"checkpoint-{step}").mkdir()
+    (folder.path / "checkpoint-tmp").mkdir()
+    assert folder.last_checkpoint().name == "checkpoint-100"
+
+
+def test_grid_shows_every_tile(tmp_path):
+    red, blue = Image.new("RGB", (64, 64), "red"), Image.new("RGB", (64, 128), "blue")
+    tiles = [(red, "a red square", 0.25), (blue, "a very long prompt " * 20, math.nan)] * 3
+    sample_grid(tiles, tmp_path / "deep" / "grid.png")
+    with Image.open(tmp_path / "deep" / "grid.png") as sheet:
+        colours = {sheet.getpixel((x, y)) for x in range(0, sheet.width, 20) for y in range(0, sheet.height, 20)}
+    assert {(255, 0, 0), (0, 0, 255), (255, 255, 255)} <= colours
+
+
+def test_plot_is_drawn_with_gaps_in_the_metrics(tmp_path):
+    lines = [
+        {"step": 0, "eval_reward": 0.1, "eval_reward_se": None},
+        {"step": 1, "reward": 0.2, "kl": None, "entropy": 0.6},
+        {"step": 2, "reward": 0.3, "kl": 0.01, "entropy": 0.5},
+    ]
+    plot_metrics(lines, tmp_path / "metrics.png")
+    plot_metrics([], tmp_path / "empty.png")
+    with Image.open(tmp_path / "metrics.png") as drawn, Image.open(tmp_path / "empty.png") as empty:
+        assert drawn.size[0] > 2 * drawn.size[1]
+        assert drawn.tobytes() != empty.tobytes()
