@@ -120,13 +120,13 @@ class SD3Transformer2DModelWithSigLIP(SD3Transformer2DModel):
         encoder_hidden_states: Tensor,
         pooled_projections: Tensor,
         timestep: Tensor,
-        siglip_tensor: Tensor | None = None,
-        siglip_grid: tuple[int, int] | None = None,
-        prepared_siglip: Tensor | None = None,
         block_controlnet_hidden_states: list[Tensor] | None = None,
         joint_attention_kwargs: dict[str, Any] | None = None,
         return_dict: bool = True,
         skip_layers: list[int] | None = None,
+        siglip_tensor: Tensor | None = None,
+        siglip_grid: tuple[int, int] | None = None,
+        prepared_siglip: Tensor | None = None,
     ) -> Transformer2DModelOutput | tuple[Tensor]:
         """Latents (B, C, h, w) at `timestep` (B) → velocities (B, C, h, w); the rest as in SD3Transformer2DModel.
 
