@@ -1,0 +1,116 @@
+"""The contract between the trainer and a reward: what a reward is given, what it gives back."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+
+from uniar.errors import UserError
+
+
+class RewardError(UserError):
+    """A reward that raised, or returned what is not a score.
+
+    Attributes: `reward` (its name), `index` (row of the batch, or None where no single row is to blame), `prompt` (of
+    that row; of the first row the reward was given where `index` is None).
+    """
+
+    def __init__(self, message: str, reward: str, index: int | None, prompt: str):
+        super().__init__(message)
+        self.reward = reward
+        self.index = index
+        self.prompt = prompt
+
+
+@dataclass(frozen=True)
+class RewardBatch:
+    """What a reward sees of B samples. All lists have length B and are in the same order.
+
+    Attributes:
+        prompts: the text each image was drawn from.
+        images: decoded RGB images.
+        tasks: the task of each prompt, None where its record names none.
+        metadata: the prompt record's own mapping, {} where it has none.
+        bits: the visual bits (B, T, L, S, K) uint8 the images were decoded from, or None where there are none.
+
+    Raises ValueError when the lengths differ.
+    """
+
+    prompts: list[str]
+    images: list[Image.Image]
+    tasks: list[str | None] | None = None
+    metadata: list[Mapping[str, Any]] | None = None
+    bits: torch.Tensor | None = None
+
+    def __post_init__(self):
+        count = len(self.prompts)
+        if self.tasks is None:
+            object.__setattr__(self, "tasks", [None] * count)
+        if self.metadata is None:
+            object.__setattr__(self, "metadata", [{} for _ in range(count)])
+        for name in ("images", "tasks", "metadata", "bits"):
+            value = getattr(self, name)
+            if value is not None and len(value) != count:
+                raise ValueError(f"a batch of {count} prompts has {len(value)} {name}; the lengths must be equal.")
+        if self.bits is not None and (self.bits.ndim != 5 or self.bits.dtype != torch.uint8):
+            raise ValueError(
+                f"bits are {self.bits.dtype} {tuple(self.bits.shape)}, uint8 of shape (B, T, L, S, K) is needed."
+            )
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def select(self, indices: Sequence[int]) -> "RewardBatch":
+        """The batch of the given rows, in the given order."""
+        rows = list(indices)
+        return RewardBatch(
+            prompts=[self.prompts[row] for row in rows],
+            images=[self.images[row] for row in rows],
+            tasks=[self.tasks[row] for row in rows],
+            metadata=[self.metadata[row] for row in rows],
+            bits=None if self.bits is None else self.bits[torch.tensor(rows, dtype=torch.long)],
+        )
+
+    def columns(self) -> dict[str, Any]:
+        """The batch as keyword arguments, for a plain function: `prompts`, `images`, `task`, `metadata`, `bits`, and
+        one list for each metadata key (None for the samples without it). The batch's own names win over a metadata key.
+        """
+        keys = dict.fromkeys(key for row in self.metadata for key in row)
+        columns = {key: [row.get(key) for row in self.metadata] for key in keys}
+        own = {"prompts": self.prompts, "images": self.images, "task": self.tasks, "metadata": self.metadata}
+        return {**columns, **own, "bits": self.bits}
+
+
+class Reward:
+    """Base class of a reward. A subclass writes `score`; its typed `__init__` keywords are its parameters in a recipe.
+
+    `__init__` must be cheap: anything that takes long or much memory belongs in `load`.
+    """
+
+    name: str = ""
+    """What the reward is called in the recipe and in the metrics; set when a suite builds it."""
+
+    pointwise: bool = True
+    """Whether a sample's score depends on that sample alone. False for a reward that compares the samples of a batch:
+    it is then never given a part of a batch that failed as a whole."""
+
+    @property
+    def is_async(self) -> bool:
+        """Whether `score` is a coroutine function; such rewards run beside the others."""
+        return inspect.iscoroutinefunction(self.score)
+
+    def load(self) -> None:
+        """Reads weights, builds what scoring needs. Called once, before the first `score`; raises UserError for a file
+        that is missing or wrong, which stops the run whatever `on_error` says."""
+
+    def to(self, device: str | torch.device) -> None:
+        """Moves the weights, for instance off the GPU between scoring phases. May come before `load`."""
+
+    def score(self, batch: RewardBatch) -> Sequence[float | None]:
+        """One finite number a sample, in the batch's order; None or NaN where the reward does not apply to a sample.
+        May be `async def`. Whatever it raises is reported with the reward's name and the sample; a UserError (a sample
+        whose metadata cannot be used) is not tried again."""
+        raise NotImplementedError(f"{type(self).__name__} has no score method.")

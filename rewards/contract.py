@@ -1,0 +1,96 @@
+"""Reads what a reward returned, strictly: a score that is not plainly a number is an error, never a guess."""
+
+import inspect
+import math
+import sysconfig
+import traceback
+from collections.abc import Sequence
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+_STDLIB = sysconfig.get_paths()["stdlib"]
+_PLUMBING = {Path(__file__).with_name(f"{name}.py") for name in ("attempt", "function", "registry", "spec", "suite")}
+
+
+class BrokenContract(ValueError):
+    """What a reward returned as a whole cannot be matched to the samples."""
+
+
+def read_scores(result: Any, count: int) -> tuple[list[float], dict[int, str]]:
+    """Reads the result of `Reward.score` for `count` samples.
+
+    Returns the scores as floats, NaN where the reward does not apply, and for each sample whose score is no finite
+    number (a string, a bool, an infinity) what is wrong with it; its score is NaN too.
+    Raises BrokenContract when the result is not a list of `count` scores.
+    """
+    items = _items(result)
+    if len(items) != count:
+        raise BrokenContract(f"returned {counted(len(items), 'score')} for {counted(count, 'sample')}")
+    scores, faults = [], {}
+    for index, item in enumerate(items):
+        fault = _fault(item)
+        if fault:
+            faults[index] = fault
+        scores.append(math.nan if item is None or fault else float(item))
+    return scores, faults
+
+
+def _items(result: Any) -> list:
+    if isinstance(result, torch.Tensor):
+        result = result.detach().cpu()
+        if result.dtype == torch.bfloat16:  # numpy, whose scalars .tolist() would give up, has no bfloat16
+            result = result.float()
+        result = result.numpy()
+    if isinstance(result, np.ndarray):
+        if result.ndim != 1:
+            raise BrokenContract(f"returned an array of shape {result.shape}, one dimension is needed")
+        return list(result)
+    if inspect.isawaitable(result):
+        if inspect.iscoroutine(result):
+            result.close()
+        raise BrokenContract("returned a coroutine; a score that awaits is declared with 'async def'")
+    if isinstance(result, str | bytes) or not isinstance(result, Sequence):
+        raise BrokenContract(f"returned {_shown(result)}, a list with one score a sample is needed")
+    return [item.item() if isinstance(item, torch.Tensor | np.ndarray) and item.ndim == 0 else item for item in result]
+
+
+def _fault(item: Any) -> str:
+    """What is wrong with one score, "" where nothing is. A bool is no score: True for "it matched" is most often a
+    comparison returned by mistake."""
+    if item is None:
+        return ""
+    if isinstance(item, bool | np.bool_) or not isinstance(item, Real):
+        return f"returned {_shown(item)}, a number or None is needed"
+    try:
+        infinite = math.isinf(float(item))
+    except OverflowError:  # an integer or fraction beyond the range of a float
+        infinite = True
+    return f"returned {_shown(item)}, a finite number or None is needed" if infinite else ""
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
+
+
+def described(error: BaseException) -> str:
+    """An exception in one line: its type, what it says, and the file and line of the reward that it came out of."""
+    # The innermost line that is no library's and not this package's plumbing: there a reward's author will look first.
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if not _foreign(frame.filename)]
+    place = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
+    said = " ".join(str(error).split())
+    said = f": {said if len(said) <= 300 else said[:297] + '...'}" if said else ""
+    return f"{type(error).__name__}{said}{place}"
+
+
+def _foreign(filename: str) -> bool:
+    return filename.startswith(("<", _STDLIB)) or "site-packages" in filename or Path(filename) in _PLUMBING
+
+
+def counted(count: int, noun: str) -> str:
+    """ "1 sample", "2 samples"."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -1,0 +1,109 @@
+"""One entry under `rewards:` in a recipe."""
+
+import inspect
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rewards.base import Reward
+from rewards.contract import described
+from rewards.function import FunctionReward
+from rewards.parameters import RECIPE_KEYS, bind_parameters
+from rewards.registry import check_target, resolve
+from uniar.errors import UserError
+
+MAX_RETRIES = 10
+
+
+@dataclass(frozen=True)
+class RewardSpec:
+    """Which reward, and how it counts. Raises UserError for a value that is not valid.
+
+    Attributes:
+        use: a registered name, `package.module:Class`, `path/to/file.py:Class`; in Python also a class or a function.
+        name: what the metrics call it; unique in a suite. Default: the registered, class or function name.
+        weight: its factor in the advantage. 0 only measures; a negative one punishes.
+        tasks: the tasks it scores; None for all samples.
+        on_error: "stop" ends the run when it fails, "skip" leaves the samples that failed without this score.
+        retries: further attempts after it raised, 0 to 10.
+        params: the reward's own parameters.
+        folder: where a relative plug-in path is looked up if the current folder has no such file.
+    """
+
+    use: str | type[Reward] | Callable
+    name: str = ""
+    weight: float = 1.0
+    tasks: tuple[str, ...] | None = None
+    on_error: str = "stop"
+    retries: int = 1
+    params: Mapping[str, Any] = field(default_factory=dict)
+    folder: Path | None = None
+
+    def __post_init__(self):
+        if not isinstance(self.use, str):
+            check_target(self.use)
+        elif not self.use:
+            raise UserError("use is empty; it names the reward.")
+        if not self.name:
+            object.__setattr__(self, "name", self._default_name())
+        if not isinstance(self.name, str) or not re.fullmatch(r"[A-Za-z0-9_.\-]+", self.name):
+            raise UserError(f"name is {self.name!r}; letters, digits, '_', '-' and '.' are allowed.")
+        number = isinstance(self.weight, int | float) and not isinstance(self.weight, bool)
+        if not number or not math.isfinite(self.weight):
+            raise UserError(f"weight of reward {self.name!r} is {self.weight!r}, a finite number is needed.")
+        if self.on_error not in ("stop", "skip"):
+            raise UserError(f"on_error of reward {self.name!r} is {self.on_error!r}, 'stop' or 'skip' is needed.")
+        whole = isinstance(self.retries, int) and not isinstance(self.retries, bool)
+        if not whole or not 0 <= self.retries <= MAX_RETRIES:
+            raise UserError(
+                f"retries of reward {self.name!r} is {self.retries!r}, a whole number from 0 to {MAX_RETRIES} is valid."
+            )
+        if self.tasks is not None:
+            listed = isinstance(self.tasks, list | tuple) and len(self.tasks) > 0
+            if not listed or not all(isinstance(task, str) for task in self.tasks):
+                raise UserError(f"tasks of reward {self.name!r} is {self.tasks!r}, a list of task names is needed.")
+            object.__setattr__(self, "tasks", tuple(self.tasks))
+        object.__setattr__(self, "weight", float(self.weight))
+
+    @classmethod
+    def from_mapping(cls, entry: Mapping[str, Any] | str, folder: Path | None = None) -> "RewardSpec":
+        """From a recipe entry such as `{use: color, weight: 0.5, color: red}`; a bare text means `{use: text}`. Keys
+        that are not RewardSpec's own are the reward's parameters."""
+        if isinstance(entry, str):
+            entry = {"use": entry}
+        if not isinstance(entry, Mapping):
+            raise UserError(f"{entry!r} is not a reward; a mapping with the key 'use' is needed.")
+        if not isinstance(entry.get("use"), str):
+            found = f"use is {entry['use']!r}" if "use" in entry else f"the key 'use' is missing in {dict(entry)!r}"
+            raise UserError(f"{found}; it names the reward.")
+        own = {key: value for key, value in entry.items() if key in RECIPE_KEYS}
+        params = {key: value for key, value in entry.items() if key not in RECIPE_KEYS}
+        return cls(**own, params=params, folder=folder)
+
+    def build(self) -> Reward:
+        """The reward itself, parameters checked, weights not loaded yet."""
+        try:
+            target = resolve(self.use, self.folder) if isinstance(self.use, str) else self.use
+            if inspect.isclass(target):
+                taken = [key for key in RECIPE_KEYS if key in inspect.signature(target).parameters]
+                if taken:
+                    raise UserError(f"its parameter {taken[0]!r} is a key of every reward; rename it in the class.")
+                reward = target(**bind_parameters(target, self.params))
+            else:
+                reward = FunctionReward(target, self.params)
+        except UserError as error:
+            raise UserError(f"reward {self.name!r}: {error}") from error
+        except Exception as error:  # the reward's own __init__ refused what it was given
+            raise UserError(
+                f"reward {self.name!r} cannot be built from {dict(self.params)}: {described(error)}"
+            ) from error
+        reward.name = self.name
+        return reward
+
+    def _default_name(self) -> str:
+        if isinstance(self.use, str):
+            return self.use.rpartition(":")[2] if ":" in self.use else Path(self.use).stem
+        return getattr(self.use, "__name__", type(self.use).__name__)

@@ -1,0 +1,422 @@
+"""The contract: what a reward is given, what it may return, and what happens when it breaks it."""
+
+import asyncio
+import math
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from rewards import Reward, RewardBatch, RewardError, RewardSpec, RewardSuite, RewardTable
+from rewards.contract import BrokenContract, read_scores
+from uniar.errors import UserError
+
+
+def make_batch(count=4, tasks=None, metadata=None, bits=None):
+    images = [Image.new("RGB", (4, 4), (index, 0, 0)) for index in range(count)]
+    return RewardBatch([f"prompt {index}" for index in range(count)], images, tasks, metadata, bits)
+
+
+def red_channel(image):
+    return float(image.getpixel((0, 0))[0])
+
+
+class Numbered(Reward):
+    """Scores the number that make_batch painted into the image; notes what it was given."""
+
+    def __init__(self):
+        self.seen, self.loads, self.devices = [], 0, []
+
+    def load(self):
+        self.loads += 1
+
+    def to(self, device):
+        self.devices.append(device)
+
+    def score(self, batch):
+        self.seen.append(list(batch.prompts))
+        return [red_channel(image) for image in batch.images]
+
+
+class FailsOn(Numbered):
+    """Raises when one of the given prompts is in the batch, the first `times` times."""
+
+    def __init__(self, *prompts, times=10**6):
+        super().__init__()
+        self.prompts, self.times = prompts, times
+
+    def score(self, batch):
+        scores = super().score(batch)
+        if self.times > 0 and set(self.prompts) & set(batch.prompts):
+            self.times -= 1
+            raise ConnectionError("the judge hung up")
+        return scores
+
+
+def suite_of(*rewards, **settings):
+    """A suite around ready-made rewards, which specs build from classes only."""
+    suite = RewardSuite([RewardSpec(Numbered, name=f"r{index}", **settings) for index in range(len(rewards))])
+    suite.rewards = rewards
+    for name, reward in zip(suite.names, rewards, strict=True):
+        reward.name = name
+    return suite
+
+
+# RewardBatch
+
+
+def test_batch_lengths_must_agree():
+    with pytest.raises(ValueError, match="a batch of 2 prompts has 1 images"):
+        RewardBatch(["a", "b"], [Image.new("RGB", (1, 1))])
+    with pytest.raises(ValueError, match="a batch of 2 prompts has 3 tasks"):
+        make_batch(2, tasks=["x"] * 3)
+    with pytest.raises(ValueError, match="uint8 of shape"):
+        make_batch(2, bits=torch.zeros(2, 8))
+
+
+def test_select_takes_the_same_rows_of_everything():
+    bits = torch.arange(4, dtype=torch.uint8).reshape(4, 1, 1, 1, 1)
+    batch = make_batch(4, tasks=list("abcd"), metadata=[{"n": n} for n in range(4)], bits=bits)
+    part = batch.select([3, 1])
+    assert (part.prompts, part.tasks, part.metadata) == (["prompt 3", "prompt 1"], ["d", "b"], [{"n": 3}, {"n": 1}])
+    assert [red_channel(image) for image in part.images] == [3, 1]
+    assert part.bits.flatten().tolist() == [3, 1]
+    assert len(batch.select([])) == 0
+
+
+def test_columns_have_one_entry_a_sample_and_the_batch_wins_over_metadata():
+    batch = make_batch(2, tasks=["t", None], metadata=[{"text": "hi", "prompts": "no"}, {"count": 3}])
+    columns = batch.columns()
+    assert columns["text"] == ["hi", None]
+    assert columns["count"] == [None, 3]
+    assert columns["task"] == ["t", None]
+    assert columns["prompts"] == ["prompt 0", "prompt 1"]
+    assert columns["bits"] is None
+
+
+# What a reward may return
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        [1, 2.5, None],
+        (1, 2.5, math.nan),
+        np.array([1, 2.5, np.nan], dtype=np.float32),
+        torch.tensor([1, 2.5, math.nan], dtype=torch.bfloat16, requires_grad=True),
+        [np.float16(1), torch.tensor(2.5), np.array(math.nan)],
+    ],
+)
+def test_read_scores_takes_numbers_and_none_in_any_sequence(result):
+    scores, faults = read_scores(result, 3)
+    assert scores[:2] == [1.0, 2.5]
+    assert math.isnan(scores[2])
+    assert faults == {}
+    assert all(type(score) is float for score in scores)
+
+
+@pytest.mark.parametrize(
+    "item", ["1.0", True, np.bool_(True), torch.tensor(True), math.inf, -math.inf, 10**400, 1j, [1.0], {}, object()]
+)
+def test_read_scores_blames_the_sample_whose_score_is_no_finite_number(item):
+    scores, faults = read_scores([1.0, item, 3.0], 3)
+    assert list(faults) == [1]
+    assert "number or None is needed" in faults[1]
+    assert scores[0] == 1.0
+    assert math.isnan(scores[1])
+    assert scores[2] == 3.0
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        ([1.0, 2.0], "returned 2 scores for 3 samples"),
+        (np.ones((3, 1)), r"returned an array of shape \(3, 1\)"),
+        (torch.tensor(1.0), r"returned an array of shape \(\)"),
+        (None, r"returned None \(NoneType\)"),
+        ("abc", r"returned 'abc' \(str\)"),
+        ({0: 1, 1: 2, 2: 3}, r"returned .* \(dict\)"),
+        (1.0, r"returned 1.0 \(float\)"),
+    ],
+)
+def test_read_scores_refuses_what_cannot_be_matched_to_the_samples(result, message):
+    with pytest.raises(BrokenContract, match=message):
+        read_scores(result, 3)
+
+
+# RewardSuite
+
+
+def test_table_has_one_column_a_reward_with_nan_outside_its_tasks():
+    everywhere, routed, elsewhere = Numbered(), Numbered(), Numbered()
+    suite = suite_of(everywhere, routed, elsewhere)
+    suite.specs = tuple(
+        RewardSpec(Numbered, name=name, tasks=tasks)
+        for name, tasks in zip(suite.names, (None, ("b", "c"), ("z",)), strict=True)
+    )
+    table = suite.score(make_batch(4, tasks=["a", "b", None, "c"]))
+    nan = math.nan
+    expected = torch.tensor([[0, nan, nan], [1, 1, nan], [2, nan, nan], [3, 3, nan]], dtype=torch.float64)
+    torch.testing.assert_close(table.values, expected, equal_nan=True, rtol=0, atol=0)
+    assert table.values.dtype == torch.float64
+    assert routed.seen == [["prompt 1", "prompt 3"]]
+    assert elsewhere.seen == []  # a reward with nothing to score is not called
+    assert table.failures == {"r0": 0, "r1": 0, "r2": 0}
+    assert table.column("r1")[1] == 1
+
+
+def test_suite_keeps_names_and_weights_in_order():
+    suite = RewardSuite.from_recipe([{"use": "compressibility", "weight": -2}, {"use": "color", "color": "red"}])
+    assert suite.names == ("compressibility", "color")
+    assert suite.weights.tolist() == [-2.0, 1.0]
+    assert suite.weights.dtype == torch.float64
+    assert [reward.name for reward in suite.rewards] == ["compressibility", "color"]
+
+
+def test_weights_are_loaded_once_and_moved_together():
+    first, second = Numbered(), Numbered()
+    suite = suite_of(first, second)
+    suite.to("cpu")
+    suite.score(make_batch())
+    suite.score(make_batch())
+    assert (first.loads, second.loads) == (1, 1)
+    assert (first.devices, second.devices) == (["cpu"], ["cpu"])
+
+
+def test_a_reward_that_does_not_load_stops_the_run_even_under_skip():
+    class Broken(Numbered):
+        def load(self):
+            raise OSError("disk on fire")
+
+    with pytest.raises(UserError, match=r"reward 'r0' does not load: OSError: disk on fire \(test_rewards_suite.py"):
+        suite_of(Broken(), on_error="skip").score(make_batch())
+
+
+def test_stop_names_reward_sample_prompt_and_cause():
+    reward = FailsOn("prompt 3")
+    suite = suite_of(reward)
+    suite.specs = (RewardSpec(Numbered, name="judge", tasks=["x"]),)
+    with pytest.raises(RewardError) as caught:
+        suite.score(make_batch(4, tasks=["x", None, "x", "x"]))
+    # Sample 3 of the batch is the third that the reward saw: the message speaks of the batch.
+    error = caught.value
+    assert (error.reward, error.index, error.prompt) == ("judge", 3, "prompt 3")
+    assert isinstance(error, UserError)
+    assert isinstance(error.__cause__, ConnectionError)
+    assert str(error).startswith(
+        "reward 'judge' raised ConnectionError: the judge hung up (test_rewards_suite.py, line "
+    )
+    assert str(error).endswith("on sample 3 (prompt 'prompt 3')")
+
+
+def test_a_failure_that_passes_is_retried_and_leaves_no_trace():
+    reward = FailsOn("prompt 2", times=2)
+    table = suite_of(reward, retries=2).score(make_batch())
+    assert table.values.flatten().tolist() == [0, 1, 2, 3]
+    assert table.failures == {"r0": 0}
+    assert len(reward.seen) == 3
+
+
+def test_skip_loses_only_the_samples_that_fail():
+    reward = FailsOn("prompt 0", "prompt 2")
+    table = suite_of(reward, on_error="skip", retries=1).score(make_batch())
+    assert [math.isnan(value) for value in table.values[:, 0]] == [True, False, True, False]
+    assert table.values[[1, 3], 0].tolist() == [1, 3]
+    assert table.failures == {"r0": 2}
+    assert len(reward.seen) == 2 + 4  # two attempts for the batch, then one for each sample: bounded
+
+
+def test_a_reward_that_compares_samples_is_never_given_a_part_of_a_failed_batch():
+    reward = FailsOn("prompt 2")
+    reward.pointwise = False
+    table = suite_of(reward, on_error="skip", retries=1).score(make_batch())
+    assert table.values.isnan().all()
+    assert table.failures == {"r0": 4}
+    assert reward.seen == [[f"prompt {n}" for n in range(4)]] * 2
+    with pytest.raises(RewardError, match="on a batch of 4 samples, the first of them sample 0") as caught:
+        suite_of(reward).score(make_batch())
+    assert caught.value.index is None
+
+
+def test_a_batch_that_fails_though_each_sample_is_fine_stops_or_is_scored_alone():
+    class TooLarge(Numbered):
+        def score(self, batch):
+            if len(batch) > 1:
+                raise MemoryError("too large")
+            return super().score(batch)
+
+    table = suite_of(TooLarge(), on_error="skip").score(make_batch())
+    assert table.values.flatten().tolist() == [0, 1, 2, 3]
+    assert table.failures == {"r0": 0}
+    with pytest.raises(RewardError, match=r"MemoryError: too large .*on a batch of 4 samples"):
+        suite_of(TooLarge()).score(make_batch())
+
+
+def test_skip_counts_bad_scores_and_never_makes_one_up():
+    def some_bad(prompts, images):
+        return [1.0, math.inf, "great", None]
+
+    table = RewardSuite([RewardSpec(some_bad, on_error="skip")]).score(make_batch())
+    assert table.values[0, 0] == 1
+    assert table.values[1:, 0].isnan().all()
+    assert table.failures == {"some_bad": 2}  # the None is no failure
+
+    def miscounting(prompts, images):
+        return [1.0]
+
+    table = RewardSuite([RewardSpec(miscounting, on_error="skip")]).score(make_batch())
+    assert table.values.isnan().all()
+    assert table.failures == {"miscounting": 4}
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        ([1.0], r"returned 1 score for 2 samples, on a batch of 2 samples, the first of them sample 0"),
+        ([1.0, "a"], r"returned 'a' \(str\), a number or None is needed, on sample 1 \(prompt 'prompt 1'\)"),
+        ([-math.inf, 1.0], r"returned -inf \(float\), a finite number or None is needed, on sample 0"),
+        ([1.0, True], r"returned True \(bool\), a number or None is needed, on sample 1"),
+    ],
+)
+def test_stop_on_a_broken_contract(result, message):
+    def plugin(prompts, images):
+        return result
+
+    with pytest.raises(RewardError, match=f"reward 'plugin' {message}"):
+        RewardSuite([RewardSpec(plugin)]).score(make_batch(2))
+
+
+def test_messages_stay_one_line_and_short():
+    def chatty(prompts, images):
+        raise ValueError("first line\nsecond line" + "!" * 5000)
+
+    batch = RewardBatch(["long " * 100], [Image.new("RGB", (1, 1))])
+    with pytest.raises(RewardError) as caught:
+        RewardSuite([RewardSpec(chatty)]).score(batch)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 600
+
+
+def test_async_rewards_run_beside_each_other_and_beside_the_rest():
+    gate = threading.Barrier(3, timeout=10)  # passes only if all three are at it at once
+
+    class Waiting(Reward):
+        async def score(self, batch):
+            await asyncio.to_thread(gate.wait)
+            return [red_channel(image) for image in batch.images]
+
+    def busy(prompts, images):
+        gate.wait()
+        return [0.5] * len(prompts)
+
+    suite = RewardSuite([RewardSpec(Waiting, name="a"), RewardSpec(busy), RewardSpec(Waiting, name="b")])
+    table = suite.score(make_batch(2))
+    assert table.values.tolist() == [[0, 0.5, 0], [1, 0.5, 1]]
+    suite.close()
+
+
+def test_async_rewards_keep_one_event_loop_and_the_contract():
+    loops = []
+
+    async def remote(prompts, images):
+        loops.append(asyncio.get_running_loop())
+        if len(loops) > 2:
+            raise ConnectionError("no answer")
+        return [1.0] * len(prompts)
+
+    suite = RewardSuite([RewardSpec(remote, retries=0)])
+    suite.score(make_batch(1))
+    suite.score(make_batch(1))
+    with pytest.raises(
+        RewardError, match=r"raised ConnectionError: no answer \(test_rewards_suite.py, line \d+\), on sample 0"
+    ):
+        suite.score(make_batch(1))
+    assert len(set(loops)) == 1
+    suite.close()
+    assert loops[0].is_closed()
+
+
+def test_a_score_that_forgot_its_async_is_an_error():
+    async def later():
+        return [1.0]
+
+    def forgetful(prompts, images):
+        return later()
+
+    with pytest.raises(RewardError, match="returned a coroutine; a score that awaits is declared with 'async def'"):
+        RewardSuite([RewardSpec(forgetful)]).score(make_batch(1))
+
+
+def test_seconds_are_those_of_each_reward():
+    def slow(prompts, images):
+        time.sleep(0.05)
+        return [0.0] * len(prompts)
+
+    table = RewardSuite([RewardSpec(slow), RewardSpec("compressibility")]).score(make_batch(1))
+    assert table.seconds["slow"] >= 0.05
+    assert 0 < table.seconds["compressibility"] < table.seconds["slow"]
+
+
+def test_tables_of_consecutive_batches_join():
+    def odd(prompts, images):
+        return [None if red_channel(image) % 2 else 1.0 if red_channel(image) else "bad" for image in images]
+
+    suite = RewardSuite([RewardSpec(odd, on_error="skip")])
+    batch = make_batch(4)
+    whole, parts = suite.score(batch), [suite.score(batch.select([0, 1])), suite.score(batch.select([2, 3]))]
+    joined = RewardTable.cat(parts)
+    torch.testing.assert_close(joined.values, whole.values, equal_nan=True, rtol=0, atol=0)
+    assert joined.failures == whole.failures == {"odd": 1}
+    assert joined.seconds["odd"] == pytest.approx(sum(part.seconds["odd"] for part in parts))
+    other = RewardSuite([RewardSpec("color", params={"color": "red"})]).score(batch)
+    with pytest.raises(ValueError, match="different rewards"):
+        RewardTable.cat([whole, other])
+
+
+def test_an_empty_batch_gives_an_empty_table():
+    assert RewardSuite([RewardSpec("compressibility")]).score(make_batch(0)).values.shape == (0, 1)
+
+
+def test_a_task_that_no_prompt_has_is_found():
+    suite = RewardSuite.from_recipe([{"use": "ocr", "tasks": ["txt"]}])
+    with pytest.raises(UserError, match=r"'ocr' is for the task 'txt', which no prompt has.*Did you mean 'text'"):
+        suite.check_tasks(["text", "count", "text"])
+    suite.check_tasks(["txt"])
+
+
+# Functions
+
+
+def test_a_function_gets_the_columns_that_it_names():
+    seen = {}
+
+    def picky(images, text, task, missing, missing_too=7, *, factor=1.0):
+        seen.update(text=text, task=task, missing=missing, missing_too=missing_too)
+        return [factor * len(images)] * len(images)
+
+    suite = RewardSuite([RewardSpec(picky, params={"factor": 2})])
+    table = suite.score(make_batch(2, tasks=["t", None], metadata=[{"text": "hi"}, {}]))
+    assert seen == {"text": ["hi", None], "task": ["t", None], "missing": [None, None], "missing_too": 7}
+    assert table.values.flatten().tolist() == [4, 4]
+
+
+def test_a_function_with_columns_gets_them_all():
+    seen = {}
+
+    def open_ended(prompts, images, **columns):
+        seen.update(columns)
+        return [0] * len(prompts)
+
+    RewardSuite([RewardSpec(open_ended)]).score(make_batch(1, metadata=[{"text": "hi", "n": 1}]))
+    assert seen == {"task": [None], "metadata": [{"text": "hi", "n": 1}], "bits": None, "text": ["hi"], "n": [1]}
+
+
+def test_a_function_may_declare_that_it_compares_samples():
+    def ranks(prompts, images):
+        raise ValueError("no")
+
+    ranks.pointwise = False
+    assert RewardSuite([RewardSpec(ranks)]).rewards[0].pointwise is False
