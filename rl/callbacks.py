@@ -1,5 +1,6 @@
 """What happens beside the updates: held-out evaluation, metrics, plots, sample grids, the console."""
 
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -74,8 +75,9 @@ class RunCallback(TrainerCallback):
             evaluation = self.evaluator.run(policy, self.trainer.accelerator)
         self.first, self.last = self.first or evaluation, evaluation
         self._evaluated_step = state.global_step
-        # Straight to the callbacks: the trainer's own `log` would close the training metrics under way.
-        self.trainer.callback_handler.on_log(args, state, control, evaluation.metrics())
+        # Straight to the callbacks: the trainer's own `log` would close the training metrics under way. The handler
+        # takes the log for the one that is due, so it gets a copy of the flags.
+        self.trainer.callback_handler.on_log(args, state, copy(control), evaluation.metrics())
         if state.is_world_process_zero and evaluation.shown:
             path = self.folder.samples / f"step-{state.global_step:06d}.png"
             sample_grid([(image, record.prompt, total) for record, image, total in evaluation.shown], path)

@@ -83,7 +83,11 @@ def train(recipe: Recipe, resume: bool = False) -> Result:
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     callback.attach(trainer)
-    trainer.train(resume_from_checkpoint=str(folder.last_checkpoint()) if resume else None)
+    try:
+        trainer.train(resume_from_checkpoint=str(folder.last_checkpoint()) if resume else None)
+    finally:
+        for suite in (rewards, eval_rewards):
+            suite.close()
     export_from_trainer(trainer, source, folder.final)
     return Result(folder, callback.first, callback.last)
 
