@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 
-from rl.evaluate import Evaluation, Evaluator
+from rl.evaluate import Evaluator
 from rl.pictures import plot_metrics, sample_grid
 from rl.run_folder import RunFolder
 
@@ -24,8 +24,6 @@ class RunCallback(TrainerCallback):
         self.folder, self.evaluator = folder, evaluator
         self.every, self.at_start, self.at_end = every, at_start, at_end
         self.trainer: UniARTrainer | None = None
-        self.first: Evaluation | None = None
-        self.last: Evaluation | None = None
         self._evaluated_step: int | None = None
 
     def attach(self, trainer: "UniARTrainer") -> None:
@@ -73,12 +71,14 @@ class RunCallback(TrainerCallback):
             return
         with self.trainer.policy() as policy:
             evaluation = self.evaluator.run(policy, self.trainer.accelerator)
-        self.first, self.last = self.first or evaluation, evaluation
         self._evaluated_step = state.global_step
         # Straight to the callbacks: the trainer's own `log` would close the training metrics under way. The handler
         # takes the log for the one that is due, so it gets a copy of the flags.
         self.trainer.callback_handler.on_log(args, state, copy(control), evaluation.metrics())
-        if state.is_world_process_zero and evaluation.shown:
+        if not state.is_world_process_zero:
+            return
+        self.folder.save_evaluation(state.global_step, evaluation)
+        if evaluation.shown:
             path = self.folder.samples / f"step-{state.global_step:06d}.png"
             sample_grid([(image, record.prompt, total) for record, image, total in evaluation.shown], path)
             self._report_picture(path, state.global_step)

@@ -67,9 +67,9 @@ def standard_error(values: Tensor) -> float:
     return (there.std() / len(there) ** 0.5).item() if len(there) > 1 else math.nan
 
 
-def paired_gain(before: Evaluation, after: Evaluation) -> tuple[float, float]:
-    """Mean gain in total reward and its standard error, over samples that both evaluations drew from one noise."""
-    gain = after.totals - before.totals
+def paired_gain(before: Tensor, after: Tensor) -> tuple[float, float]:
+    """Mean gain in total reward and its standard error, over (N,) totals that were drawn from the same noise."""
+    gain = after - before
     return gain.nanmean().item(), standard_error(gain)
 
 

@@ -13,7 +13,11 @@ import math
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from rl.config import Recipe
+from rl.evaluate import Evaluation
 from uniar.errors import UserError
 
 
@@ -26,6 +30,7 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
         self.plot = self.path / "metrics.png"
         self.samples = self.path / "samples"
+        self.evaluations = self.path / "evaluations"
         self.final = self.path / "final"
 
     @classmethod
@@ -46,7 +51,8 @@ class RunFolder:
                 "choose another output_dir, or resume that run with --resume."
             )
         try:
-            folder.samples.mkdir(parents=True, exist_ok=True)
+            for part in (folder.samples, folder.evaluations):
+                part.mkdir(parents=True, exist_ok=True)
             if not folder.config.exists():
                 folder.config.write_text(recipe.to_yaml())
         except OSError as error:
@@ -69,6 +75,24 @@ class RunFolder:
         """Drops the lines of steps that a resumed run will make again."""
         kept = [line for line in self.read() if line["step"] <= step]
         self.metrics.write_text("".join(json.dumps(line) + "\n" for line in kept))
+
+    def save_evaluation(self, step: int, evaluation: Evaluation) -> None:
+        """Totals and scores of all samples, in the order of the prompts: what a paired comparison needs."""
+        columns = evaluation.values.T.tolist()
+        scores = {
+            "total": [_json_value(total) for total in evaluation.totals.tolist()],
+            **{name: [_json_value(v) for v in column] for name, column in zip(evaluation.names, columns, strict=True)},
+        }
+        (self.evaluations / f"step-{step:06d}.json").write_text(json.dumps(scores) + "\n")
+
+    def evaluated_totals(self) -> dict[int, Tensor]:
+        """Step → (N,) totals of its evaluation."""
+        found = {}
+        for file in sorted(self.evaluations.glob("step-*.json")):
+            totals = json.loads(file.read_text())["total"]
+            values = [math.nan if total is None else total for total in totals]
+            found[int(file.stem.removeprefix("step-"))] = torch.tensor(values, dtype=torch.float64)
+        return found
 
     def last_checkpoint(self) -> Path:
         """The newest checkpoint. Raises UserError when there is none to resume from."""

@@ -12,18 +12,19 @@ exact KL term to the starting model. No critic, no reward model training, no tex
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PrinterCallback, ProgressCallback
+from accelerate import PartialState
+from transformers import PrinterCallback, ProgressCallback, set_seed
+from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import GRPOConfig
 
 from rewards import RewardSuite
 from rl.callbacks import RunCallback
 from rl.config import Recipe
-from rl.evaluate import Evaluation, Evaluator, paired_gain
+from rl.evaluate import Evaluator, paired_gain
 from rl.export import export_model
 from rl.policy_model import DTYPES, checkpoint_of, load_policy, load_processor, reference_for, trainable
 from rl.prompts import PromptRecord, load_prompts
@@ -35,16 +36,7 @@ from uniar.errors import UserError
 from uniar.modeling_decoder import UniARVisualDecoder
 
 
-@dataclass(frozen=True)
-class Result:
-    """What a finished run leaves."""
-
-    folder: RunFolder
-    before: Evaluation | None
-    after: Evaluation | None
-
-
-def train(recipe: Recipe, resume: bool = False) -> Result:
+def train(recipe: Recipe, resume: bool = False) -> RunFolder:
     """Runs a recipe from start (or its newest checkpoint) to the exported checkpoint.
 
     Raises UserError for input that cannot work, as far as possible before any weight is loaded.
@@ -65,6 +57,7 @@ def train(recipe: Recipe, resume: bool = False) -> Result:
     decoder = load_decoder(recipe, source, args.device)
     for suite in (rewards, eval_rewards):
         suite.load()
+    set_seed(recipe.seed)  # adapters start from random values
     evaluator = build_evaluator(recipe, held_out, processor, decoder, eval_rewards)
     callback = RunCallback(
         folder, evaluator, recipe.evaluate.every, at_start=recipe.evaluate.at_start, at_end=recipe.evaluate.at_end
@@ -89,7 +82,7 @@ def train(recipe: Recipe, resume: bool = False) -> Result:
         for suite in (rewards, eval_rewards):
             suite.close()
     export_from_trainer(trainer, source, folder.final)
-    return Result(folder, callback.first, callback.last)
+    return folder
 
 
 def held_out_prompts(recipe: Recipe) -> list[PromptRecord]:
@@ -137,7 +130,8 @@ def trainer_arguments(recipe: Recipe, bits_an_image: int) -> GRPOConfig:
         "logging_steps": 1,
         "report_to": "none",
         "bf16": recipe.model.dtype == "bfloat16",
-        "save_only_model": False,
+        # Without this, transformers refuses bf16, and accelerate starts no process group, on a machine without a GPU.
+        "use_cpu": not torch.accelerator.is_available(),
         **recipe.trainer,
     }
     owned = {
@@ -164,7 +158,8 @@ def trainer_arguments(recipe: Recipe, bits_an_image: int) -> GRPOConfig:
 
 def export_from_trainer(trainer: UniARTrainer, source: Path, target: Path) -> None:
     """Writes the trained policy as a self-contained checkpoint; collective where weights are sharded."""
-    state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    sharded = is_deepspeed_zero3_enabled()
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped) if sharded else None
     if trainer.accelerator.is_main_process:
         export_model(trainer.accelerator.unwrap_model(trainer.model), source, target, state)
     trainer.accelerator.wait_for_everyone()
@@ -180,15 +175,16 @@ def _bits_an_image(recipe: Recipe, vision: Any) -> int:
     return tokens * levels * spatial * bsq_dim
 
 
-def report(result: Result) -> None:
+def report(folder: RunFolder) -> None:
     """The last lines of a run: where things are, and what the held-out reward did."""
-    folder = result.folder
-    print(f"checkpoint {folder.final}  plot {folder.plot}  sample grids {folder.samples}", flush=True)
-    if result.before is None or result.after is None:
-        return
-    gain, error = paired_gain(result.before, result.after)
-    print(f"gain {gain:+.4f} ± {error:.4f} (standard error over {len(result.after.totals)} paired samples)", flush=True)
-    print(f"held-out reward: {result.before.mean:.4f} -> {result.after.mean:.4f}", flush=True)
+    totals = folder.evaluated_totals()
+    if len(totals) > 1:
+        gain, error = paired_gain(totals[min(totals)], totals[max(totals)])
+        print(f"gain {gain:+.4f} ± {error:.4f} (mean and standard error over paired held-out samples)")
+    print(f"checkpoint {folder.final}  plot {folder.plot}  sample grids {folder.samples}")
+    if totals:
+        first, last = (totals[step].nanmean().item() for step in (min(totals), max(totals)))
+        print(f"held-out reward: {first:.4f} -> {last:.4f}", flush=True)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -200,8 +196,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    result = train(load_recipe(arguments.recipe, arguments.overrides), resume=arguments.resume)
-    report(result)
+    folder = train(load_recipe(arguments.recipe, arguments.overrides), resume=arguments.resume)
+    if PartialState().is_main_process:
+        report(folder)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -44,7 +44,7 @@ def test_evaluations_are_paired(nano_model, nano_processor, nano_decoder):
     held_out = evaluator(nano_processor, nano_decoder, suite)
     before, again = held_out.run(nano_model), held_out.run(nano_model)
     assert torch.equal(before.totals, again.totals)
-    assert paired_gain(before, again) == (0.0, 0.0)
+    assert paired_gain(before.totals, again.totals) == (0.0, 0.0)
     assert torch.equal(before.totals, 2 * before.values[:, 0])
     assert before.values.shape == (10, 1)
     assert [record.id for record, _, _ in before.shown] == ["0", "1", "2"]
