@@ -28,6 +28,7 @@ from rl.policy import Branch, Gaps, replay
 from rl.prompts import PromptRecord
 from rl.reference import AdapterOff, FrozenCopy
 from rl.rollout import DrawSettings, Sample, decode, draw
+from rl.seeds import seed_of
 
 if TYPE_CHECKING:
     from uniar.modeling_decoder import UniARVisualDecoder
@@ -38,6 +39,18 @@ STEP1_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.02}
 
 class RolloutMismatch(RuntimeError):
     """The replayed policy is not the one that drew: every importance ratio would be wrong from the first step on."""
+
+
+class PromptSampler(RepeatSampler):
+    """TRL's RepeatSampler, whose order in an epoch depends on the seed and the epoch alone.
+
+    TRL's own draws each epoch's order from what the epochs before have left of one generator, so a run resumed in a
+    later epoch would see other prompts than the uninterrupted one.
+    """
+
+    def set_epoch(self, epoch: int) -> None:
+        if self.shuffle:
+            self.generator.manual_seed(seed_of("prompt order", self.seed, epoch))
 
 
 class UniARTrainer(GRPOTrainer):
@@ -91,9 +104,9 @@ class UniARTrainer(GRPOTrainer):
         yield
         self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - started
 
-    def _get_train_sampler(self, dataset: Dataset | None = None) -> RepeatSampler:
-        """TRL's sampler with the seed of the data, which `args.seed` is not."""
-        return RepeatSampler(
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> "PromptSampler":
+        """TRL's order of prompts, but with the seed of the data and the same after a resume."""
+        return PromptSampler(
             data_source=self.train_dataset if dataset is None else dataset,
             mini_repeat_count=self.num_generations,
             batch_size=self.args.generation_batch_size // self.num_generations,

@@ -196,6 +196,7 @@ class UniARForConditionalGeneration(StrictLoading, Qwen3VLForConditionalGenerati
         position_ids: Tensor | None = None,
         pixel_values: Tensor | None = None,
         image_grid_thw: Tensor | None = None,
+        mm_token_type_ids: Tensor | None = None,
         visual_bits: Tensor | None = None,
         online_rollout_codes: Tensor | None = None,
         is_vistok_pred: bool = False,
@@ -221,6 +222,7 @@ class UniARForConditionalGeneration(StrictLoading, Qwen3VLForConditionalGenerati
             position_ids=position_ids,
             pixel_values=pixel_values,
             image_grid_thw=image_grid_thw,
+            mm_token_type_ids=mm_token_type_ids,
             visual_bits=visual_bits,
             **kwargs,
         )
