@@ -1,0 +1,231 @@
+"""Whole training runs on a small random checkpoint: what is drawn, learnt, resumed, written."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from rl.cli import main
+from rl.prompts import load_prompts
+from rl.recipe import recipe_from_mapping
+from rl.run_folder import RunFolder
+from rl.train import train
+from rl.trainer import RolloutMismatch
+from uniar.modeling_uniar import UniARForConditionalGeneration
+
+COLOURS = ("red", "blue", "green", "yellow")
+
+
+@pytest.fixture
+def settings(nano_checkpoint: Path, tmp_path: Path) -> dict:
+    """A recipe of three updates; tests change what they are about."""
+    for name, thing in (("prompts", "square"), ("held_out", "circle")):
+        lines = [json.dumps({"prompt": f"a {colour} {thing}", "task": "color"}) for colour in COLOURS]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    return {
+        "model": {"path": str(nano_checkpoint), "dtype": "float32"},
+        "data": {"prompts": str(tmp_path / "prompts.jsonl")},
+        "rollout": {"height": 64, "width": 64, "samples_per_prompt": 4, "guidance": "guided", "guidance_scale": 2.0},
+        "decode": {"num_inference_steps": 2, "batch_size": 16},
+        "rewards": [{"use": "color", "color": "red", "softness": 0.6, "tolerance": 0.2}],
+        "evaluate": {"prompts": str(tmp_path / "held_out.jsonl"), "guidance_scale": 2.0, "at_start": False},
+        "trainer": {
+            "max_steps": 3,
+            "save_steps": 3,
+            "learning_rate": 1e-3,
+            "per_device_train_batch_size": 8,
+            "gradient_checkpointing": False,
+        },
+        "output_dir": str(tmp_path / "run"),
+    }
+
+
+def run(settings: dict, resume: bool = False, **sections: dict) -> RunFolder:
+    merged = {key: dict(value) if isinstance(value, dict) else value for key, value in settings.items()}
+    for name, values in sections.items():
+        merged[name] = {**merged.get(name, {}), **values} if isinstance(values, dict) else values
+    return train(recipe_from_mapping(merged), resume=resume)
+
+
+def logged(folder: RunFolder, key: str) -> list[float]:
+    return [line[key] for line in folder.read() if key in line]
+
+
+def weights(folder: RunFolder) -> dict[str, torch.Tensor]:
+    return load_file(folder.final / "model.safetensors")
+
+
+def test_a_run_leaves_what_it_says(settings):
+    folder = run(settings, evaluate={"at_start": True, "every": 2})
+    assert len(logged(folder, "reward")) == 3
+    assert len(logged(folder, "eval_reward")) == 3
+    assert set(folder.evaluated_totals()) == {0, 2, 3}
+    for name in ("kl", "entropy", "rollout/logp_difference", "seconds/rollout", "seconds/decode", "seconds/update"):
+        assert len(logged(folder, name)) == 3, name
+    assert max(logged(folder, "rollout/logp_difference")) < 1e-5
+    assert logged(folder, "kl")[0] == 0
+    assert logged(folder, "kl")[-1] > 0
+    for picture in (folder.plot, folder.samples / "step-000000.png", folder.samples / "step-000003.png"):
+        with Image.open(picture) as image:
+            assert image.size[0] > 100
+    assert recipe_from_mapping(json.loads(json.dumps(_yaml(folder.config)))).trainer["max_steps"] == 3
+    loaded = UniARForConditionalGeneration.from_pretrained(folder.final)
+    assert loaded.dtype == torch.float32
+
+
+def test_what_is_trained_and_what_stays(settings, nano_checkpoint):
+    before, after = load_file(nano_checkpoint / "model.safetensors"), weights(run(settings))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    frozen = ("model.visual.", "lm_head.", "model.language_model.norm.")
+    assert not {name for name in changed if name.startswith(frozen)}
+    for part in (
+        "model.language_model.layers.0.",
+        "model.language_model.embed_tokens.",
+        "visual_decoder.0.",
+        "output_layer_vistok.",
+    ):
+        assert any(name.startswith(part) for name in changed), part
+
+
+def test_reward_rises(settings):
+    folder = run(
+        settings, trainer={"max_steps": 20, "save_strategy": "no"}, evaluate={"at_start": True, "temperature": 1.0}
+    )
+    totals = folder.evaluated_totals()
+    assert totals[20].mean() > totals[0].mean() + 0.1
+
+
+@pytest.mark.parametrize("sections", [{}, {"model": {"lora": {"r": 4}}}], ids=["full", "lora"])
+def test_resumed_run_is_the_uninterrupted_one(settings, tmp_path, sections):
+    trainer = {"max_steps": 4, "save_steps": 2, "lr_scheduler_type": "constant"}
+    whole = run(settings, trainer=trainer, output_dir=str(tmp_path / "whole"), **sections)
+    first = run(settings, trainer={**trainer, "max_steps": 2}, output_dir=str(tmp_path / "parts"), **sections)
+    assert first.last_checkpoint().name == "checkpoint-2"
+    second = run(settings, resume=True, trainer=trainer, output_dir=str(tmp_path / "parts"), **sections)
+    for key in ("reward", "loss", "kl", "grad_norm"):
+        assert logged(whole, key) == logged(second, key), key
+    expected, found = weights(whole), weights(second)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+@pytest.mark.parametrize("guidance", ["none", "guided_detach", "conditional"])
+def test_every_guidance_convention_trains(settings, guidance):
+    scale = 1.0 if guidance == "none" else 2.0
+    folder = run(settings, rollout={"guidance": guidance, "guidance_scale": scale})
+    assert max(logged(folder, "rollout/logp_difference")) < 1e-5
+    assert all(value > 0 for value in logged(folder, "grad_norm"))
+    assert bool(logged(folder, "guidance/mismatch")) == (guidance == "conditional")
+
+
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        {"loss": "dr_grpo", "kl": "k3"},
+        {"loss": "dapo", "epsilon_high": 0.28, "advantage": {"estimator": "rloo", "scale": "none"}},
+        {"loss": "gspo", "kl": "k1"},
+        {"loss": "cispo", "ratio_level": "visual_token", "advantage": {"estimator": "gdpo"}},
+        {"loss": "dppo_tv", "delta": 0.1, "entropy_coef": 0.01},
+        {"loss": "grpo", "old_logp": "rollout", "kl": "k2"},
+    ],
+    ids=lambda algorithm: algorithm["loss"] + algorithm.get("old_logp", ""),
+)
+def test_every_loss_trains_with_several_updates_a_rollout(settings, algorithm):
+    folder = run(
+        settings,
+        algorithm={"num_iterations": 2, **algorithm},
+        trainer={"max_steps": 4, "save_steps": 4, "steps_per_generation": 2, "per_device_train_batch_size": 4},
+    )
+    assert len(logged(folder, "grad_norm")) == 4
+    assert all(0 < value < 100 for value in logged(folder, "grad_norm"))
+    assert logged(folder, "kl")[-1] > 0
+
+
+def test_lora_starts_at_its_reference_and_leaves_the_base(settings, nano_checkpoint):
+    folder = run(settings, model={"lora": {"r": 4, "alpha": 8}})
+    assert logged(folder, "kl")[0] == 0
+    assert logged(folder, "kl")[-1] > 0
+    assert (folder.path / "checkpoint-3" / "adapter_model.safetensors").is_file()
+    before, after = load_file(nano_checkpoint / "model.safetensors"), weights(folder)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all(".layers." in name or name.startswith("visual_decoder.") for name in changed)
+
+
+def test_bfloat16_passes_the_step_one_check(settings):
+    folder = run(settings, model={"dtype": "bfloat16"})
+    assert 0 < max(logged(folder, "rollout/logp_difference")) < 0.02
+    assert {t.dtype for name, t in weights(folder).items() if "bsq" not in name} == {torch.float32}
+
+
+def test_a_policy_that_is_not_the_one_that_drew_stops_the_run(settings):
+    with pytest.raises(RolloutMismatch, match="differs from the one that drew"):
+        run(settings, algorithm={"step1_tolerance": 1e-12})
+
+
+def test_editing_trains(settings, tmp_path):
+    for colour in COLOURS:
+        Image.new("RGB", (96, 80), colour).save(tmp_path / f"{colour}.png")
+    lines = [json.dumps({"prompt": "make it red", "image": f"{colour}.png"}) for colour in COLOURS]
+    (tmp_path / "edits.jsonl").write_text("\n".join(lines) + "\n")
+    folder = run(settings, data={"prompts": str(tmp_path / "edits.jsonl")}, evaluate={"prompts": None})
+    assert max(logged(folder, "rollout/logp_difference")) < 1e-5
+
+
+def test_two_processes_draw_and_learn_what_one_does(settings, tmp_path):
+    whole = run(settings, evaluate={"at_start": True})
+    recipe = {**settings, "trainer": {**settings["trainer"], "per_device_train_batch_size": 4}}
+    recipe |= {"output_dir": str(tmp_path / "two"), "evaluate": {**settings["evaluate"], "at_start": True}}
+    (tmp_path / "two.yaml").write_text(json.dumps(recipe))
+    launched = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    command = [*launched, "-m", "rl.train", str(tmp_path / "two.yaml")]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.strip().splitlines()[-1].startswith("held-out reward: ")
+    halves = RunFolder(tmp_path / "two")
+    for key in ("reward", "eval_reward"):
+        assert logged(whole, key) == pytest.approx(logged(halves, key), abs=1e-9), key
+    for key in ("kl", "entropy", "grad_norm"):
+        assert logged(whole, key) == pytest.approx(logged(halves, key), rel=1e-4, abs=1e-7), key
+
+
+def test_prompts_keep_their_noise_in_another_order(settings, tmp_path):
+    records = load_prompts(settings["data"]["prompts"])
+    lines = Path(settings["data"]["prompts"]).read_text().splitlines()
+    (tmp_path / "reversed.jsonl").write_text("\n".join(lines[::-1]) + "\n")
+    assert {record.id for record in load_prompts(tmp_path / "reversed.jsonl")} == {record.id for record in records}
+
+
+def test_the_commands_by_themselves(settings, tmp_path, capsys):
+    folder = run(settings)
+    (tmp_path / "recipe.yaml").write_text(json.dumps(settings))
+    assert main(["export", str(folder.path / "checkpoint-3"), "--output", str(tmp_path / "exported")]) == 0
+    exported, final = load_file(tmp_path / "exported" / "model.safetensors"), weights(folder)
+    assert all(torch.equal(final[name], exported[name]) for name in final)
+    capsys.readouterr()
+    command = [
+        "evaluate",
+        str(tmp_path / "recipe.yaml"),
+        "--model",
+        str(folder.final),
+        "--output",
+        str(tmp_path / "scores"),
+    ]
+    assert main(command) == 0
+    scores = json.loads((tmp_path / "scores" / "scores.json").read_text())
+    assert scores["metrics"]["eval_reward"] == pytest.approx(logged(folder, "eval_reward")[-1])
+    assert (tmp_path / "scores" / "samples.png").is_file()
+    assert f"reward: {scores['metrics']['eval_reward']:.4f}" in capsys.readouterr().out
+
+
+def _yaml(path: Path) -> dict:
+    import yaml
+
+    return yaml.safe_load(path.read_text())
