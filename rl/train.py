@@ -10,6 +10,7 @@ exact KL term to the starting model. No critic, no reward model training, no tex
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,7 +42,10 @@ def train(recipe: Recipe, resume: bool = False) -> RunFolder:
 
     Raises UserError for input that cannot work, as far as possible before any weight is loaded.
     """
+    # The group size must suit the number of processes, which every launcher puts into the environment.
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
     records = load_prompts(recipe.data.prompts, recipe.data.image_root, _data_seed(recipe))
+    check_batches(recipe, world_size, len(records))
     held_out = held_out_prompts(recipe)
     rewards = build_rewards(recipe, "rewards", records)
     eval_rewards = build_rewards(recipe, "eval_rewards", held_out) if recipe.eval_rewards else rewards
@@ -49,7 +53,6 @@ def train(recipe: Recipe, resume: bool = False) -> RunFolder:
     model = load_policy(recipe.model, source)
     check_size(recipe.rollout.height, recipe.rollout.width, model.config.vision_config.pixels_per_token)
     args = trainer_arguments(recipe, _bits_an_image(recipe, model.config.vision_config))
-    check_batches(recipe, args.world_size, len(records))
     main = args.process_index == 0
     folder = RunFolder.claim(recipe, resume=resume) if main else RunFolder(recipe.output_dir)
 

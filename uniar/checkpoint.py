@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError
 
 from uniar.errors import UserError
 
@@ -61,7 +62,8 @@ def copy_untrained_parts(source: Path, target: Path) -> None:
 class StrictLoading:
     """For a PreTrainedModel: `from_pretrained` that never leaves a tensor at its random initial value.
 
-    Raises UserError for a config of another model type and for a missing, left-over or mismatched tensor, by name.
+    Raises UserError for a config of another model type, for a missing, left-over or mismatched tensor (by name), for a
+    damaged file, and for flash_attention_2 where flash-attn is not installed.
     """
 
     @classmethod
@@ -70,9 +72,19 @@ class StrictLoading:
         folder = Path(path, kwargs.get("subfolder", ""))
         if folder.is_dir():
             _require_model_type(folder, cls.config_class.model_type)
-        model, info = super().from_pretrained(
-            path, *args, **kwargs, ignore_mismatched_sizes=True, output_loading_info=True
-        )
+        try:
+            model, info = super().from_pretrained(
+                path, *args, **kwargs, ignore_mismatched_sizes=True, output_loading_info=True
+            )
+        except ImportError as error:
+            if "flash" not in str(error).lower():
+                raise
+            raise UserError(
+                "flash_attention_2 was asked for and flash-attn is not installed; install it with "
+                "`pip install 'uniar-rl[flash]'` or use sdpa."
+            ) from error
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{folder} cannot be loaded: {error}.") from error
         _require_exact_tensors(folder, info)
         return (model, info) if wants_info else model
 

@@ -1,0 +1,202 @@
+"""Bad input through the command line: exit code 2 and one clear sentence naming what was found and what is valid."""
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from rl.cli import main
+
+
+@pytest.fixture
+def checkpoint(nano_checkpoint: Path, tmp_path: Path) -> Path:
+    """A checkpoint that the test may damage."""
+    return Path(shutil.copytree(nano_checkpoint, tmp_path / "checkpoint"))
+
+
+@pytest.fixture
+def recipe(checkpoint: Path, tmp_path: Path) -> dict:
+    lines = [json.dumps({"prompt": f"a {colour} square"}) for colour in ("red", "blue", "green", "yellow")]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(lines) + "\n")
+    return {
+        "model": {"path": str(checkpoint), "dtype": "float32"},
+        "data": {"prompts": str(tmp_path / "prompts.jsonl")},
+        "rollout": {"height": 64, "width": 64, "samples_per_prompt": 4},
+        "decode": {"num_inference_steps": 1},
+        "rewards": [{"use": "compressibility"}],
+        "trainer": {"max_steps": 1, "per_device_train_batch_size": 8, "save_strategy": "no"},
+        "output_dir": str(tmp_path / "run"),
+    }
+
+
+def sentence(recipe: dict, tmp_path: Path, capsys: pytest.CaptureFixture, *overrides: str) -> str:
+    """What the command line says of a recipe that cannot work."""
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    capsys.readouterr()
+    assert main(["train", str(tmp_path / "recipe.yaml"), *overrides]) == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("uniar-rl train: ")]
+    assert len(said) == 1
+    return said[0]
+
+
+OVERRIDES = {
+    "unknown key": ("rollout.temperatur=1", "unknown key 'rollout.temperatur'", "'temperature'"),
+    "unknown section": ("rolout={}", "unknown key 'rolout'", "'rollout'"),
+    "wrong type": ("rollout.height=tall", "rollout.height", "'tall'"),
+    "owned elsewhere": ("trainer.beta=0.1", "trainer.beta", "algorithm.beta"),
+    "unknown trainer key": ("trainer.learning_rat=1", "trainer.learning_rat", "'learning_rate'"),
+    "height": ("rollout.height=100", "rollout.height is 100", "96 or 128"),
+    "group": ("rollout.samples_per_prompt=3", "samples_per_prompt 3 does not divide", "8"),
+    "preset": ("model={preset: nan}", "'nan'", "'nano'"),
+    "no checkpoint": ("model.path=nowhere/at/all", "nowhere/at/all", "checkpoint"),
+    "too few prompts": ("trainer.per_device_train_batch_size=64", "has 4 prompts", "16"),
+    "no prompt file": ("data.prompts=none.jsonl", "none.jsonl", ""),
+    "unknown reward": ("rewards=[{use: colour}]", "'colour'", "'color'"),
+    "reward parameter": ("rewards=[{use: compressibility, qualty: 3}]", "qualty", "'quality'"),
+    "missing weights": ("rewards=[{use: clip_score, weights: /no/such.pt}]", "/no/such.pt", ""),
+    "memory": ("rollout.memory_budget_gb=0.000001", "one sample's rollout needs", "memory budget"),
+    "save_steps": (
+        "trainer={save_steps: 3, max_steps: 8, steps_per_generation: 4, per_device_train_batch_size: 8}",
+        "save_steps",
+        "4",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", OVERRIDES)
+def test_settings(case, recipe, tmp_path, capsys):
+    override, *words = OVERRIDES[case]
+    said = sentence(recipe, tmp_path, capsys, override)
+    assert all(word in said for word in words), said
+
+
+def test_recipe_file_itself(tmp_path, capsys):
+    assert main(["train", str(tmp_path / "none.yaml")]) == 2
+    assert "none.yaml" in capsys.readouterr().err
+    (tmp_path / "broken.yaml").write_text("model: {preset: nano\n")
+    assert main(["train", str(tmp_path / "broken.yaml")]) == 2
+    assert "broken.yaml" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('{"prompt": "a"', ["prompts.jsonl", "2"]),
+        ('{"promt": "a"}', ["prompts.jsonl", "2", "prompt"]),
+        ('{"prompt": 3}', ["prompts.jsonl", "2", "3"]),
+        ('{"prompt": "a", "image": "gone.png"}', ["prompts.jsonl", "2", "gone.png"]),
+    ],
+)
+def test_prompt_lines(line, words, recipe, tmp_path, capsys):
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "a red square"}\n' + line + "\n")
+    said = sentence(recipe, tmp_path, capsys)
+    assert all(word in said for word in words), said
+
+
+def test_empty_prompt_set(recipe, tmp_path, capsys):
+    (tmp_path / "prompts.jsonl").write_text("\n")
+    assert "empty" in sentence(recipe, tmp_path, capsys)
+
+
+@pytest.mark.parametrize(
+    "part",
+    ["bsq_encoder", "sd3_transformer", "sd3_pipeline", "tokenizer_config.json", "config.json", "model.safetensors"],
+)
+def test_missing_checkpoint_part(part, checkpoint, recipe, tmp_path, capsys):
+    path = checkpoint / part
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+    wanted = "*.safetensors" if part.endswith(".safetensors") else part
+    assert wanted in sentence(recipe, tmp_path, capsys)
+
+
+def test_missing_vae(checkpoint, recipe, tmp_path, capsys):
+    shutil.rmtree(checkpoint / "sd3_pipeline" / "vae")
+    assert "vae" in sentence(recipe, tmp_path, capsys)
+
+
+def damage(checkpoint: Path, change) -> None:
+    weights = load_file(checkpoint / "model.safetensors")
+    change(weights)
+    save_file(weights, checkpoint / "model.safetensors", {"format": "pt"})
+
+
+HEAD = "output_layer_vistok.0.weight"
+
+
+def test_mismatched_tensor(checkpoint, recipe, tmp_path, capsys):
+    damage(checkpoint, lambda weights: weights.update({HEAD: weights[HEAD][:-1].clone()}))
+    said = sentence(recipe, tmp_path, capsys)
+    assert HEAD in said
+    assert "(63,)" in said
+    assert "(64,)" in said
+
+
+def test_missing_and_left_over_tensors(checkpoint, recipe, tmp_path, capsys):
+    damage(checkpoint, lambda weights: weights.pop(HEAD))
+    assert f"{HEAD} is missing" in sentence(recipe, tmp_path, capsys)
+    damage(
+        checkpoint,
+        lambda weights: weights.update(
+            {HEAD: weights["lm_head.weight"][0].clone(), "extra": weights["lm_head.weight"][0].clone()}
+        ),
+    )
+    assert "extra belongs to no module" in sentence(recipe, tmp_path, capsys)
+
+
+def test_config_of_another_model(checkpoint, recipe, tmp_path, capsys):
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps({**config, "model_type": "qwen3_vl"}))
+    said = sentence(recipe, tmp_path, capsys)
+    assert "'qwen3_vl'" in said
+    assert "'uniar'" in said
+
+
+@pytest.mark.skipif(importlib.util.find_spec("flash_attn") is not None, reason="flash-attn is installed here")
+def test_flash_attention_not_installed(recipe, tmp_path, capsys):
+    said = sentence(recipe, tmp_path, capsys, "model.attention=flash_attention_2")
+    assert "uniar-rl[flash]" in said
+
+
+PLUGINS = {
+    "does not import": ("import nothing_of_this_name", "nothing_of_this_name"),
+    "wrong count": ("def plugin(prompts, images, **_): return [1.0]", "1"),
+    "a string": ("def plugin(prompts, images, **_): return ['good'] * len(prompts)", "'good'"),
+    "infinite": ("def plugin(prompts, images, **_): return [float('inf')] * len(prompts)", "inf"),
+    "raises": ("def plugin(prompts, images, **_): raise KeyError('lost')", "lost"),
+    "no such name": ("def other(prompts, images, **_): return [1.0] * len(prompts)", "plugin"),
+}
+
+
+@pytest.mark.parametrize("case", PLUGINS)
+def test_reward_plugin(case, recipe, tmp_path, capsys):
+    code, word = PLUGINS[case]
+    (tmp_path / "mine.py").write_text(code + "\n")
+    said = sentence(recipe, tmp_path, capsys, f"rewards=[{{use: {tmp_path / 'mine.py'}:plugin}}]")
+    assert word in said, said
+    assert "plugin" in said
+
+
+def test_output_folder_of_another_run(recipe, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("")
+    assert "holds another run" in sentence(recipe, tmp_path, capsys)
+
+
+def test_export_and_evaluate(recipe, tmp_path, capsys):
+    assert main(["export", str(tmp_path / "none"), "--output", str(tmp_path / "out")]) == 2
+    assert "none" in capsys.readouterr().err
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    assert main(["evaluate", str(tmp_path / "recipe.yaml")]) == 2
+    assert "evaluate.prompts" in capsys.readouterr().err
+
+
+def test_damaged_weights(checkpoint, recipe, tmp_path, capsys):
+    data = (checkpoint / "model.safetensors").read_bytes()
+    (checkpoint / "model.safetensors").write_bytes(data[: len(data) // 2])
+    assert "cannot be loaded" in sentence(recipe, tmp_path, capsys)
