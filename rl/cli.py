@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
@@ -31,12 +32,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             command.add_arguments(subparser)
             chosen = command.run
     parsed = parser.parse_args(arguments)
+    _quiet_libraries()
     try:
         chosen(parsed)
     except UserError as error:
         print(f"uniar-rl {parsed.command}: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _quiet_libraries() -> None:
+    """Progress bars of weight files, and warnings about names that TRL still uses, say nothing to a user."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)
+    warnings.filterwarnings("ignore", message=".*pin_memory.*", category=UserWarning)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ rl/recipe.py. Only types and help texts live here, so importing it costs nothing
 # ruff: noqa: RUF009 (`setting` wraps dataclasses.field, which the rule would let pass)
 
 import dataclasses
+from pathlib import Path
 from typing import Any, Literal
 
 from rl.settings import setting, settings_of
@@ -245,7 +246,9 @@ class Recipe:
     trainer: dict[str, Any] = setting(
         "Arguments of TRL's GRPOConfig and transformers' TrainingArguments, by their own names.", factory=dict
     )
-    output_dir: str | None = setting("Folder of the run; null: runs/ and the recipe's name.", None)
+    output_dir: str | None = setting(
+        "Folder of the run; null: runs/ and the recipe's name, with a number behind it where that is taken.", None
+    )
     seed: int = setting("Seed of the run: noise of rollouts and decoder, order of prompts.", 0, ge=0)
     base: str | None = setting(
         "Another recipe that this one builds on, its path starting from this file's folder. Mappings are merged key "
@@ -253,6 +256,15 @@ class Recipe:
         None,
     )
     source: str = dataclasses.field(default="recipe", compare=False)  # the file, for messages
+
+    @property
+    def default_folder(self) -> str:
+        """The run folder of a recipe that names none."""
+        return f"runs/{Path(self.source).stem}"
+
+    @property
+    def names_its_folder_itself(self) -> bool:
+        return self.output_dir != self.default_folder
 
     def to_mapping(self) -> dict[str, Any]:
         """The recipe as plain values, every default filled in and its base, being merged already, left out."""

@@ -35,8 +35,8 @@ def recipe_from_mapping(mapping: Mapping[str, Any], source: str = "recipe", orig
     recipe = build(Recipe, mapping, (), origins)
     _check_rewards(recipe, origins)
     check_trainer_arguments(recipe.trainer, origins)
-    output_dir = recipe.output_dir or f"runs/{Path(source).stem}"
-    recipe = dataclasses.replace(recipe, base=None, output_dir=output_dir, source=source)
+    recipe = dataclasses.replace(recipe, base=None, source=source)
+    recipe = dataclasses.replace(recipe, output_dir=recipe.output_dir or recipe.default_folder)
     _check_choices(recipe, origins)
     _check_rollout_boundaries(recipe, origins)
     return recipe

@@ -8,6 +8,7 @@ checkpoint-N/        to resume from
 final/               the exported checkpoint
 """
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -20,13 +21,15 @@ from rl.config import Recipe
 from rl.evaluate import Evaluation
 from uniar.errors import UserError
 
+CONFIG = "config.yaml"
+
 
 class RunFolder:
     """Paths and records of a run. Only the main process writes."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.config = self.path / "config.yaml"
+        self.config = self.path / CONFIG
         self.metrics = self.path / "metrics.jsonl"
         self.plot = self.path / "metrics.png"
         self.samples = self.path / "samples"
@@ -34,27 +37,31 @@ class RunFolder:
         self.final = self.path / "final"
 
     @classmethod
-    def claim(cls, recipe: Recipe, *, resume: bool = False, fresh_name: bool = False) -> "RunFolder":
+    def claim(cls, recipe: Recipe, *, resume: bool = False) -> "RunFolder":
         """The run's folder, made if need be, with the resolved recipe in it.
 
-        A folder that holds a run already is taken only to resume it. With `fresh_name` (the recipe did not choose a
-        folder) the first unused of NAME, NAME-2, NAME-3, … is taken instead of refusing.
+        A folder that holds a run already is taken only to resume it. Where the recipe leaves the name to us, a new run
+        takes the first unused of NAME, NAME-2, NAME-3, …, and a resumed one the last used.
         """
-        folder = cls(recipe.output_dir)
-        number = 1
-        while fresh_name and not resume and folder.config.exists():
-            number += 1
-            folder = cls(f"{recipe.output_dir}-{number}")
+        path, following = Path(recipe.output_dir), Path(recipe.output_dir)
+        if recipe.names_its_folder_itself:
+            following = path
+        else:
+            number = 1
+            while (following / CONFIG).exists():
+                number += 1
+                path, following = following, Path(f"{recipe.output_dir}-{number}")
+        folder = cls(path if resume else following)
         if folder.config.exists() and not resume:
             raise UserError(
-                f"{folder.path} holds another run ({folder.config.name} is there); "
+                f"{folder.path} holds another run ({CONFIG} is there); "
                 "choose another output_dir, or resume that run with --resume."
             )
         try:
             for part in (folder.samples, folder.evaluations):
                 part.mkdir(parents=True, exist_ok=True)
             if not folder.config.exists():
-                folder.config.write_text(recipe.to_yaml())
+                folder.config.write_text(dataclasses.replace(recipe, output_dir=str(folder.path)).to_yaml())
         except OSError as error:
             raise UserError(f"output_dir {folder.path} cannot be written: {error}.") from error
         return folder

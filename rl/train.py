@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from transformers import PrinterCallback, ProgressCallback, set_seed
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import GRPOConfig
@@ -53,9 +54,7 @@ def train(recipe: Recipe, resume: bool = False) -> RunFolder:
     model = load_policy(recipe.model, source)
     check_size(recipe.rollout.height, recipe.rollout.width, model.config.vision_config.pixels_per_token)
     args = trainer_arguments(recipe, _bits_an_image(recipe, model.config.vision_config))
-    main = args.process_index == 0
-    folder = RunFolder.claim(recipe, resume=resume) if main else RunFolder(recipe.output_dir)
-
+    folder = _claim_folder(recipe, args, resume)
     processor = load_processor(source)
     decoder = load_decoder(recipe, source, args.device)
     for suite in (rewards, eval_rewards):
@@ -86,6 +85,13 @@ def train(recipe: Recipe, resume: bool = False) -> RunFolder:
             suite.close()
     export_from_trainer(trainer, source, folder.final)
     return folder
+
+
+def _claim_folder(recipe: Recipe, args: GRPOConfig, resume: bool) -> RunFolder:
+    """The main process chooses and makes the folder, the others are told."""
+    chosen = [str(RunFolder.claim(recipe, resume=resume).path) if args.process_index == 0 else None]
+    args.output_dir = broadcast_object_list(chosen)[0]
+    return RunFolder(args.output_dir)
 
 
 def held_out_prompts(recipe: Recipe) -> list[PromptRecord]:

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 
@@ -26,8 +27,14 @@ def test_a_folder_belongs_to_one_run(tmp_path):
     with pytest.raises(UserError, match="holds another run"):
         RunFolder.claim(recipe)
     assert RunFolder.claim(recipe, resume=True).path == first.path
-    assert RunFolder.claim(recipe, fresh_name=True).path == tmp_path / "run-2"
-    assert RunFolder.claim(recipe, fresh_name=True).path == tmp_path / "run-3"
+
+
+def test_a_recipe_without_a_folder_gets_a_new_one_each_time(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = dataclasses.replace(recipe_into("runs/mine"), source="configs/mine.yaml")
+    assert [str(RunFolder.claim(recipe).path) for _ in range(3)] == ["runs/mine", "runs/mine-2", "runs/mine-3"]
+    assert "output_dir: runs/mine-3" in RunFolder("runs/mine-3").config.read_text()
+    assert str(RunFolder.claim(recipe, resume=True).path) == "runs/mine-3"
 
 
 def test_an_unwritable_folder_is_named(tmp_path):

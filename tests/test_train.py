@@ -143,7 +143,7 @@ def test_every_loss_trains_with_several_updates_a_rollout(settings, algorithm):
     )
     assert len(logged(folder, "grad_norm")) == 4
     assert all(0 < value < 100 for value in logged(folder, "grad_norm"))
-    assert logged(folder, "kl")[-1] > 0
+    assert logged(folder, "kl")[-1] != 0  # k1 can be negative on a sample
 
 
 def test_lora_starts_at_its_reference_and_leaves_the_base(settings, nano_checkpoint):
