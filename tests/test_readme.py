@@ -1,0 +1,79 @@
+"""What the README shows runs, on a small checkpoint and at a small size."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from rl.cli import main
+from rl.recipe import load_recipe
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def shell_lines(start: str) -> list[str]:
+    lines = [line.split(" # ")[0].strip() for block in blocks("bash") for line in block.splitlines()]
+    return [line for line in lines if line.startswith(start)]
+
+
+def small(text: str, checkpoint: Path) -> str:
+    return text.replace("PATH", str(checkpoint)).replace("512", "64").replace("=28", "=2")
+
+
+def test_the_model_cards_snippet(nano_checkpoint, capsys):
+    (snippet,) = (block for block in blocks("python") if "from_pretrained" in block)
+    names: dict = {}
+    exec(compile(small(snippet, nano_checkpoint), "README.md", "exec"), names)
+    assert names["image"].size == (64, 64)
+    assert len(capsys.readouterr().out) > 0
+
+
+def test_the_commands_for_a_checkpoint(nano_checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    lines = [line for name in ("generate", "edit", "chat") for line in shell_lines(f"uniar-rl {name} ")]
+    assert len(lines) == 3
+    for line in lines:
+        arguments = shlex.split(small(line, nano_checkpoint))[1:]
+        if arguments[0] == "edit":
+            arguments += ["--height", "64", "--width", "64"]
+        assert main(arguments) == 0, line
+    assert (tmp_path / "kettle.png").is_file()
+    assert (tmp_path / "blue.png").is_file()
+    assert capsys.readouterr().out.strip()
+
+
+def test_a_reward_of_ones_own(tmp_path, monkeypatch, capsys):
+    (plugin,) = (block for block in blocks("python") if "my_rewards.py" in block)
+    (line,) = shell_lines("uniar-rl train configs/quickstart.yaml")
+    (tmp_path / "my_rewards.py").write_text(plugin)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+    short = ["trainer.max_steps=1", "trainer.save_strategy=no", "evaluate.prompts=null"]
+    assert main([*shlex.split(line)[1:], *short]) == 0
+    assert "final" in capsys.readouterr().out
+
+
+def test_the_launch_lines_name_recipes_that_load():
+    lines = shell_lines("torchrun")
+    assert len(lines) == 2
+    for line in lines:
+        recipe, *overrides = line.split("-m rl.train ")[1].split()
+        assert load_recipe(ROOT / recipe, overrides).rollout.height == 512
+
+
+def test_files_it_points_to_are_there():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        if not target.startswith("http"):
+            assert (ROOT / target).is_file(), target
+
+
+@pytest.mark.parametrize("script", ["launch/quickstart.sh", "launch/test.sh"])
+def test_the_two_commands(script):
+    assert f"bash {script}" in README
+    assert (ROOT / script).is_file()
