@@ -1,5 +1,7 @@
 import json
 import math
+import re
+import typing
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,10 @@ import torch
 from safetensors.torch import load_file
 
 from rl import bernoulli
+from rl.config import AdvantageSection, AlgorithmSection, Guidance, Loss, RatioLevel
 from rl.losses import LossInputs, clip_range, importance_weights, policy_loss
+from rl.settings import build, settings_of
+from rl.yaml_files import parse_yaml
 from uniar.errors import UserError
 
 GOLDEN = Path(__file__).parent / "golden" / "bsq8"
@@ -421,3 +426,26 @@ def test_inputs_that_do_not_fit_are_refused():
         LossInputs(advantages=ones, logp=flat, old_logp=torch.zeros(2, 4))
     with pytest.raises(ValueError, match=r"mask has shape \(8,\)"):
         LossInputs(advantages=ones, logp=flat, mask=torch.ones(8))
+
+
+# The page that explains them ------------------------------------------------------------------------------------------
+
+
+def test_the_page_names_every_setting_and_its_paper_settings_are_valid():
+    page = (Path(__file__).parents[1] / "docs" / "algorithms.md").read_text()
+    choices = {name for kind in (Loss, RatioLevel, Guidance) for name in typing.get_args(kind)}
+    sections = settings_of(AlgorithmSection) + settings_of(AdvantageSection) + ["exact", "k1", "k2", "k3"]
+    for name in choices | {getattr(field, "name", field) for field in sections}:
+        assert re.search(rf"`(algorithm\.)?{name}[`:]", page), f"docs/algorithms.md does not explain {name}"
+    mappings = re.findall(r"`(\{.*?\})`(?= )", page)
+    assert len(mappings) >= 10
+    for mapping in mappings:
+        settings = build(AlgorithmSection, parse_yaml(mapping, "docs/algorithms.md")[0])
+        policy_loss(
+            make(),
+            loss=settings.loss,
+            level=settings.level,
+            epsilon=settings.epsilon,
+            epsilon_high=settings.epsilon_high,
+            delta=settings.delta,
+        )
