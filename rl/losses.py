@@ -251,9 +251,9 @@ def cispo_terms(logp: Tensor, ratio: Tensor, advantages: Tensor, epsilon: float 
 
 
 def dppo_tv_terms(logp: Tensor, old_logp: Tensor, ratio: Tensor, advantages: Tensor, delta: float) -> Terms:
-    """-A·sg(min(r, 20))·log π(b)·M, a trust region in total variation (2602.04879).
+    """-A·sg(min(r, 20))·log π(b)·keep, a trust region in total variation (2602.04879).
 
-    M drops a bit once its probability has moved by more than δ to where the advantage pushes it: it keeps
+    A bit is dropped once its probability has moved by more than δ to where the advantage pushes it: kept are
     p(b) - p_old(b) ≤ δ for A > 0, and ≥ -δ otherwise. Exact for bits, where a vocabulary has to be lumped into two.
     """
     moved = logp.detach().exp() - old_logp.exp()
