@@ -9,7 +9,8 @@ from transformers import AutoProcessor
 
 from rl.config import LoraSection, ModelSection
 from rl.reference import AdapterOff, FrozenCopy
-from uniar.checkpoint import require_parts, resolve_checkpoint
+from uniar.checkpoint import require_model_type, require_parts, resolve_checkpoint
+from uniar.configuration_uniar import UniARConfig
 from uniar.errors import UserError
 from uniar.modeling_uniar import UniARForConditionalGeneration
 from uniar.presets import preset_path
@@ -27,16 +28,22 @@ def checkpoint_of(section: ModelSection) -> Path:
     return folder
 
 
-def load_policy(section: ModelSection, folder: Path) -> UniARForConditionalGeneration:
-    """The AR model of `folder` in the recipe's dtype and attention. Raises UserError for an incomplete checkpoint."""
-    model = UniARForConditionalGeneration.from_pretrained(
-        folder, dtype=DTYPES[section.dtype], attn_implementation=section.attention
-    )
-    if not model.config.vistok_pred:
+def load_config(folder: Path) -> UniARConfig:
+    """The AR model's config, without its weights. Raises UserError for another model's, or one that cannot draw."""
+    require_model_type(folder, UniARConfig.model_type)
+    config = UniARConfig.from_pretrained(folder)
+    if not config.vistok_pred:
         raise UserError(
             f"{folder} has vistok_pred false: it reads images but has no head to draw them, nothing to train."
         )
-    return model
+    return config
+
+
+def load_policy(section: ModelSection, folder: Path) -> UniARForConditionalGeneration:
+    """The AR model of `folder` in the recipe's dtype and attention. Raises UserError for an incomplete checkpoint."""
+    return UniARForConditionalGeneration.from_pretrained(
+        folder, dtype=DTYPES[section.dtype], attn_implementation=section.attention
+    )
 
 
 def load_processor(folder: Path) -> Any:

@@ -10,7 +10,6 @@ exact KL term to the starting model. No critic, no reward model training, no tex
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,9 +25,10 @@ from trl import GRPOConfig
 from rewards import RewardSuite
 from rl.callbacks import RunCallback
 from rl.config import Recipe
+from rl.distributed import local_device, prepare_deepspeed_on_cpu, world_size
 from rl.evaluate import Evaluator, paired_gain
 from rl.export import export_model
-from rl.policy_model import DTYPES, checkpoint_of, load_policy, load_processor, reference_for, trainable
+from rl.policy_model import DTYPES, checkpoint_of, load_config, load_policy, load_processor, reference_for, trainable
 from rl.prompts import PromptRecord, load_prompts
 from rl.recipe import check_batches, check_size, load_recipe
 from rl.rollout import DrawSettings
@@ -43,20 +43,21 @@ def train(recipe: Recipe, resume: bool = False) -> RunFolder:
 
     Raises UserError for input that cannot work, as far as possible before any weight is loaded.
     """
-    # The group size must suit the number of processes, which every launcher puts into the environment.
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
     records = load_prompts(recipe.data.prompts, recipe.data.image_root, _data_seed(recipe))
-    check_batches(recipe, world_size, len(records))
+    check_batches(recipe, world_size(), len(records))
     held_out = held_out_prompts(recipe)
     rewards = build_rewards(recipe, "rewards", records)
     eval_rewards = build_rewards(recipe, "eval_rewards", held_out) if recipe.eval_rewards else rewards
     source = checkpoint_of(recipe.model)
-    model = load_policy(recipe.model, source)
-    check_size(recipe.rollout.height, recipe.rollout.width, model.config.vision_config.pixels_per_token)
-    args = trainer_arguments(recipe, _bits_an_image(recipe, model.config.vision_config))
+    vision = load_config(source).vision_config
+    check_size(recipe.rollout.height, recipe.rollout.width, vision.pixels_per_token)
+
+    # The decoder comes before the trainer's arguments: under ZeRO-3 whatever is loaded after them is sharded.
+    decoder = load_decoder(recipe, source, local_device())
+    prepare_deepspeed_on_cpu(recipe)
+    args = trainer_arguments(recipe, _bits_an_image(recipe, vision))
     folder = _claim_folder(recipe, args, resume)
-    processor = load_processor(source)
-    decoder = load_decoder(recipe, source, args.device)
+    model, processor = load_policy(recipe.model, source), load_processor(source)
     for suite in (rewards, eval_rewards):
         suite.load()
     set_seed(recipe.seed)  # adapters start from random values

@@ -19,6 +19,7 @@ from rl.train import train
 from rl.trainer import RolloutMismatch
 from uniar.modeling_uniar import UniARForConditionalGeneration
 
+ROOT = Path(__file__).parent.parent
 COLOURS = ("red", "blue", "green", "yellow")
 
 
@@ -177,23 +178,29 @@ def test_editing_trains(settings, tmp_path):
     assert max(logged(folder, "rollout/logp_difference")) < 1e-5
 
 
-def test_two_processes_draw_and_learn_what_one_does(settings, tmp_path):
+@pytest.mark.parametrize("strategy", ["ddp", "zero2", "zero3"])
+def test_two_processes_draw_and_learn_what_one_does(settings, tmp_path, strategy):
     whole = run(settings, evaluate={"at_start": True})
-    recipe = {**settings, "trainer": {**settings["trainer"], "per_device_train_batch_size": 4}}
-    recipe |= {"output_dir": str(tmp_path / "two"), "evaluate": {**settings["evaluate"], "at_start": True}}
+    trainer = {**settings["trainer"], "per_device_train_batch_size": 4}
+    if strategy != "ddp":
+        trainer["deepspeed"] = str(ROOT / "configs" / "deepspeed" / f"{strategy}.json")
+    recipe = {**settings, "trainer": trainer, "output_dir": str(tmp_path / "two")}
+    recipe["evaluate"] = {**settings["evaluate"], "at_start": True}
     (tmp_path / "two.yaml").write_text(json.dumps(recipe))
     launched = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     command = [*launched, "-m", "rl.train", str(tmp_path / "two.yaml")]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.strip().splitlines()[-1].startswith("held-out reward: ")
     halves = RunFolder(tmp_path / "two")
     for key in ("reward", "eval_reward"):
-        assert logged(whole, key) == pytest.approx(logged(halves, key), abs=1e-9), key
+        assert logged(whole, key) == pytest.approx(logged(halves, key), abs=1e-6), key
     for key in ("kl", "entropy", "grad_norm"):
         assert logged(whole, key) == pytest.approx(logged(halves, key), rel=1e-4, abs=1e-7), key
+    expected, found = weights(whole), weights(halves)
+    assert expected.keys() == found.keys()
+    assert all(torch.allclose(expected[name].float(), found[name].float(), atol=1e-4) for name in expected)
 
 
 def test_prompts_keep_their_noise_in_another_order(settings, tmp_path):

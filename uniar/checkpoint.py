@@ -71,7 +71,7 @@ class StrictLoading:
         wants_info = kwargs.pop("output_loading_info", False)
         folder = Path(path, kwargs.get("subfolder", ""))
         if folder.is_dir():
-            _require_model_type(folder, cls.config_class.model_type)
+            require_model_type(folder, cls.config_class.model_type)
         try:
             model, info = super().from_pretrained(
                 path, *args, **kwargs, ignore_mismatched_sizes=True, output_loading_info=True
@@ -88,8 +88,13 @@ class StrictLoading:
         _require_exact_tensors(folder, info)
         return (model, info) if wants_info else model
 
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """transformers' own, which must not rename: under ZeRO-3 it would undo a renaming that loading never did."""
+        super().save_pretrained(*args, **{"save_original_format": False, **kwargs})
 
-def _require_model_type(folder: Path, expected: str) -> None:
+
+def require_model_type(folder: Path, expected: str) -> None:
+    """Raises UserError unless `folder` has weights and the config of a model of type `expected`."""
     config_file = folder / "config.json"
     if not config_file.is_file():
         raise UserError(f"{folder} has no config.json.")
