@@ -156,6 +156,12 @@ def _check_choices(recipe: Recipe, origins: Origins) -> None:
         )
     if algorithm.loss == "gspo" and algorithm.level != "sequence":
         refuse("algorithm.ratio_level", f"algorithm.ratio_level is {algorithm.level}; gspo needs sequence (or null).")
+    if algorithm.loss == "cispo" and algorithm.epsilon_high is not None and algorithm.epsilon_high <= 1:
+        refuse(
+            "algorithm.epsilon_high",
+            f"algorithm.epsilon_high is {algorithm.epsilon_high:g}; for cispo it is the cap of the ratio itself, so it "
+            "must be above 1, such as 5.",
+        )
     if algorithm.loss == "dppo_tv":
         if algorithm.level != "bit":
             refuse("algorithm.ratio_level", f"algorithm.ratio_level is {algorithm.level}; dppo_tv needs bit (or null).")

@@ -180,6 +180,7 @@ def test_mistake_in_the_base_names_the_base(write):
         ("rollout.guidance=guided", "rollout.guidance_scale is 1 with rollout.guidance guided"),
         ("rollout.guidance_scale=2", "rollout.guidance_scale is 2 with rollout.guidance none, which needs 1"),
         ("algorithm={loss: gspo, ratio_level: bit}", "gspo needs sequence"),
+        ("algorithm={loss: cispo, epsilon_high: 0.28}", "for cispo it is the cap of the ratio itself"),
         ("algorithm={loss: dppo_tv, ratio_level: sequence}", "dppo_tv needs bit"),
         ("algorithm={loss: dppo_tv, epsilon: 0.2}", "algorithm.epsilon has no use in dppo_tv"),
         ("algorithm.delta=0.1", "algorithm.delta has no use in grpo"),
