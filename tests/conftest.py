@@ -1,5 +1,7 @@
-"""Fixtures that several test files share: a small random checkpoint, and its parts loaded once."""
+"""Fixtures that several test files share: golden vectors, a small random checkpoint, and their parts loaded once."""
 
+import functools
+import json
 import os
 
 # Tests share few cores, and threads that wait for each other slow small models down.
@@ -15,6 +17,52 @@ import torch
 import uniar  # noqa: F401  (first: makes torchvision importable)
 
 torch.set_num_threads(1)
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+class Golden:
+    """A variant of the reference's vectors: its checkpoint folder, tensors, parameters and models, each loaded once.
+
+    The models are shared: a test that changes one loads its own.
+    """
+
+    def __init__(self, variant: str) -> None:
+        self.folder = GOLDEN / variant
+        self.checkpoint = self.folder / "ckpt"
+        self.params = json.loads((self.folder / "manifest.json").read_text())["params"]
+        self._models = {}
+
+    @functools.cache  # noqa: B019  (lives as long as the session)
+    def tensors(self, name: str) -> dict[str, torch.Tensor]:
+        from safetensors.torch import load_file
+
+        return load_file(self.folder / f"{name}.safetensors")
+
+    @functools.cached_property
+    def processor(self):
+        from transformers import AutoProcessor
+
+        return AutoProcessor.from_pretrained(self.checkpoint)
+
+    def model(self, attention: str = "sdpa", dtype: torch.dtype = torch.float32):
+        from uniar.modeling_uniar import UniARForConditionalGeneration
+
+        if (attention, dtype) not in self._models:
+            self._models[attention, dtype] = UniARForConditionalGeneration.from_pretrained(
+                self.checkpoint, torch_dtype=dtype, attn_implementation=attention
+            )
+        return self._models[attention, dtype]
+
+    def pixels(self, name: str = "vision", tag: str = "") -> torch.Tensor:
+        """The processor's patches, stored as 8-bit levels."""
+        return (self.tensors(name)[f"{tag}pixel_values_u8"].float() - 127.5) / 127.5
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """`golden("bsq8")` is that variant's `Golden`."""
+    return functools.cache(Golden)
 
 
 @pytest.fixture(scope="session")
