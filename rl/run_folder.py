@@ -66,6 +66,11 @@ class RunFolder:
             raise UserError(f"output_dir {folder.path} cannot be written: {error}.") from error
         return folder
 
+    def release_if_unused(self) -> None:
+        """Lets another run have the folder when this one stopped before it had anything to keep."""
+        if not self.metrics.exists():
+            self.config.unlink(missing_ok=True)
+
     def append(self, step: int, values: dict[str, Any]) -> None:
         """One line of metrics.jsonl; a value that is no finite number becomes null, as JSON has no NaN."""
         line = {"step": step, **{key: _json_value(value) for key, value in values.items()}}

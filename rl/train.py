@@ -56,10 +56,10 @@ def train(recipe: Recipe, resume: bool = False) -> RunFolder:
     decoder = load_decoder(recipe, source, local_device())
     prepare_deepspeed_on_cpu(recipe)
     args = trainer_arguments(recipe, _bits_an_image(recipe, vision))
-    folder = _claim_folder(recipe, args, resume)
     model, processor = load_policy(recipe.model, source), load_processor(source)
     for suite in (rewards, eval_rewards):
         suite.load()
+    folder = _claim_folder(recipe, args, resume)
     set_seed(recipe.seed)  # adapters start from random values
     evaluator = build_evaluator(recipe, held_out, processor, decoder, eval_rewards)
     callback = RunCallback(
@@ -82,6 +82,7 @@ def train(recipe: Recipe, resume: bool = False) -> RunFolder:
     try:
         trainer.train(resume_from_checkpoint=str(folder.last_checkpoint()) if resume else None)
     finally:
+        folder.release_if_unused()
         for suite in (rewards, eval_rewards):
             suite.close()
     export_from_trainer(trainer, source, folder.final)

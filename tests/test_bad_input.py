@@ -182,6 +182,11 @@ def test_reward_plugin(case, recipe, tmp_path, capsys):
     assert "plugin" in said
 
 
+def test_a_run_that_never_began_leaves_its_folder_free(recipe, tmp_path, capsys):
+    for _ in range(2):
+        assert "memory budget" in sentence(recipe, tmp_path, capsys, "rollout.memory_budget_gb=0.000001")
+
+
 def test_output_folder_of_another_run(recipe, tmp_path, capsys):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text("")
