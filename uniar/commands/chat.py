@@ -1,0 +1,108 @@
+"""`uniar-rl chat`: questions about pictures → answers."""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from uniar.commands.answers import AnswerSettings, answer_record, append_answer, read_answered
+from uniar.commands.conversation import Conversation
+from uniar.commands.loading import Checkpoint, add_model_options, check_number, seed_of
+from uniar.commands.pictures import load_picture
+from uniar.commands.requests import Question, add_prompt_options, check_prompt, read_questions
+from uniar.errors import UserError
+
+EXAMPLES = """\
+examples:
+  uniar-rl chat --model CHECKPOINT --image cat.png --prompt "What is this?"
+  uniar-rl chat --model CHECKPOINT --image left.png --image right.png
+  uniar-rl chat --model CHECKPOINT --prompts questions.jsonl --output answers.jsonl
+
+Without a prompt, questions are read line by line until the end of the input, as one conversation. A line of the JSONL
+file names its picture (or a list of them) in the field image, a path from the file's folder; lines without one take
+--image. Run the same command again to go on with a file of answers.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog, parser.formatter_class = EXAMPLES, argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--image", type=Path, action="append", default=[], help="a picture to ask about; repeatable")
+    add_prompt_options(parser, "the question; without it, questions are read from the terminal")
+    parser.add_argument("--output", type=Path, metavar="FILE.jsonl", help="where the answers to --prompts go")
+    parser.add_argument("--max-new-tokens", type=int, default=512, metavar="N", help="default: %(default)s")
+    parser.add_argument(
+        "--temperature", type=float, default=0.0, help="0: the likeliest token each time; default: %(default)s"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="for a temperature above 0; default: %(default)s")
+    add_model_options(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Raises UserError for bad input."""
+    check_number("--max-new-tokens", arguments.max_new_tokens, 1)
+    check_number("--temperature", arguments.temperature, 0)
+    if (arguments.prompts is None) != (arguments.output is None):
+        raise UserError("--prompts and --output go together: a file of questions, and the file for their answers.")
+    given_pictures = tuple(arguments.image)
+    asked = arguments.prompt is not None or arguments.prompts is not None
+    questions = read_questions(arguments, given_pictures) if asked else []
+    pictures = [load_picture(path) for path in given_pictures]
+    checkpoint = Checkpoint.find(arguments, decoder=False)
+    checkpoint.config()
+    if arguments.prompts is not None:
+        _answer_file(arguments, checkpoint, questions)
+        return
+    model, processor = checkpoint.load_model(), checkpoint.load_processor()
+    conversation = Conversation(model, processor, arguments.max_new_tokens, arguments.temperature, pictures)
+    for number, prompt in enumerate([question.prompt for question in questions] or _typed_lines()):
+        conversation.ask(prompt, seed_of("chat", arguments.seed, number), stream=True)
+
+
+def _typed_lines() -> Iterator[str]:
+    """Lines of the standard input that say something; a text that no prompt can hold is answered with the reason."""
+    while True:
+        try:
+            line = input("> " if sys.stdin.isatty() else "")
+        except (EOFError, KeyboardInterrupt):
+            return
+        if not line.strip():
+            continue
+        try:
+            check_prompt(line, "the question")
+        except UserError as error:
+            print(error, file=sys.stderr)
+            continue
+        yield line
+
+
+def _answer_file(arguments: argparse.Namespace, checkpoint: Checkpoint, questions: Sequence[Question]) -> None:
+    """Answers each line on its own, and appends to the output what is not answered there yet."""
+    settings = AnswerSettings(
+        max_new_tokens=arguments.max_new_tokens,
+        temperature=arguments.temperature,
+        seed=arguments.seed,
+        dtype=checkpoint.dtype_name,
+        weights=checkpoint.fingerprint(),
+    )
+    records = [answer_record(question, settings, checkpoint.name) for question in questions]
+    answered = read_answered(arguments.output, records)
+    missing = [pair for pair in zip(questions, records, strict=True) if pair[1]["id"] not in answered]
+    if missing:
+        model, processor = checkpoint.load_model(), checkpoint.load_processor()
+    with (
+        arguments.output.open("a", encoding="utf-8") as file,
+        tqdm(
+            total=len(questions), initial=len(answered), desc="answers", disable=not checkpoint.show_progress
+        ) as progress,
+    ):
+        for question, record in missing:
+            pictures = [load_picture(path) for path in question.pictures]
+            conversation = Conversation(model, processor, arguments.max_new_tokens, arguments.temperature, pictures)
+            seed = seed_of("chat", arguments.seed, question.name)
+            append_answer(file, record, conversation.ask(question.prompt, seed))
+            progress.update()
+    if not arguments.quiet:
+        already = f" ({len(answered)} already there)" if answered else ""
+        print(f"{len(questions)} answer{'s' * (len(questions) > 1)} in {arguments.output}{already}")

@@ -1,0 +1,283 @@
+"""Requests → images on disk, for `generate` and `edit`.
+
+Requests are gathered by size and drawn in batches. A sample's noise depends on the seed, its prompt and picture, and
+its number alone, so neither its place in a batch nor what was drawn before changes it. A run that was stopped goes on
+where it was: batches are the same again, to the last rounding, and those whose files are all there are left out.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+from tqdm import tqdm
+
+from uniar.commands.loading import Checkpoint, check_number, memory_advice, seed_of
+from uniar.commands.pictures import load_picture
+from uniar.commands.record import check_manifest, difference, read_record, write_image, write_manifest
+from uniar.commands.requests import Request
+from uniar.errors import UserError
+from uniar.generation import draw_noise, rollout
+from uniar.processing import build_visual_prompt
+
+if TYPE_CHECKING:
+    from uniar.modeling_decoder import UniARVisualDecoder
+    from uniar.modeling_uniar import UniARForConditionalGeneration
+
+OTHER_FORMATS = (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+
+
+@dataclass(frozen=True)
+class DrawSettings:
+    """How an image is drawn; with the request and its number, all that it depends on."""
+
+    seed: int
+    cfg: float
+    temperature: float
+    upsampling_ratio: float
+    steps: int
+    decoder_guidance: float
+    dtype: str
+    weights: str
+    """fingerprint of the checkpoint"""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Image number `index` of a request, and the file it goes to."""
+
+    request: Request
+    index: int
+    path: Path
+
+    def record(self, settings: DrawSettings, model: str) -> dict[str, Any]:
+        request = self.request
+        edited = {} if request.picture is None else {"image": str(request.picture), "sha256": request.picture_digest}
+        return {
+            "id": request.name,
+            "prompt": request.prompt,
+            **edited,
+            "index": self.index,
+            "copy": request.copy,
+            "height": request.height,
+            "width": request.width,
+            **asdict(settings),
+            "model": model,
+        }
+
+    def noise_seed(self, what: str, seed: int) -> int:
+        request = self.request
+        return seed_of(what, seed, request.prompt, request.picture_digest or "", request.copy, self.index)
+
+
+def add_drawing_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="FILE.png|FOLDER",
+        help="a PNG for a single image; else a folder, filled with <id or line number>-<k>.png and manifest.jsonl. "
+        "Images that are there already are not drawn again",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="draw images anew whose files are there")
+    group = parser.add_argument_group("drawing")
+    group.add_argument("--images-per-prompt", type=int, default=1, metavar="N", help="default: %(default)s")
+    group.add_argument("--seed", type=int, default=0, help="another seed, other images; default: %(default)s")
+    group.add_argument(
+        "--cfg", type=float, default=2.5, help="classifier-free guidance; 1 or less: none; default: %(default)s"
+    )
+    group.add_argument("--temperature", type=float, default=0.1, help="0: the likeliest bits; default: %(default)s")
+    group.add_argument(
+        "--upsampling-ratio",
+        type=float,
+        default=1.0,
+        metavar="RATIO",
+        help="size of the image, 1 to 2 times height × width",
+    )
+    group.add_argument("--steps", type=int, default=28, help="of the visual decoder; default: %(default)s")
+    group.add_argument("--decoder-guidance", type=float, default=1.5, metavar="SCALE", help="default: %(default)s")
+    group.add_argument("--batch-size", type=int, default=4, help="images drawn at once; default: %(default)s")
+    group.add_argument(
+        "--memory-budget-gb",
+        type=float,
+        metavar="GB",
+        help="splits a batch where drawing its visual tokens would take more; default: no limit",
+    )
+
+
+def check_options(arguments: argparse.Namespace) -> None:
+    """Raises UserError for a number out of range."""
+    check_number("--images-per-prompt", arguments.images_per_prompt, 1)
+    check_number("--cfg", arguments.cfg, 0)
+    check_number("--temperature", arguments.temperature, 0)
+    check_number("--steps", arguments.steps, 1)
+    check_number("--decoder-guidance", arguments.decoder_guidance, 0)
+    check_number("--batch-size", arguments.batch_size, 1)
+    if not 1 <= arguments.upsampling_ratio <= 2:
+        raise UserError(f"--upsampling-ratio is {arguments.upsampling_ratio}; it must be 1 to 2.")
+    if arguments.memory_budget_gb is not None:
+        check_number("--memory-budget-gb", arguments.memory_budget_gb, 0, above=True)
+
+
+def draw_requests(arguments: argparse.Namespace, checkpoint: Checkpoint, requests: Sequence[Request]) -> None:
+    """Draws what is not there yet and says so.
+
+    Raises UserError for a checkpoint that cannot draw, an output that cannot be used, and sizes that the visual decoder
+    does not draw.
+    """
+    if not checkpoint.config().vistok_pred:
+        raise UserError(f"{checkpoint.folder} has vistok_pred false: it reads images but has no head to draw them.")
+    settings = DrawSettings(
+        seed=arguments.seed,
+        cfg=arguments.cfg,
+        temperature=arguments.temperature,
+        upsampling_ratio=arguments.upsampling_ratio,
+        steps=arguments.steps,
+        decoder_guidance=arguments.decoder_guidance,
+        dtype=checkpoint.dtype_name,
+        weights=checkpoint.fingerprint(),
+    )
+    into_folder = arguments.output.suffix.lower() != ".png"
+    samples = _samples(requests, arguments.images_per_prompt, arguments.output, into_folder=into_folder)
+    folder = arguments.output if into_folder else arguments.output.parent
+    _claim(arguments.output, folder, into_folder=into_folder)
+    records = {sample.path: sample.record(settings, checkpoint.name) for sample in samples}
+    there = set() if arguments.overwrite else {path for path, record in records.items() if _is_drawn(path, record)}
+    batches = _batches(samples, arguments.batch_size)
+    batches = [batch for batch in batches if any(sample.path not in there for sample in batch)]
+    budget = None if arguments.memory_budget_gb is None else int(arguments.memory_budget_gb * 1e9)
+    try:
+        if batches:
+            for sample, image in _draw_batches(checkpoint, batches, settings, budget):
+                if sample.path not in there:
+                    write_image(image, sample.path, records[sample.path])
+    finally:
+        if into_folder:
+            write_manifest(folder, [sample.path for sample in samples])
+    if not arguments.quiet:
+        already = f" ({len(there)} already there)" if there else ""
+        print(f"{len(samples)} image{'s' * (len(samples) > 1)} in {arguments.output}{already}")
+
+
+def _draw_batches(
+    checkpoint: Checkpoint, batches: Sequence[Sequence[Sample]], settings: DrawSettings, memory_budget: int | None
+) -> Iterator[tuple[Sample, Image.Image]]:
+    """Loads the checkpoint and yields each sample with its image. Sizes are looked at before the AR model is loaded."""
+    decoder = checkpoint.load_decoder()
+    for height, width in {(sample.request.height, sample.request.width) for batch in batches for sample in batch}:
+        decoder.output_size(height, width, settings.upsampling_ratio)
+    model, processor = checkpoint.load_model(), checkpoint.load_processor()
+    several = len(batches) > 1  # with a single batch, the bars of its own steps say more
+    for batch in tqdm(batches, desc="batches", disable=not (checkpoint.show_progress and several)):
+        with memory_advice(f"{len(batch)} images at once", "lower --batch-size, or give --memory-budget-gb."):
+            images = draw_batch(
+                model,
+                processor,
+                decoder,
+                batch,
+                settings,
+                memory_budget=memory_budget,
+                show_progress=checkpoint.show_progress and not several,
+            )
+        yield from zip(batch, images, strict=True)
+
+
+def draw_batch(
+    model: "UniARForConditionalGeneration",
+    processor: Any,
+    decoder: "UniARVisualDecoder",
+    samples: Sequence[Sample],
+    settings: DrawSettings,
+    *,
+    memory_budget: int | None = None,
+    show_progress: bool = False,
+) -> list[Image.Image]:
+    """Draws samples of one size, edits or not but not both; `memory_budget` is in bytes."""
+    requests = list({sample.request.name: sample.request for sample in samples}.values())
+    numbers = {request.name: number for number, request in enumerate(requests)}
+    height, width = requests[0].height, requests[0].width
+    pictures = None
+    if requests[0].picture is not None:
+        # Resized here, once, as the model was trained (spec section 6); the processor then finds nothing to resize.
+        pictures = [load_picture(r.picture).resize((width, height), Image.Resampling.BICUBIC) for r in requests]
+    guided = settings.cfg > 1
+    prompt = build_visual_prompt(
+        [request.prompt for request in requests],
+        model,
+        processor,
+        height=height,
+        width=width,
+        input_images=pictures,
+        unconditional=guided,
+    )
+    seeds = [sample.noise_seed("bits", settings.seed) for sample in samples]
+    drawn = rollout(
+        model,
+        prompt,
+        draw_noise(seeds, prompt.image_token_num, model.config.vision_config.code_shape),
+        owners=[numbers[sample.request.name] for sample in samples],
+        guidance_scale=settings.cfg if guided else None,
+        temperature=settings.temperature,
+        show_progress=show_progress,
+        memory_budget=memory_budget,
+    )
+    return decoder.decode(
+        drawn.bits,
+        ar_height=height,
+        ar_width=width,
+        upsampling_ratio=settings.upsampling_ratio,
+        num_inference_steps=settings.steps,
+        guidance_scale=settings.decoder_guidance,
+        noise_seeds=[sample.noise_seed("decoder", settings.seed) for sample in samples],
+        show_progress=show_progress,
+    )
+
+
+def _samples(requests: Sequence[Request], images_per_prompt: int, output: Path, *, into_folder: bool) -> list[Sample]:
+    if output.suffix.lower() in OTHER_FORMATS:
+        raise UserError(f"--output {output}: images are written as PNG; end the name in .png or name a folder.")
+    if into_folder:
+        return [
+            Sample(request, index, output / f"{request.name}-{index}.png")
+            for request in requests
+            for index in range(images_per_prompt)
+        ]
+    if (count := len(requests) * images_per_prompt) > 1:
+        raise UserError(f"--output {output} is one file, and there are {count} images to draw; name a folder.")
+    return [Sample(requests[0], 0, output)]
+
+
+def _claim(output: Path, folder: Path, *, into_folder: bool) -> None:
+    """Makes the folder. Raises UserError if something of another kind is in the way."""
+    if not into_folder and output.is_dir():
+        raise UserError(f"--output {output} is a folder; name a file in it, or a folder whose name has no .png.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"--output {output}: {folder} is a file where a folder is needed; name another.") from None
+    except OSError as error:
+        raise UserError(f"--output {output}: {folder} cannot be made ({error.strerror}).") from error
+    if into_folder:
+        check_manifest(folder)
+
+
+def _is_drawn(path: Path, record: dict[str, Any]) -> bool:
+    """Whether the file is there as it would be drawn. Raises UserError for any other file in its place."""
+    if not path.exists():
+        return False
+    found = read_record(path)
+    if found is None:
+        raise UserError(f"{path} exists and was not drawn by this command; name another --output, or use --overwrite.")
+    if other := difference(record, found):
+        raise UserError(f"{path} was drawn with {other}; name another --output, or use --overwrite to replace it.")
+    return True
+
+
+def _batches(samples: Sequence[Sample], batch_size: int) -> list[list[Sample]]:
+    """Batches of one size each, in the order of the requests."""
+    by_size: dict[tuple[int, int], list[Sample]] = {}
+    for sample in samples:
+        by_size.setdefault((sample.request.height, sample.request.width), []).append(sample)
+    return [group[i : i + batch_size] for group in by_size.values() for i in range(0, len(group), batch_size)]

@@ -1,0 +1,179 @@
+"""Which checkpoint, device, dtype and attention a command runs on, and loading it."""
+
+import argparse
+import hashlib
+import json
+import math
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from transformers import AutoProcessor
+from transformers.utils import is_flash_attn_2_available
+
+from uniar.checkpoint import require_parts, resolve_checkpoint
+from uniar.configuration_uniar import UniARConfig
+from uniar.errors import UserError
+from uniar.modeling_decoder import UniARVisualDecoder
+from uniar.modeling_uniar import UniARForConditionalGeneration
+from uniar.presets import preset_path
+
+PRESET_PREFIX = "preset:"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+ATTENTIONS = ("eager", "sdpa", "flash_attention_2")
+
+_PIECES = 256
+_PIECE_BYTES = 4096
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model",
+        required=True,
+        help="checkpoint folder, hub id (owner/name), or preset:NAME, a small random model made at first use",
+    )
+    group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, …; default: a GPU if there is one")
+    group.add_argument(
+        "--dtype", default="auto", choices=["auto", *DTYPES], help="default: bfloat16 on a GPU, float32 on a CPU"
+    )
+    group.add_argument(
+        "--attention",
+        default="auto",
+        choices=["auto", *ATTENTIONS],
+        help="default: flash_attention_2 where flash-attn is installed, else sdpa",
+    )
+    group.add_argument("--quiet", action="store_true", help="no progress bars and no closing summary")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that is found and looked over, nothing loaded yet; each `load_…` reads its part."""
+
+    name: str
+    """as the user called it"""
+    folder: Path
+    device: torch.device
+    dtype_name: str
+    attention: str
+    show_progress: bool
+
+    @classmethod
+    def find(cls, arguments: argparse.Namespace, *, decoder: bool) -> "Checkpoint":
+        """Raises UserError for a checkpoint that is not there or lacks a part, and an unusable device or attention."""
+        device = choose_device(arguments.device)
+        dtype_name = arguments.dtype
+        if dtype_name == "auto":
+            dtype_name = "float32" if device.type == "cpu" else "bfloat16"
+        attention = arguments.attention
+        flash_runs = device.type == "cuda" and dtype_name != "float32"
+        if attention == "auto":
+            attention = "flash_attention_2" if flash_runs and is_flash_attn_2_available() else "sdpa"
+        elif attention == "flash_attention_2" and not flash_runs:
+            raise UserError(f"flash_attention_2 runs on a GPU in bfloat16, not on {device} in {dtype_name}; use sdpa.")
+        if arguments.model.startswith(PRESET_PREFIX):
+            folder = preset_path(arguments.model.removeprefix(PRESET_PREFIX))
+        else:
+            folder = resolve_checkpoint(arguments.model)
+        require_parts(folder, decoder=decoder)
+        show_progress = sys.stderr.isatty() and not arguments.quiet  # bars are for a terminal
+        return cls(arguments.model, folder, device, dtype_name, attention, show_progress)
+
+    def config(self) -> UniARConfig:
+        """Raises UserError for a file that is no UniAR configuration."""
+        file = self.folder / "config.json"
+        try:
+            model_type = json.loads(file.read_text(encoding="utf-8")).get("model_type")
+        except (OSError, ValueError, AttributeError) as error:
+            raise UserError(f"{file} is no JSON object ({error}).") from error
+        if model_type != UniARConfig.model_type:
+            raise UserError(f"{file} says model_type {model_type!r}; it must be {UniARConfig.model_type!r}.")
+        return UniARConfig.from_pretrained(self.folder)
+
+    def fingerprint(self) -> str:
+        """16 hex digits made of the size of every weight file and 256 pieces spread evenly over it: other weights of
+        the same shapes give others, and it takes no reading of whole files."""
+        digest = hashlib.sha256()
+        for file in sorted(self.folder.rglob("*.safetensors")):
+            size = file.stat().st_size
+            digest.update(f"{file.relative_to(self.folder).as_posix()}:{size}".encode())
+            with file.open("rb") as weights:
+                for piece in range(_PIECES):
+                    weights.seek(piece * size // _PIECES)
+                    digest.update(weights.read(min(_PIECE_BYTES, -(-size // _PIECES))))
+        return digest.hexdigest()[:16]
+
+    def load_model(self) -> UniARForConditionalGeneration:
+        with loading_bars(self.show_progress), memory_advice("the AR model", "choose a GPU with more memory."):
+            model = UniARForConditionalGeneration.from_pretrained(
+                self.folder, dtype=DTYPES[self.dtype_name], attn_implementation=self.attention
+            )
+            return model.to(self.device).eval()
+
+    def load_processor(self) -> Any:
+        try:
+            return AutoProcessor.from_pretrained(self.folder)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.folder} holds no processor that loads: {error}") from error
+
+    def load_decoder(self) -> UniARVisualDecoder:
+        with loading_bars(self.show_progress), memory_advice("the visual decoder", "choose a GPU with more memory."):
+            return UniARVisualDecoder.from_pretrained(
+                self.folder, device=self.device, torch_dtype=DTYPES[self.dtype_name]
+            )
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto`: the GPU if there is one. Raises UserError for a device that torch cannot put a tensor on."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise UserError(f"--device {name} cannot be used here ({reason}); auto takes what there is.") from error
+    return device
+
+
+@contextmanager
+def loading_bars(shown: bool) -> Iterator[None]:
+    """Whether transformers and diffusers draw their progress bars; as it was before, afterwards."""
+    switches = [transformers.utils.logging, diffusers.utils.logging]
+    before = [switch.is_progress_bar_enabled() for switch in switches]
+    try:
+        for switch in switches:
+            (switch.enable_progress_bar if shown else switch.disable_progress_bar)()
+        yield
+    finally:
+        for switch, was_shown in zip(switches, before, strict=True):
+            (switch.enable_progress_bar if was_shown else switch.disable_progress_bar)()
+
+
+@contextmanager
+def memory_advice(what: str, advice: str) -> Iterator[None]:
+    """A GPU that runs out of memory, as a UserError: `what` did not fit, and what to do."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(f"the GPU's memory does not hold {what}; {advice}") from error
+
+
+def check_number(option: str, value: float, lowest: float, *, above: bool = False) -> None:
+    """Raises UserError unless `value` is finite and at least `lowest` (with `above`: more than it)."""
+    if not math.isfinite(value) or value < lowest or (above and value == lowest):
+        raise UserError(
+            f"{option} is {value}; it must be {'above ' if above else ''}{lowest}{'' if above else ' or more'}."
+        )
+
+
+def seed_of(*parts: int | str) -> int:
+    """A 63-bit seed from what the noise is for; different parts give unrelated seeds."""
+    text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big") >> 1

@@ -1,0 +1,70 @@
+"""What an image was drawn from, kept in the image itself: a PNG text entry, by which a later run knows that the file is
+complete and is what it would draw. A folder's manifest.jsonl gathers these records."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from uniar.errors import UserError
+
+PNG_KEY = "uniar-rl"
+MANIFEST = "manifest.jsonl"
+REMARKS = ("file", "id", "model", "image")
+"""Entries that may differ between runs that draw the same: names and places."""
+
+
+def difference(record: dict[str, Any], found: dict[str, Any]) -> str | None:
+    """The first setting in which two records differ, in words; None if they tell of the same."""
+    for name in [*record, *(name for name in found if name not in record)]:
+        if name not in REMARKS and record.get(name) != found.get(name):
+            return f"{name} {found.get(name)!r}, not {record.get(name)!r}"
+    return None
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """The record in a PNG; None for a file that `write_image` did not write."""
+    try:
+        with Image.open(path) as image:
+            return json.loads(image.info[PNG_KEY]) if PNG_KEY in image.info else None
+    except (OSError, SyntaxError, ValueError):
+        return None
+
+
+def write_image(image: Image.Image, path: Path, record: dict[str, Any]) -> None:
+    """Writes a PNG with its record; the file appears complete or not at all."""
+    text = PngInfo()
+    text.add_itxt(PNG_KEY, json.dumps(record, ensure_ascii=False))
+    unfinished = path.with_name(f".{path.name}.part")
+    image.save(unfinished, format="PNG", pnginfo=text)
+    os.replace(unfinished, path)
+
+
+def check_manifest(folder: Path) -> None:
+    """Raises UserError if the folder's manifest is somebody else's, which writing ours would destroy."""
+    file = folder / MANIFEST
+    if not file.exists():
+        return
+    try:
+        with file.open(encoding="utf-8") as lines:
+            first = json.loads(next(lines, '{"file": null}'))
+    except (OSError, ValueError):
+        first = None
+    if not isinstance(first, dict) or "file" not in first:
+        raise UserError(f"{file} exists and is no manifest of drawn images; name another folder with --output.")
+
+
+def write_manifest(folder: Path, own: Sequence[Path]) -> None:
+    """Lists the records of all drawn images in `folder`: `own` in their order, then the others by name."""
+    drawn = {path.name: read_record(path) for path in sorted(folder.glob("*.png"))}
+    order = [path.name for path in own] + [name for name in drawn if name not in {path.name for path in own}]
+    lines = [json.dumps({"file": name, **drawn[name]}, ensure_ascii=False) + "\n" for name in order if drawn.get(name)]
+    if not lines and not (folder / MANIFEST).exists():
+        return
+    unfinished = folder / f".{MANIFEST}.part"
+    unfinished.write_text("".join(lines), encoding="utf-8")
+    os.replace(unfinished, folder / MANIFEST)
