@@ -71,6 +71,8 @@ class UniARConfig(Qwen3VLConfig):
 
     model_type = "uniar"
     sub_configs_defaults = {"vision_config": UniARVisionConfig, "text_config": Qwen3VLTextConfig}  # noqa: RUF012
+    # What transformers before 5.23 calls it.
+    sub_configs = {"vision_config": UniARVisionConfig, "text_config": Qwen3VLTextConfig}  # noqa: RUF012
 
     vistok_pred: bool = False
     vistok_pred_layernorm: bool = False

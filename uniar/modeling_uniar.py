@@ -21,6 +21,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import (
 from uniar import generation
 from uniar.checkpoint import StrictLoading
 from uniar.configuration_uniar import UniARConfig
+from uniar.errors import UserError
 from uniar.modeling_vision import UniARVisionModel
 
 MLP_HEAD_WIDTH = 16384
@@ -138,7 +139,7 @@ class UniARModel(Qwen3VLModel):
                 past_key_values=past_key_values,
                 mm_token_type_ids=mm_token_type_ids,
             )
-        return self.language_model(
+        output = self.language_model(
             inputs_embeds=embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
@@ -147,6 +148,8 @@ class UniARModel(Qwen3VLModel):
             deepstack_visual_embeds=deepstack,
             **kwargs,
         )
+        output.rope_deltas = self.rope_deltas  # transformers 5.17 passes them on
+        return output
 
 
 class UniARForConditionalGeneration(StrictLoading, Qwen3VLForConditionalGeneration):
@@ -175,9 +178,9 @@ class UniARForConditionalGeneration(StrictLoading, Qwen3VLForConditionalGenerati
         return self.visual_decoder if self.config.visual_transformer_decoder else ()
 
     def visual_logits(self, hidden: Tensor) -> Tensor:
-        """(…, H) hidden states → (…, L, S, K, 2) logits of bit 0 and bit 1."""
+        """(…, H) hidden states → (…, L, S, K, 2) logits of bit 0 and bit 1. Raises UserError without a head."""
         if not self.config.vistok_pred:
-            raise ValueError("this checkpoint has vistok_pred false: it reads images but has no head to draw them.")
+            raise UserError("this checkpoint has vistok_pred false: it reads images but has no head to draw them.")
         return self.output_layer_vistok(hidden).unflatten(-1, (*self.config.vision_config.code_shape, 2))
 
     def set_trainable(self) -> None:
@@ -246,6 +249,7 @@ class UniARForConditionalGeneration(StrictLoading, Qwen3VLForConditionalGenerati
             raise ValueError(
                 f"every row needs at least {tokens} image tokens for its drawn bits; the rows have {found}."
             )
+        grids = None if image_grid_thw is None else _without_last_of_each_row(image_grid_thw, rows)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         if position_ids is None:
@@ -255,7 +259,6 @@ class UniARForConditionalGeneration(StrictLoading, Qwen3VLForConditionalGenerati
 
         features = self.model.visual.language_features(drawn_bits)
         if pixel_values is not None or visual_bits is not None:
-            grids = None if image_grid_thw is None else _without_last_of_each_row(image_grid_thw, rows)
             features = self._merge_given_images(features, image_mask, drawn, pixel_values, grids, visual_bits)
         (main, *deepstack) = features
         embeds, _ = self.model.embed_images(input_ids, [main])
@@ -308,6 +311,33 @@ class UniARForConditionalGeneration(StrictLoading, Qwen3VLForConditionalGenerati
         if not is_first_iteration and kwargs.get("use_cache", True):
             prepared.pop("visual_bits", None)
         return prepared
+
+    def _expand_inputs_for_generation(
+        self,
+        expand_size: int = 1,
+        is_encoder_decoder: bool = False,
+        input_ids: Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor | None, dict[str, Any]]:
+        """Beams and several returned sequences. Images lie end to end, not one a row: each row's repeat together."""
+        images = {
+            name: kwargs.pop(name)
+            for name in ("pixel_values", "visual_bits", "image_grid_thw")
+            if expand_size > 1 and kwargs.get(name) is not None
+        }
+        if "image_grid_thw" in images and input_ids is not None:
+            spatial = self.config.vision_config.spatial
+            places = (input_ids == self.config.image_token_id).sum(1)
+            ends = images["image_grid_thw"].prod(1).cumsum(0) // spatial
+            counts = torch.searchsorted(ends, places.cumsum(0), right=True).diff(prepend=ends.new_zeros(1))
+            if "visual_bits" in images:
+                images["visual_bits"] = images["visual_bits"].reshape(-1, *self.config.vision_config.code_shape)
+            lengths = {"pixel_values": places * spatial, "visual_bits": places, "image_grid_thw": counts}
+            for name, tensor in images.items():
+                blocks = tensor.split(lengths[name].tolist())
+                images[name] = torch.cat([block for block in blocks for _ in range(expand_size)])
+        input_ids, kwargs = super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **kwargs)
+        return input_ids, kwargs | images
 
     def generate_visual(
         self,
