@@ -335,6 +335,7 @@ LINE_FAULTS = {
     "an edit": ('{"prompt": "a", "image": "prompts.jsonl"}', "line 2", "uniar-rl edit"),
     "no image": ('{"prompt": "a", "image": "a.png"}', "line 2: the image", "a.png' does not exist"),
     "picture token": ('{"prompt": "<|image_pad|>"}', "line 2", "<|image_pad|>"),
+    "half a character": (r'{"prompt": "a", "id": "\ud83d"}', "line 2", "stands alone"),
     "huge number": ('{"prompt": "a", "number": ' + "1" * 5000 + "}", "line 2: not valid JSON", "digits"),
 }
 
@@ -357,6 +358,7 @@ GENERATE_FAULTS = {
     "no prompt": ((), "--prompt", "--prompts"),
     "both": (("--prompt", "a", "--prompts", "b.jsonl"), "one of the two", ""),
     "empty": (("--prompt", ""), "--prompt: the prompt is empty", ""),
+    "bytes": (("--prompt", "a\udcff"), "--prompt: the prompt is not text in UTF-8", ""),
     "no file": (("--prompts", "none.jsonl"), "'none.jsonl' does not exist", ""),
     "folder": (("--prompts", "."), "'.' cannot be read", ""),
     "empty file": (("--prompts", "empty.jsonl"), "'empty.jsonl' has no prompts", ""),

@@ -76,7 +76,18 @@ def _object(text: str, where: str) -> dict[str, Any]:
         raise UserError(f"{where}: not valid JSON: {error}.") from error
     if not isinstance(values, dict):
         raise UserError(f"{where}: found {describe(values)}, expected an object.")
+    if "\\u" in text and not is_unicode(json.dumps(values, ensure_ascii=False)):
+        raise UserError(f"{where}: an escape \\uD800 to \\uDFFF stands alone, half of a character.")
     return values
+
+
+def is_unicode(text: str) -> bool:
+    """Whether the text can be written: one from a broken escape or broken bytes holds half characters."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def describe(value: Any) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from uniar.commands.json_lines import JsonLine, read_json_lines
+from uniar.commands.json_lines import JsonLine, is_unicode, read_json_lines
 from uniar.commands.pictures import editing_size, load_picture, picture_digest
 from uniar.errors import UserError
 from uniar.processing import check_size
@@ -149,6 +149,8 @@ def check_prompt(prompt: str, where: str) -> None:
     """Raises UserError for an empty prompt, and for one with a token that stands for a picture."""
     if not prompt.strip():
         raise UserError(f"{where}: the prompt is empty.")
+    if not is_unicode(prompt):
+        raise UserError(f"{where}: the prompt is not text in UTF-8.")
     for token in RESERVED:
         if token in prompt:
             raise UserError(f"{where}: the prompt contains {token}, which stands for a picture; leave it out.")
