@@ -77,7 +77,8 @@ def build_visual_prompt(
     """The prefix of each prompt for an image of height × width pixels, and its unconditional twin.
 
     `input_images` gives each prompt its image (or images) to edit; the processor resizes them. Without them one
-    unconditional row serves all prompts. Raises UserError for an invalid size, no prompts, or uneven lists.
+    unconditional row serves all prompts. Raises UserError for an invalid size, no prompts, a prompt that holds an
+    image's token, or uneven lists.
     """
     vision = model.config.vision_config
     check_size(height, width, vision.pixels_per_token)
@@ -85,8 +86,16 @@ def build_visual_prompt(
         raise UserError("there are no prompts to draw.")
     if input_images is not None and len(input_images) != len(prompts):
         raise UserError(f"{len(prompts)} prompts came with {len(input_images)} input images; give each prompt its own.")
+    for prompt in prompts:
+        for token in (processor.image_token, processor.video_token):
+            if token in prompt:
+                raise UserError(f"the prompt {prompt!r} holds {token}, which stands for a picture's own tokens.")
     grid = (height // vision.pixels_per_token, width // vision.pixels_per_token)
     images = None if input_images is None else [[i] if isinstance(i, Image.Image) else list(i) for i in input_images]
+
+    if images is not None and (len({len(given) for given in images}) > 1 or not images[0]):
+        counts = [len(given) for given in images]
+        raise UserError(f"the prompts have {counts} input images; each needs the same number, 1 or more.")
 
     conditional = _encode(list(prompts), images, grid, model, processor)
     if not unconditional:
