@@ -16,6 +16,7 @@ from rl.cli import main
 from uniar.commands import drawing
 from uniar.commands.pictures import LARGEST_AREA, editing_size, load_picture
 from uniar.commands.record import read_record
+from uniar.commands.requests import slug
 from uniar.modeling_uniar import UniARForConditionalGeneration
 
 LINES = [
@@ -177,6 +178,14 @@ def test_other_weights_are_noticed(nano_checkpoint, tmp_path, capsys) -> None:
     save_file(tensors, checkpoint / "model.safetensors", metadata={"format": "pt"})
     assert draw(checkpoint, *options) == 2
     assert "was drawn with weights" in capsys.readouterr().err
+
+
+def test_a_lone_prompt_names_its_files() -> None:
+    assert slug("A red circle, please!") == "a-red-circle-please"
+    assert slug("一只猫") == "一只猫"
+    names = {slug(prompt) for prompt in ("!", "?", "long " * 20, "long " * 21, "一" * 80, "一" * 81)}
+    assert len(names) == 6
+    assert all(name and len(f"{name}-10.png".encode()) < 100 and "/" not in name for name in names)
 
 
 # edit ----------------------------------------------------------------------------------------------------------------

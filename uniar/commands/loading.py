@@ -176,4 +176,4 @@ def check_number(option: str, value: float, lowest: float, *, above: bool = Fals
 def seed_of(*parts: int | str) -> int:
     """A 63-bit seed from what the noise is for; different parts give unrelated seeds."""
     text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
-    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big") >> 1
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1

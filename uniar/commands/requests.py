@@ -70,7 +70,7 @@ def read_questions(arguments: argparse.Namespace, given_pictures: tuple[Path, ..
         raise UserError("give the prompt with --prompt, or a file of them with --prompts FILE.jsonl; one of the two.")
     if arguments.prompt is not None:
         check_prompt(arguments.prompt, "--prompt")
-        return [Question("--prompt", _slug(arguments.prompt), arguments.prompt, given_pictures)]
+        return [Question("--prompt", slug(arguments.prompt), arguments.prompt, given_pictures)]
     lines = read_json_lines(arguments.prompts)
     if not lines:
         raise UserError(f"the file '{arguments.prompts}' has no prompts; at least one is needed.")
@@ -197,12 +197,12 @@ def _numbered(requests: list[Request]) -> list[Request]:
     return numbered
 
 
-def _slug(prompt: str) -> str:
+def slug(prompt: str) -> str:
     """A file name of the prompt's letters and digits; a cut one ends in a hash, so that two prompts do not share it."""
     words = "".join(c.lower() if c.isalnum() else " " for c in prompt).split()
     slug = "-".join(words)
     if slug and len(slug) <= _SLUG and len(slug.encode()) <= _LONGEST_NAME:
         return slug
     cut = slug.encode()[:_SLUG].decode(errors="ignore").strip("-")
-    digest = hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    digest = hashlib.sha256(prompt.encode()).hexdigest()[:8]
     return f"{cut}-{digest}" if cut else digest
