@@ -20,7 +20,7 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one subcommand and returns the exit code: 0, or 2 for bad input."""
+    """Runs one subcommand and returns the exit code: 0, 2 for bad input, 130 when interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(prog="uniar-rl", description="RL post-training for UniAR.")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -38,6 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"uniar-rl {parsed.command}: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"uniar-rl {parsed.command}: interrupted.", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -1,16 +1,7 @@
-"""Noise belongs to the sample, not to the process: every random draw of a rollout comes from a seed made of what it is.
+"""Noise belongs to the sample, not to the process (uniar/seeds.py): a recipe gives the same samples on 1, 2 or 8
+processes, and a resumed run needs no generator state."""
 
-Ranks, batch positions and earlier draws never enter, so a recipe gives the same samples on 1, 2 or 8 processes, and a
-resumed run needs no generator state.
-"""
-
-import hashlib
-
-
-def seed_of(*parts: int | str) -> int:
-    """A 63-bit seed from what the noise is for; different parts give unrelated seeds."""
-    text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+from uniar.seeds import seed_of
 
 
 def bits_seed(run_seed: int, step: int, prompt_id: str, sample: int) -> int:

@@ -28,7 +28,7 @@ from rl.policy import Branch, Gaps, replay
 from rl.prompts import PromptRecord
 from rl.reference import AdapterOff, FrozenCopy
 from rl.rollout import DrawSettings, Sample, decode, draw
-from rl.seeds import seed_of
+from uniar.seeds import seed_of
 
 if TYPE_CHECKING:
     from uniar.modeling_decoder import UniARVisualDecoder

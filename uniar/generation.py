@@ -9,7 +9,7 @@ T visual tokens · L levels · S patches a token · K bits a code · H hidden.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -71,28 +71,34 @@ def rollout(
     tokens, code_shape = prompt.image_token_num, model.config.vision_config.code_shape
     samples, prompts = len(noise), len(prompt)
     if owners is None:
-        owners = [sample // max(samples // prompts, 1) for sample in range(samples)]
-    if len(owners) != samples or not all(0 <= owner < prompts for owner in owners):
+        if samples % prompts:
+            raise ValueError(f"{samples} samples cannot be divided evenly over {prompts} prompts; give their owners.")
+        owners = [sample * prompts // samples for sample in range(samples)]
+    if not samples or len(owners) != samples or not all(0 <= owner < prompts for owner in owners):
         raise ValueError(f"{samples} samples cannot be divided over {prompts} prompts as {list(owners)}.")
     if noise.shape[1:] != (tokens, *code_shape):
         raise ValueError(f"noise is {tuple(noise.shape)}; it must be {(samples, tokens, *code_shape)}.")
     if temperature < 0:
         raise ValueError(f"temperature is {temperature}; it must be 0 (greedy) or more.")
-    branches = [prompt]
+    branches = [replace(prompt, unconditional=None)]
     if guidance_scale is not None:
         if prompt.unconditional is None:
             raise ValueError("guidance needs the prompt's unconditional twin.")
         branches.append(prompt.unconditional)
-    prefixes = [_prefill(model, branch) for branch in branches]
-    owners = torch.tensor(owners, device=model.device)
 
-    size = _batch_size(model, max(p.width for p in prefixes) + tokens, len(branches), samples, memory_budget)
-    progress = tqdm(total=-(-samples // size) * tokens, desc="visual tokens", disable=not show_progress)
-    parts = []
-    for start in range(0, samples, size):
-        own = owners[start : start + size]
+    size = _batch_size(model, branches, tokens, samples, memory_budget)
+    shared = [_prefill(model, branch) if len(branch) == 1 else None for branch in branches]
+
+    def draw(batch: list[int]) -> Rollout:
+        numbers = sorted({owners[sample] for sample in batch})
         steps = _Steps(
-            model, prefixes, own, noise[start : start + size], guidance_scale, temperature, keep_gaps=return_gaps
+            model,
+            [kept or _prefill(model, branch.rows(numbers)) for kept, branch in zip(shared, branches, strict=True)],
+            torch.tensor([numbers.index(owners[sample]) for sample in batch], device=model.device),
+            noise[batch],
+            guidance_scale,
+            temperature,
+            keep_gaps=return_gaps,
         )
         for _ in range(tokens - 1):
             steps.sample()
@@ -100,12 +106,16 @@ def rollout(
             progress.update()
         steps.sample()
         progress.update()
-        parts.append(steps.result())
-    progress.close()
-    if len(parts) == 1:
-        return parts[0]
+        return steps.result()
+
+    # A prompt's samples go together: its prefix is prefilled once, or twice where a batch ends inside them.
+    order = sorted(range(samples), key=owners.__getitem__)
+    batches = [order[start : start + size] for start in range(0, samples, size)]
+    with tqdm(total=len(batches) * tokens, desc="visual tokens", disable=not show_progress) as progress:
+        parts = [draw(batch) for batch in batches]
     joined = [[getattr(part, name) for part in parts] for name in ("bits", "gap_cond", "gap_uncond")]
-    return Rollout(*(None if tensors[0] is None else torch.cat(tensors) for tensors in joined))
+    back = torch.tensor(order, device=model.device).argsort()
+    return Rollout(*(None if tensors[0] is None else torch.cat(tensors)[back] for tensors in joined))
 
 
 def generate_visual(
@@ -131,23 +141,9 @@ def generate_visual(
             f"prefix_input_ids have {rows} rows; generate_visual takes conditional, then unconditional rows."
         )
     half = rows // 2
-
-    def branch(start: int, stop: int) -> VisualPrompt:
-        pixels = grids = None
-        if pixel_values is not None:
-            images = len(input_image_grid_thw) // rows
-            patches = input_image_grid_thw.prod(1).cumsum(0).tolist()
-            first = patches[start * images - 1] if start else 0
-            pixels = pixel_values[first : patches[stop * images - 1]]
-            grids = input_image_grid_thw[start * images : stop * images]
-        return VisualPrompt(
-            prefix_input_ids[start:stop], attention_mask[start:stop], pos_ids_all[:, start:stop], pixels, grids
-        )
-
+    every = VisualPrompt(prefix_input_ids, attention_mask, pos_ids_all, pixel_values, input_image_grid_thw)
     guided = cfg > 1
-    prompt = branch(0, half)
-    if guided:
-        prompt = VisualPrompt(**{**vars(prompt), "unconditional": branch(half, rows)})
+    prompt = replace(every.rows(range(half)), unconditional=every.rows(range(half, rows)) if guided else None)
     shape = (half, image_token_num, *model.config.vision_config.code_shape)
     device = model.device if generator is None else generator.device
     drawn = rollout(
@@ -187,6 +183,8 @@ def _prefill(model: "UniARForConditionalGeneration", prompt: VisualPrompt) -> _P
     rows, width = prompt.input_ids.shape
     backbone, deepstack = model.model, []
     if prompt.pixel_values is None:
+        if bool((prompt.input_ids == model.config.image_token_id).any()):
+            raise ValueError("the prefix holds image tokens and came without pixel_values.")
         embeds, image_mask = backbone.get_input_embeddings()(prompt.input_ids), None
     else:
         bits = backbone.visual.encode(prompt.pixel_values, prompt.image_grid_thw)
@@ -292,8 +290,8 @@ class _Steps:
         cos, sin = model.model.language_model.rotary_emb(self.hidden, torch.cat(positions, dim=1))
         self.cos, self.sin = cos.transpose(0, 1), sin.transpose(0, 1)
         # d* / T > logit(u), with T on the other side: at temperature 0 that is d* > 0, the greedy bit.
-        tiny = torch.finfo(torch.float32).tiny
-        uniforms = noise.to(device, torch.float32).clamp_min(tiny).transpose(0, 1)
+        below_one = 1 - torch.finfo(torch.float32).eps / 2
+        uniforms = noise.to(device, torch.float32).clamp(torch.finfo(torch.float32).tiny, below_one).transpose(0, 1)
         self.thresholds = torch.logit(uniforms) * temperature
         self.bits = torch.empty(*self.thresholds.shape, dtype=torch.uint8, device=device)
         self.gaps = torch.empty(len(prefixes), *self.thresholds.shape, device=device) if keep_gaps else None
@@ -331,27 +329,38 @@ class _Steps:
 
 
 def _batch_size(
-    model: "UniARForConditionalGeneration", slots: int, branches: int, samples: int, memory_budget: int | None
+    model: "UniARForConditionalGeneration",
+    branches: Sequence[VisualPrompt],
+    tokens: int,
+    samples: int,
+    memory_budget: int | None,
 ) -> int:
     """How many samples fit the budget at once."""
     if memory_budget is None:
         return samples
-    needed = sample_bytes(model, slots, branches)
+    prefix = max(branch.input_ids.shape[1] for branch in branches)
+    needed = sample_bytes(model, prefix, tokens, len(branches))
     if needed > memory_budget:
         raise UserError(
             f"one sample's rollout needs {needed / 2**20:.1f} MiB of caches and activations, the memory budget is "
-            f"{memory_budget / 2**20:.1f} MiB; raise rollout.memory_budget_gb or draw a smaller image."
+            f"{memory_budget / 2**20:.1f} MiB; allow more or draw a smaller image."
         )
     return min(samples, memory_budget // needed)
 
 
-def sample_bytes(model: "UniARForConditionalGeneration", slots: int, branches: int) -> int:
-    """Bytes a sample takes in the engine: keys and values of every layer and slot, and a step's largest activations."""
+def sample_bytes(model: "UniARForConditionalGeneration", prefix: int, tokens: int, branches: int) -> int:
+    """Bytes a sample takes in the engine when no other shares its prompt, from above.
+
+    Keys and values of all slots, and once more of the prefix they were copied from; its thresholds, bits and gaps; and
+    the larger of what a layer holds during prefill and what a step does.
+    """
     text, vision = model.config.text_config, model.config.vision_config
     size = torch.finfo(model.dtype).bits // 8
-    cache = 2 * len(_layers(model)) * text.num_key_value_heads * slots * text.head_dim * size
     levels, spatial, bsq_dim = vision.code_shape
     bits = levels * spatial * bsq_dim
-    step = (3 * text.intermediate_size + 8 * text.hidden_size) * size + 2 * bits * (size + 4)
-    step += levels * spatial * (vision.bsq_hidden_dim + 6 * vision.hidden_size) * size
-    return branches * (cache + step) + 4 * bits * (slots + 1)
+    slot = 2 * len(_layers(model)) * text.num_key_value_heads * text.head_dim * size
+    position = (4 * text.intermediate_size + (8 + levels) * text.hidden_size) * size
+    step = position + 3 * bits * 2 * 4 + levels * spatial * (2 * vision.bsq_hidden_dim + 6 * vision.hidden_size) * size
+    prefill = prefix * (position + text.num_attention_heads * prefix * (1 + 4))
+    cache = (prefix + tokens + prefix) * slot
+    return branches * (cache + max(step, prefill)) + tokens * bits * (4 + 4 + 2 + 8 * branches)

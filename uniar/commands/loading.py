@@ -171,9 +171,3 @@ def check_number(option: str, value: float, lowest: float, *, above: bool = Fals
         raise UserError(
             f"{option} is {value}; it must be {'above ' if above else ''}{lowest}{'' if above else ' or more'}."
         )
-
-
-def seed_of(*parts: int | str) -> int:
-    """A 63-bit seed from what the noise is for; different parts give unrelated seeds."""
-    text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
