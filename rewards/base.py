@@ -97,6 +97,10 @@ class Reward:
     """Whether a sample's score depends on that sample alone. False for a reward that compares the samples of a batch:
     it is then never given a part of a batch that failed as a whole."""
 
+    beside_decoding: bool = True
+    """Whether it may score the images that are there, in a thread of its own, while the decoder draws the next. False
+    for a reward that uses what the trainer itself uses, such as the policy's weights."""
+
     @property
     def is_async(self) -> bool:
         """Whether `score` is a coroutine function; such rewards run beside the others."""
@@ -109,8 +113,12 @@ class Reward:
     def to(self, device: str | torch.device) -> None:
         """Moves the weights, for instance off the GPU between scoring phases. May come before `load`."""
 
-    def score(self, batch: RewardBatch) -> Sequence[float | None]:
-        """One finite number a sample, in the batch's order; None or NaN where the reward does not apply to a sample.
+    def close(self) -> None:
+        """Gives back what outlives a batch: connections, threads. The reward may be used again afterwards."""
+
+    def score(self, batch: RewardBatch) -> Sequence[float | Exception | None]:
+        """One finite number a sample, in the batch's order; None or NaN where the reward does not apply to a sample; an
+        exception (not raised) in the place of a sample that it failed on, which spares the others another attempt.
         May be `async def`. Whatever it raises is reported with the reward's name and the sample; a UserError (a sample
         whose metadata cannot be used) is not tried again."""
         raise NotImplementedError(f"{type(self).__name__} has no score method.")

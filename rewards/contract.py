@@ -24,7 +24,7 @@ def read_scores(result: Any, count: int) -> tuple[list[float], dict[int, str]]:
     """Reads the result of `Reward.score` for `count` samples.
 
     Returns the scores as floats, NaN where the reward does not apply, and for each sample whose score is no finite
-    number (a string, a bool, an infinity) what is wrong with it; its score is NaN too.
+    number (a string, a bool, an infinity, an exception in its place) what is wrong with it; its score is NaN too.
     Raises BrokenContract when the result is not a list of `count` scores.
     """
     items = _items(result)
@@ -63,6 +63,8 @@ def _fault(item: Any) -> str:
     comparison returned by mistake."""
     if item is None:
         return ""
+    if isinstance(item, Exception):
+        return f"failed: {str(item).rstrip('.') or type(item).__name__}"
     if isinstance(item, bool | np.bool_) or not isinstance(item, Real):
         return f"returned {_shown(item)}, a number or None is needed"
     try:

@@ -149,7 +149,9 @@ class RewardSuite:
         return RewardTable(self.names, values, failures, seconds)
 
     def close(self) -> None:
-        """Ends the thread that serves `async` rewards, if there is one."""
+        """Closes every reward, and ends the thread that serves the `async` ones, if there is one."""
+        for reward in self.rewards:
+            reward.close()
         if self._loop is not None:
             self._loop.close()
             self._loop = None
