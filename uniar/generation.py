@@ -339,7 +339,9 @@ def _batch_size(
     if memory_budget is None:
         return samples
     prefix = max(branch.input_ids.shape[1] for branch in branches)
-    needed = sample_bytes(model, prefix, tokens, len(branches))
+    given = branches[0].pixel_values
+    patches = 0 if given is None else -(-len(given) // len(branches[0]))
+    needed = sample_bytes(model, prefix, tokens, len(branches), patches)
     if needed > memory_budget:
         raise UserError(
             f"one sample's rollout needs {needed / 2**20:.1f} MiB of caches and activations, the memory budget is "
@@ -348,11 +350,14 @@ def _batch_size(
     return min(samples, memory_budget // needed)
 
 
-def sample_bytes(model: "UniARForConditionalGeneration", prefix: int, tokens: int, branches: int) -> int:
+def sample_bytes(
+    model: "UniARForConditionalGeneration", prefix: int, tokens: int, branches: int, patches: int = 0
+) -> int:
     """Bytes a sample takes in the engine when no other shares its prompt, from above.
 
-    Keys and values of all slots, and once more of the prefix they were copied from; its thresholds, bits and gaps; and
-    the larger of what a layer holds during prefill and what a step does.
+    Keys and values of the prefix, and then either what a layer holds during prefill (of the vision tower, over the
+    `patches` of images to edit, or of the backbone), or keys and values of all slots, the thresholds, bits and gaps,
+    and what a step holds.
     """
     text, vision = model.config.text_config, model.config.vision_config
     size = torch.finfo(model.dtype).bits // 8
@@ -360,7 +365,12 @@ def sample_bytes(model: "UniARForConditionalGeneration", prefix: int, tokens: in
     bits = levels * spatial * bsq_dim
     slot = 2 * len(_layers(model)) * text.num_key_value_heads * text.head_dim * size
     position = (4 * text.intermediate_size + (8 + levels) * text.hidden_size) * size
-    step = position + 3 * bits * 2 * 4 + levels * spatial * (2 * vision.bsq_hidden_dim + 6 * vision.hidden_size) * size
-    prefill = prefix * (position + text.num_attention_heads * prefix * (1 + 4))
-    cache = (prefix + tokens + prefix) * slot
-    return branches * (cache + max(step, prefill)) + tokens * bits * (4 + 4 + 2 + 8 * branches)
+    mask = text.num_attention_heads // text.num_key_value_heads * prefix * (1 + size)
+    projection = 2 * vision.bsq_hidden_dim + 6 * vision.hidden_size
+    pixels = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+    patch = (4 * vision.intermediate_size + (8 + 2 * levels) * vision.hidden_size + projection) * size + 4 * pixels
+    step = position + 2 * bits * (size + 8) + levels * spatial * projection * size
+    drawn = tokens * bits * (4 + 1 + 8 + 8 * branches)
+    return branches * prefix * slot + max(
+        patches * patch + prefix * (position + mask), branches * ((prefix + tokens) * slot + step) + drawn
+    )

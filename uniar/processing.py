@@ -42,6 +42,25 @@ class VisualPrompt:
     def __len__(self) -> int:
         return len(self.input_ids)
 
+    def rows(self, numbers: Sequence[int]) -> "VisualPrompt":
+        """The prompts at `numbers` with their images, and their rows of the unconditional twin (or the one it has)."""
+        chosen = torch.tensor(list(numbers), dtype=torch.long, device=self.input_ids.device)
+        pixels = grids = None
+        if self.pixel_values is not None:
+            grids = self.image_grid_thw.view(len(self), -1, 3)
+            patches = self.pixel_values.split(grids.prod(-1).sum(1).tolist())
+            pixels = torch.cat([patches[number] for number in numbers])
+            grids = grids[chosen.to(grids.device)].view(-1, 3)
+        twin = self.unconditional
+        return VisualPrompt(
+            self.input_ids[chosen],
+            self.attention_mask[chosen],
+            self.position_ids[:, chosen],
+            pixels,
+            grids,
+            twin if twin is None or len(twin) == 1 else twin.rows(numbers),
+        )
+
     def to(self, device: torch.device | str) -> "VisualPrompt":
         moved = {
             name: value.to(device)
