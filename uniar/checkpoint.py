@@ -100,7 +100,7 @@ def require_model_type(folder: Path, expected: str) -> None:
         raise UserError(f"{folder} has no config.json.")
     try:
         found = json.loads(config_file.read_text()).get("model_type")
-    except (json.JSONDecodeError, AttributeError) as error:
+    except (ValueError, AttributeError) as error:
         raise UserError(f"{config_file} is not a JSON object ({error}).") from error
     if found != expected:
         raise UserError(f"{config_file} says model_type {found!r}; it must be {expected!r}.")

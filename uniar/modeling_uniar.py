@@ -191,6 +191,7 @@ class UniARForConditionalGeneration(StrictLoading, Qwen3VLForConditionalGenerati
         self.requires_grad_(True)
         for frozen in (self.model.visual, self.model.language_model.norm, self.lm_head):
             frozen.requires_grad_(False)
+        self.get_input_embeddings().requires_grad_(True)  # also where lm_head shares their weight
 
     def forward(
         self,
