@@ -3,11 +3,11 @@
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rewards.base import RewardBatch
-from rewards.contract import BrokenContract, described, read_scores
+from rewards.contract import BrokenContract, Details, described, read_scores, split_details
 from uniar.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -26,6 +26,16 @@ class Fault:
     cause: Exception | None = None
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What one reward made of B samples: `scores` (NaN where it does not apply or failed), the `faults` by sample, and
+    the `details` of each sample, an empty list where the reward gave none at all."""
+
+    scores: list[float]
+    faults: dict[int, Fault] = field(default_factory=dict)
+    details: list[Details | None] = field(default_factory=list)
+
+
 def score_samples(
     call: Callable[[RewardBatch], Any],
     batch: RewardBatch,
@@ -34,7 +44,7 @@ def score_samples(
     retries: int,
     pointwise: bool,
     first_fault_only: bool,
-) -> tuple[list[float], dict[int, Fault]]:
+) -> Outcome:
     """Scores B samples.
 
     Args:
@@ -44,33 +54,31 @@ def score_samples(
         pointwise: whether a batch that keeps raising may be scored sample by sample. Those that score alone keep their
             score; a reward that compares samples would return another quantity there.
         first_fault_only: whether the caller stops at the first fault, so that looking further is of no use.
-
-    Returns B floats, NaN where the reward does not apply or failed, and the faults by sample.
     """
-    scores, faults = _attempt(call, batch, name, retries)
-    raised = bool(faults) and faults[min(faults)].cause is not None
+    whole = _attempt(call, batch, name, retries)
+    raised = bool(whole.faults) and whole.faults[min(whole.faults)].cause is not None
     if not raised or not pointwise or len(batch) == 1:
-        return scores, faults
-    scores_alone, faults_alone = [], {}
+        return whole
+    scores, faults, details = [], {}, []
     for index in range(len(batch)):
-        [score], failed = _attempt(call, batch.select([index]), name, retries=0)
-        scores_alone.append(score)
-        if failed:
-            faults_alone[index] = Fault(failed[0].text, index, failed[0].cause)
+        alone = _attempt(call, batch.select([index]), name, retries=0)
+        scores += alone.scores
+        details += alone.details or [None]
+        if alone.faults:
+            faults[index] = Fault(alone.faults[0].text, index, alone.faults[0].cause)
             if first_fault_only:
-                return scores_alone, faults_alone
+                return Outcome(scores, faults)
     # Where each sample is fine alone, the batch as a whole is to blame: no reason to lose scores, but one to stop.
-    return (scores, faults) if first_fault_only else (scores_alone, faults_alone)
+    return whole if first_fault_only else Outcome(scores, faults, details)
 
 
-def _attempt(
-    call: Callable[[RewardBatch], Any], batch: RewardBatch, name: str, retries: int
-) -> tuple[list[float], dict[int, Fault]]:
+def _attempt(call: Callable[[RewardBatch], Any], batch: RewardBatch, name: str, retries: int) -> Outcome:
     count = len(batch)
     for left in range(retries, -1, -1):
         try:
-            scores, texts = read_scores(call(batch), count)
-            return scores, {index: Fault(text, index) for index, text in texts.items()}
+            result, details = split_details(call(batch))
+            scores, texts = read_scores(result, count)
+            return Outcome(scores, {index: Fault(text, index) for index, text in texts.items()}, details)
         except BrokenContract as error:  # this and the next would only come again
             fault = Fault(str(error), 0 if count == 1 else None)
             break
@@ -81,4 +89,4 @@ def _attempt(
             fault = Fault(f"raised {described(error)}", 0 if count == 1 else None, error)
             if left:
                 logger.warning("reward %r %s; trying again.", name, fault.text)
-    return [math.nan] * count, dict.fromkeys(range(count), fault)
+    return Outcome([math.nan] * count, dict.fromkeys(range(count), fault))

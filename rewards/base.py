@@ -101,6 +101,12 @@ class Reward:
     """Whether it may score the images that are there, in a thread of its own, while the decoder draws the next. False
     for a reward that uses what the trainer itself uses, such as the policy's weights."""
 
+    usual_range: tuple[float, float] | None = None
+    """Scores between which most images fall; what `normalize: true` in a recipe maps to 0 and 1."""
+
+    wants_policy: bool = False
+    """Whether it looks at the model that is trained (or evaluated), which `bind` then gives it."""
+
     @property
     def is_async(self) -> bool:
         """Whether `score` is a coroutine function; such rewards run beside the others."""
@@ -116,9 +122,14 @@ class Reward:
     def close(self) -> None:
         """Gives back what outlives a batch: connections, threads. The reward may be used again afterwards."""
 
-    def score(self, batch: RewardBatch) -> Sequence[float | Exception | None]:
+    def bind(self, policy: torch.nn.Module | None, processor: Any) -> None:
+        """Hands over the UniAR model as it is right now and its processor, before a batch; (None, None) when they may
+        not be used any longer. Called only with `wants_policy`."""
+
+    def score(self, batch: RewardBatch) -> Sequence[float | Mapping[str, Any] | Exception | None]:
         """One finite number a sample, in the batch's order; None or NaN where the reward does not apply to a sample; an
-        exception (not raised) in the place of a sample that it failed on, which spares the others another attempt.
-        May be `async def`. Whatever it raises is reported with the reward's name and the sample; a UserError (a sample
-        whose metadata cannot be used) is not tried again."""
+        exception (not raised) in the place of a sample that it failed on, which spares the others another attempt. A
+        mapping may stand for a number: its `score` is the number, its other entries (texts, numbers, lists) are details
+        for the logs. May be `async def`. Whatever it raises is reported with the reward's name and the sample; a
+        UserError (a sample whose metadata cannot be used) is not tried again."""
         raise NotImplementedError(f"{type(self).__name__} has no score method.")

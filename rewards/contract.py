@@ -4,7 +4,7 @@ import inspect
 import math
 import sysconfig
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,26 @@ class BrokenContract(ValueError):
     """What a reward returned as a whole cannot be matched to the samples."""
 
 
+Details = Mapping[str, Any]
+"""What a reward says about a sample besides its score, for the logs."""
+
+
+def split_details(result: Any) -> tuple[Any, list[Details | None]]:
+    """Takes what `Reward.score` returned apart: the scores, and for each sample its details, None where it has none (an
+    empty list if no sample has any). A mapping without the key `score` stays as it is: `read_scores` refuses it."""
+    if not isinstance(result, list | tuple):
+        return result, []
+    found = [isinstance(item, Mapping) and "score" in item for item in result]
+    scores = [item["score"] if there else item for item, there in zip(result, found, strict=True)]
+    details = [
+        {str(key): value for key, value in item.items() if key != "score"} or None if there else None
+        for item, there in zip(result, found, strict=True)
+    ]
+    return scores, details if any(details) else []
+
+
 def read_scores(result: Any, count: int) -> tuple[list[float], dict[int, str]]:
-    """Reads the result of `Reward.score` for `count` samples.
+    """Reads the scores that `Reward.score` gave for `count` samples.
 
     Returns the scores as floats, NaN where the reward does not apply, and for each sample whose score is no finite
     number (a string, a bool, an infinity, an exception in its place) what is wrong with it; its score is NaN too.
@@ -65,6 +83,8 @@ def _fault(item: Any) -> str:
         return ""
     if isinstance(item, Exception):
         return f"failed: {str(item).rstrip('.') or type(item).__name__}"
+    if isinstance(item, Mapping):
+        return f"returned {_shown(item)} without the key 'score', whose number or None is needed"
     if isinstance(item, bool | np.bool_) or not isinstance(item, Real):
         return f"returned {_shown(item)}, a number or None is needed"
     try:

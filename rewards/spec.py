@@ -1,7 +1,6 @@
 """One entry under `rewards:` in a recipe."""
 
 import inspect
-import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rewards.base import Reward
+from rewards.combine import DEFAULT, Interval, checked_interval, checked_weight, weight_for
 from rewards.contract import described
 from rewards.function import FunctionReward
 from rewards.parameters import RECIPE_KEYS, bind_parameters
@@ -25,8 +25,11 @@ class RewardSpec:
     Attributes:
         use: a registered name, `package.module:Class`, `path/to/file.py:Class`; in Python also a class or a function.
         name: what the metrics call it; unique in a suite. Default: the registered, class or function name.
-        weight: its factor in the advantage. 0 only measures; a negative one punishes.
+        weight: its factor in the advantage. 0 only measures; a negative one punishes. A mapping gives a factor for each
+            task; it then scores only the tasks named there, unless the entry "default" speaks for all others.
         tasks: the tasks it scores; None for all samples.
+        clip: (low, high), where scores are cut before they count; either may be None.
+        normalize: (low, high), mapped to 0 and 1 after clipping; True for the reward's own usual range.
         on_error: "stop" ends the run when it fails, "skip" leaves the samples that failed without this score.
         retries: further attempts after it raised, 0 to 10.
         params: the reward's own parameters.
@@ -35,8 +38,10 @@ class RewardSpec:
 
     use: str | type[Reward] | Callable
     name: str = ""
-    weight: float = 1.0
+    weight: float | Mapping[str, float] = 1.0
     tasks: tuple[str, ...] | None = None
+    clip: Interval | None = None
+    normalize: Interval | bool | None = None
     on_error: str = "stop"
     retries: int = 1
     params: Mapping[str, Any] = field(default_factory=dict)
@@ -51,9 +56,6 @@ class RewardSpec:
             object.__setattr__(self, "name", self._default_name())
         if not isinstance(self.name, str) or not re.fullmatch(r"[A-Za-z0-9_.\-]+", self.name):
             raise UserError(f"name is {self.name!r}; letters, digits, '_', '-' and '.' are allowed.")
-        number = isinstance(self.weight, int | float) and not isinstance(self.weight, bool)
-        if not number or not math.isfinite(self.weight):
-            raise UserError(f"weight of reward {self.name!r} is {self.weight!r}, a finite number is needed.")
         if self.on_error not in ("stop", "skip"):
             raise UserError(f"on_error of reward {self.name!r} is {self.on_error!r}, 'stop' or 'skip' is needed.")
         whole = isinstance(self.retries, int) and not isinstance(self.retries, bool)
@@ -66,7 +68,13 @@ class RewardSpec:
             if not listed or not all(isinstance(task, str) for task in self.tasks):
                 raise UserError(f"tasks of reward {self.name!r} is {self.tasks!r}, a list of task names is needed.")
             object.__setattr__(self, "tasks", tuple(self.tasks))
-        object.__setattr__(self, "weight", float(self.weight))
+        self._checked("weight", checked_weight, self.tasks)
+        if self.clip is not None:
+            self._checked("clip", checked_interval, True)
+        if self.normalize is False:
+            object.__setattr__(self, "normalize", None)
+        elif self.normalize is not None and self.normalize is not True:
+            self._checked("normalize", checked_interval, False)
 
     @classmethod
     def from_mapping(cls, entry: Mapping[str, Any] | str, folder: Path | None = None) -> "RewardSpec":
@@ -82,6 +90,27 @@ class RewardSpec:
         own = {key: value for key, value in entry.items() if key in RECIPE_KEYS}
         params = {key: value for key, value in entry.items() if key not in RECIPE_KEYS}
         return cls(**own, params=params, folder=folder)
+
+    @property
+    def named_tasks(self) -> tuple[str, ...]:
+        """The tasks that `tasks` and `weight` speak of."""
+        weighed = [task for task in self.weight if task != DEFAULT] if isinstance(self.weight, Mapping) else []
+        return tuple(dict.fromkeys([*(self.tasks or ()), *weighed]))
+
+    def weight_for(self, task: str | None) -> float | None:
+        """The factor for a sample of `task`; None where this reward does not score it."""
+        return weight_for(self.weight, task) if self.tasks is None or task in self.tasks else None
+
+    def range_for(self, reward: Reward) -> tuple[float, float] | None:
+        """What is mapped to 0 and 1; None for no normalisation. Raises UserError where `normalize` is True and the
+        reward names no usual range."""
+        if self.normalize is not True:
+            return self.normalize
+        if reward.usual_range is None:
+            raise UserError(
+                f"normalize of reward {self.name!r} is true, but it names no usual range; write normalize: [low, high]."
+            )
+        return reward.usual_range
 
     def build(self) -> Reward:
         """The reward itself, parameters checked, weights not loaded yet."""
@@ -102,6 +131,12 @@ class RewardSpec:
             ) from error
         reward.name = self.name
         return reward
+
+    def _checked(self, key: str, check: Callable, *arguments: Any) -> None:
+        try:
+            object.__setattr__(self, key, check(getattr(self, key), *arguments))
+        except UserError as error:
+            raise UserError(f"{key} of reward {self.name!r} {error}") from error
 
     def _default_name(self) -> str:
         if isinstance(self.use, str):

@@ -5,21 +5,25 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from rewards.attempt import Fault, score_samples
+from rewards.attempt import Fault, Outcome, score_samples
 from rewards.base import Reward, RewardBatch, RewardError
-from rewards.contract import counted, described
+from rewards.combine import term
+from rewards.contract import Details, counted, described
 from rewards.spec import RewardSpec
 from uniar.errors import UserError, did_you_mean
 
 logger = logging.getLogger(__name__)
+
+_AUTOCAST_DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
 @dataclass(frozen=True)
@@ -28,15 +32,21 @@ class RewardTable:
 
     Attributes:
         names: the R rewards, in the recipe's order.
-        values: (B, R) float64 on the CPU; NaN where a reward does not apply or, under `on_error: skip`, failed.
+        values: (B, R) float64 on the CPU, as the rewards gave them; NaN where a reward does not apply or, under
+            `on_error: skip`, failed. What they count for is `RewardSuite.terms` of them, times the weights.
+        weights: (B, R) float64 on the CPU, each sample's by its task; 0 where the recipe has none for that task.
         failures: for each reward, how many of those NaNs are failures.
         seconds: for each reward, the wall time it took.
+        details: what rewards say about each of the B samples besides its score, None where they say nothing; only of
+            rewards that say something.
     """
 
     names: tuple[str, ...]
     values: torch.Tensor
+    weights: torch.Tensor
     failures: dict[str, int]
     seconds: dict[str, float]
+    details: dict[str, list[Details | None]] = field(default_factory=dict)
 
     def column(self, name: str) -> torch.Tensor:
         """(B,) scores of one reward."""
@@ -51,15 +61,21 @@ class RewardTable:
         return RewardTable(
             names=names,
             values=torch.cat([table.values for table in tables]),
+            weights=torch.cat([table.weights for table in tables]),
             failures={name: sum(table.failures[name] for table in tables) for name in names},
             seconds={name: sum(table.seconds[name] for table in tables) for name in names},
+            details={
+                name: [row for table in tables for row in table.details.get(name, [None] * len(table.values))]
+                for name in names
+                if any(name in table.details for table in tables)
+            },
         )
 
 
 class RewardSuite:
     """Builds the rewards of a recipe and scores batches with them, holding each to the contract of `Reward.score`.
 
-    Attributes: `names` (R), `weights` ((R,) float64), `specs`, `rewards`.
+    Attributes: `names` (R), `specs`, `rewards`.
     Raises UserError when two rewards have one name, or one of them cannot be built.
     """
 
@@ -69,8 +85,8 @@ class RewardSuite:
         for name in self.names:
             if self.names.count(name) > 1:
                 raise UserError(f"{self.names.count(name)} rewards are called {name!r}; give each its own 'name'.")
-        self.weights = torch.tensor([spec.weight for spec in self.specs], dtype=torch.float64)
         self.rewards: tuple[Reward, ...] = tuple(spec.build() for spec in self.specs)
+        self._ranges = [spec.range_for(reward) for spec, reward in zip(self.specs, self.rewards, strict=True)]
         self._loaded = False
         self._loop: _BackgroundLoop | None = None
 
@@ -95,7 +111,7 @@ class RewardSuite:
         """Raises UserError for a reward routed to a task that no prompt has: it would silently never apply."""
         known = sorted(set(tasks))
         for spec in self.specs:
-            for task in spec.tasks or ():
+            for task in spec.named_tasks:
                 if task not in known:
                     listed = ", ".join(known) or "none"
                     raise UserError(
@@ -122,15 +138,42 @@ class RewardSuite:
         for reward in self.rewards:
             reward.to(device)
 
+    def weights_for(self, tasks: Sequence[str | None]) -> torch.Tensor:
+        """(B, R) float64: the weight of each reward for samples of these tasks, 0 where it does not score them."""
+        rows = [[spec.weight_for(task) or 0.0 for spec in self.specs] for task in tasks]
+        return torch.tensor(rows, dtype=torch.float64).reshape(len(rows), len(self.specs))
+
+    def terms(self, values: torch.Tensor) -> torch.Tensor:
+        """(B, R) scores → what the weights multiply: each reward clipped and normalised as its entry says."""
+        columns = [term(values[:, column], spec.clip, self._ranges[column]) for column, spec in enumerate(self.specs)]
+        return torch.stack(columns, dim=1) if columns else values
+
+    @contextmanager
+    def bound(self, policy: AbstractContextManager[torch.nn.Module], processor: Any) -> Iterator[None]:
+        """Lets rewards with `wants_policy` use a UniAR model and its processor within the block. `policy` is a context
+        that yields the model (it may gather a sharded one); without such a reward it is not entered."""
+        wanting = [reward for reward in self.rewards if reward.wants_policy]
+        if not wanting:
+            yield
+            return
+        with policy as model:
+            for reward in wanting:
+                reward.bind(model, processor)
+            try:
+                yield
+            finally:
+                for reward in wanting:
+                    reward.bind(None, None)
+
     def score(self, batch: RewardBatch) -> RewardTable:
         """Scores B samples: each reward sees the samples of its tasks, rewards with an `async` score run beside the
         others. Raises RewardError for the first reward that fails under `on_error: stop`."""
         self.load()
         values = torch.full((len(batch), len(self.specs)), math.nan, dtype=torch.float64)
-        failures, seconds = dict.fromkeys(self.names, 0), dict.fromkeys(self.names, 0.0)
+        failures, seconds, details = dict.fromkeys(self.names, 0), dict.fromkeys(self.names, 0.0), {}
         calls = []
         for column, spec in enumerate(self.specs):
-            rows = [row for row, task in enumerate(batch.tasks) if spec.tasks is None or task in spec.tasks]
+            rows = [row for row, task in enumerate(batch.tasks) if spec.weight_for(task) is not None]
             if rows:
                 calls.append((column, rows))
         waiting = [call for call in calls if self.rewards[call[0]].is_async]
@@ -144,9 +187,13 @@ class RewardSuite:
             results.update({column: future.result() for column, future in futures.items()})
         for column, rows in calls:
             name = self.names[column]
-            scores, failures[name], seconds[name] = results[column]
-            values[rows, column] = torch.tensor(scores, dtype=torch.float64)
-        return RewardTable(self.names, values, failures, seconds)
+            outcome, seconds[name] = results[column]
+            values[rows, column] = torch.tensor(outcome.scores, dtype=torch.float64)
+            failures[name] = len(outcome.faults)
+            if outcome.details:
+                said = dict(zip(rows, outcome.details, strict=True))
+                details[name] = [said.get(row) for row in range(len(batch))]
+        return RewardTable(self.names, values, self.weights_for(batch.tasks), failures, seconds, details)
 
     def close(self) -> None:
         """Closes every reward, and ends the thread that serves the `async` ones, if there is one."""
@@ -156,24 +203,29 @@ class RewardSuite:
             self._loop.close()
             self._loop = None
 
-    def _score_column(self, column: int, batch: RewardBatch, rows: list[int]) -> tuple[list[float], int, float]:
-        """Scores of the rows (NaN included), how many of them failed, seconds."""
+    def _score_column(self, column: int, batch: RewardBatch, rows: list[int]) -> tuple[Outcome, float]:
+        """What the reward made of the rows, and the seconds it took."""
         spec, reward = self.specs[column], self.rewards[column]
         start = time.perf_counter()
-        scores, faults = score_samples(
-            lambda part: self._loop.run(reward.score(part)) if reward.is_async else reward.score(part),
-            batch.select(rows),
-            name=spec.name,
-            retries=spec.retries,
-            pointwise=reward.pointwise,
-            first_fault_only=spec.on_error == "stop",
-        )
-        for fault in dict.fromkeys(faults.values()):  # a batch that failed as a whole is reported once
+        with ExitStack() as stack:
+            if not reward.wants_policy:
+                # The policy may come with its autocast, which is no business of the other rewards.
+                for kind in _AUTOCAST_DEVICES:
+                    stack.enter_context(torch.autocast(kind, enabled=False))
+            outcome = score_samples(
+                lambda part: self._loop.run(reward.score(part)) if reward.is_async else reward.score(part),
+                batch.select(rows),
+                name=spec.name,
+                retries=spec.retries,
+                pointwise=reward.pointwise,
+                first_fault_only=spec.on_error == "stop",
+            )
+        for fault in dict.fromkeys(outcome.faults.values()):  # a batch that failed as a whole is reported once
             error = self._error(spec.name, fault, batch, rows)
             if spec.on_error == "stop":
                 raise error
             logger.warning("%s; left out (on_error: skip).", error)
-        return scores, len(faults), time.perf_counter() - start
+        return outcome, time.perf_counter() - start
 
     @staticmethod
     def _error(name: str, fault: Fault, batch: RewardBatch, rows: list[int]) -> RewardError:

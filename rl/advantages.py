@@ -31,12 +31,14 @@ def compute_advantages(
     estimator: Estimator = "grpo",
     scale: Scale = "group",
     names: Sequence[str] | None = None,
+    measured: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
     """(B,) advantages in the type of `rewards`, and metrics. Computed in float64.
 
-    rewards: (B, R), NaN where a reward does not apply. weights: (R,); a reward of weight 0 is measured only, and its
-    NaNs exclude nobody. Groups are given as `group_size` (consecutive samples) or as `groups` (B,), the number of each
-    sample's group, in any order.
+    rewards: (B, R), NaN where a reward does not apply. weights: (R,), or (B, R) where they depend on the sample's task;
+    a reward of weight 0 is measured only, and its NaNs exclude nobody. measured: (B, R), what the metrics of each
+    reward speak of where that is not `rewards` (scores before they were clipped or normalised). Groups are given as
+    `group_size` (consecutive samples) or as `groups` (B,), the number of each sample's group, in any order.
 
     grpo: weighted sum r, minus the group's mean (2402.03300). rloo: minus the mean of the group's other samples
     (2402.14740). Both are divided by std + 1e-4, the unbiased standard deviation of r over the group or the batch, or
@@ -78,10 +80,10 @@ def compute_advantages(
         "advantages/excluded_samples": float((~counts).sum()),
     }
     for column, name in enumerate(names):
-        measured = table[present[:, column], column]
-        metrics[f"rewards/{name}/mean"] = measured.mean().item()
-        metrics[f"rewards/{name}/std"] = _std(measured)
-        metrics[f"rewards/{name}/missing"] = float(len(table) - len(measured))
+        scores = (table if measured is None else measured)[present[:, column], column].double()
+        metrics[f"rewards/{name}/mean"] = scores.mean().item()
+        metrics[f"rewards/{name}/std"] = _std(scores)
+        metrics[f"rewards/{name}/missing"] = float(len(table) - len(scores))
     return advantages.to(rewards.dtype), {key: value for key, value in metrics.items() if not math.isnan(value)}
 
 
@@ -151,8 +153,9 @@ def _checked(
         raise ValueError(f"rewards have shape {tuple(rewards.shape)}, expected (samples, rewards).")
     columns = rewards.shape[1]
     names = [f"reward_{column}" for column in range(columns)] if names is None else list(names)
-    if len(weights) != columns or len(names) != columns:
-        raise ValueError(f"{columns} rewards came with {len(weights)} weights and {len(names)} names.")
+    shape = tuple(torch.as_tensor(weights).shape)
+    if shape not in ((columns,), tuple(rewards.shape)) or len(names) != columns:
+        raise ValueError(f"{columns} rewards came with {shape[-1] if shape else 0} weights and {len(names)} names.")
     infinite = rewards.isinf().nonzero()
     if len(infinite):
         sample, column = infinite[0].tolist()

@@ -137,8 +137,16 @@ class RewardEntry:
 
     use: str = setting("A registered name, `package.module:Class`, or `path/to/file.py:Class`.")
     name: str | None = setting("What metrics call it, unique in its list; null: the name in `use`.", None)
-    weight: float = setting("Factor of this reward in the sum; 0 only measures, below 0 punishes.", 1.0)
+    weight: float | dict[str, float] = setting(
+        "Factor of this reward in the sum; 0 only measures, below 0 punishes. A mapping gives one for each task, "
+        "`default` for all others; without `default` it applies only to the tasks named.",
+        1.0,
+    )
     tasks: list[str] | None = setting("Tasks that it applies to; null: all.", None)
+    clip: list[Any] | None = setting("[low, high]: where its scores are cut; either may be null.", None)
+    normalize: bool | list[Any] | None = setting(
+        "[low, high]: mapped to 0 and 1, after clipping; true: the reward's own usual range.", None
+    )
     on_error: Literal["stop", "skip"] = setting(
         "What happens when it still fails after its retries: stop the run, or leave that sample without this reward.",
         "stop",

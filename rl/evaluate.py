@@ -2,16 +2,18 @@
 
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from PIL import Image
 from torch import Tensor
 
-from rewards import RewardBatch, RewardSuite
+from rewards import RewardBatch, RewardSuite, RewardTable
 from rl.prompts import PromptRecord
 from rl.rollout import DrawSettings, Sample, decode, draw
 
@@ -26,9 +28,9 @@ SAMPLES_AT_ONCE = 32
 
 
 def total_scores(values: Tensor, weights: Tensor) -> Tensor:
-    """(B, R) scores → (B,) weighted sums; NaN for a sample that no reward applies to."""
+    """(B, R) terms and (R,) or (B, R) weights → (B,) weighted sums; NaN for a sample that no reward applies to."""
     applies = ~values.isnan()
-    totals = torch.where(applies, values, 0.0) @ weights
+    totals = (torch.where(applies, values, 0.0) * weights).sum(1)
     return totals.masked_fill(~applies.any(1), math.nan)
 
 
@@ -38,12 +40,14 @@ class Evaluation:
 
     names: tuple[str, ...]
     values: Tensor
-    """(N, R) float64, NaN where a reward does not apply"""
+    """(N, R) float64 as the rewards gave them, NaN where a reward does not apply"""
     totals: Tensor
-    """(N,) weighted sum of the rewards that apply"""
+    """(N,) weighted sum of the rewards that apply, clipped and normalised as their entries say"""
     shown: list[tuple[PromptRecord, Image.Image, float]]
     """first sample of the first prompts, for the grid: record, image, total; on the main process only"""
     seconds: float
+    details: dict[str, list[Mapping[str, Any] | None]] = field(default_factory=dict)
+    """what rewards say about each of the N samples besides its score; only of rewards that say something"""
 
     @property
     def mean(self) -> float:
@@ -99,7 +103,7 @@ class Evaluator:
         world = 1 if accelerator is None else accelerator.num_processes
         # Rank r takes samples r, r + world, …: shares differ by one at most, and the grid's first samples spread too.
         mine = list(range(rank, len(self.samples), world))
-        rows, images = [], {}
+        tables, images = [], {}
         for start in range(0, len(mine), SAMPLES_AT_ONCE):
             numbers = mine[start : start + SAMPLES_AT_ONCE]
             samples = [self.samples[number] for number in numbers]
@@ -112,18 +116,23 @@ class Evaluator:
                 metadata=[sample.record.metadata for sample in samples],
                 bits=bits.cpu(),
             )
-            rows.append(self.rewards.score(batch).values)
+            with self.rewards.bound(nullcontext(model), self.processor):
+                table = self.rewards.score(batch)
+            tables.append(table)
             images.update({n: image for n, image in zip(numbers, drawn, strict=True) if n < self.shown})
-        values = torch.cat(rows) if rows else torch.empty(0, len(self.rewards.names), dtype=torch.float64)
+        table = RewardTable.cat(tables) if tables else self.rewards.score(RewardBatch([], []))
+        values, details = torch.cat([table.values, table.weights], 1), table.details
         if world > 1:
             values, images = _gather(values, images, len(self.samples), accelerator)
-        totals = total_scores(values, self.rewards.weights)
+            details = _gather_details(details, len(self.samples), self.rewards.names)
+        values, weights = values.chunk(2, 1)
+        totals = total_scores(self.rewards.terms(values), weights)
         shown = [
             (self.samples[n].record, images[n], totals[n].item())
             for n in sorted(images)
             if n % self.samples_per_prompt == 0
         ]
-        return Evaluation(self.rewards.names, values, totals, shown, time.perf_counter() - started)
+        return Evaluation(self.rewards.names, values, totals, shown, time.perf_counter() - started, details)
 
 
 def _gather(
@@ -146,6 +155,22 @@ def _gather(
     blocks, numbers = accelerator.gather(block.to(device)).cpu(), accelerator.gather(numbers.to(device)).cpu()
     together = {n: Image.fromarray(b.numpy()) for n, b in zip(numbers.tolist(), blocks, strict=True) if n >= 0}
     return ordered, together
+
+
+def _gather_details(
+    details: dict[str, list[Mapping[str, Any] | None]], count: int, names: Sequence[str]
+) -> dict[str, list[Mapping[str, Any] | None]]:
+    """Every rank's details, back in the order of the samples on all ranks."""
+    shares = gather_object([details])
+    ordered = {}
+    for name in names:
+        if any(name in share for share in shares):
+            # Rank r has samples r, r + world, …
+            ordered[name] = [None] * count
+            for rank, share in enumerate(shares):
+                if name in share:
+                    ordered[name][rank :: len(shares)] = share[name]
+    return ordered
 
 
 def _largest(pixels: Sequence[Tensor], accelerator: "Accelerator") -> tuple[int, tuple[int, int]]:

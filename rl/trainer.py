@@ -18,7 +18,7 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.models.utils import unwrap_model_for_generation
 from trl.trainer.utils import RepeatSampler
 
-from rewards import RewardBatch, RewardSuite
+from rewards import RewardBatch, RewardSuite, RewardTable
 from rl.advantages import compute_advantages
 from rl.bernoulli import log_prob
 from rl.config import Recipe
@@ -79,6 +79,7 @@ class UniARTrainer(GRPOTrainer):
             {"prompt": [record.prompt for record in self.records], "number": list(range(len(self.records)))}
         )
         super().__init__(
+        self.last_scored: tuple[list[Sample], RewardTable] | None = None
             model=model,
             reward_funcs=[_scores_come_from_the_suite],
             args=args,
@@ -129,7 +130,7 @@ class UniARTrainer(GRPOTrainer):
             drawn = draw(policy, self.processor, samples, self.settings, step=step, return_gaps=True)
         with self.phase("decode"):
             images = decode(self.decoder, drawn.rollout.bits, samples, self.settings, step=step)
-        with self.phase("reward"):
+        with self.phase("reward"), self.rewards.bound(self.policy(), self.processor):
             advantages = self._score(samples, images, drawn.rollout.bits)
 
         batch = {
@@ -157,11 +158,13 @@ class UniARTrainer(GRPOTrainer):
             bits=bits.cpu(),
         )
         table = self.rewards.score(batch)
-        values = self.accelerator.gather(table.values.to(self.accelerator.device)).cpu()
+        self.last_scored = (samples, table)
+        here = torch.cat([table.values, table.weights], 1).to(self.accelerator.device)
+        values, weights = self.accelerator.gather(here).cpu().chunk(2, 1)
         settings = self.recipe.algorithm.advantage
         advantages, metrics = compute_advantages(
-            values,
-            self.rewards.weights,
+            self.rewards.terms(values),
+            weights,
             group_size=self.recipe.rollout.samples_per_prompt,
             estimator=settings.estimator,
             scale=settings.scale,
@@ -171,6 +174,7 @@ class UniARTrainer(GRPOTrainer):
         self._record({f"rewards/{name}/failed": float(count) for name, count in table.failures.items() if count})
         start = self.accelerator.process_index * len(samples)
         return advantages[start : start + len(samples)].to(self.accelerator.device, torch.float32)
+            measured=values,
 
     @property
     def _micro_batches_of_rollout(self) -> int:

@@ -187,7 +187,7 @@ def test_mistake_in_the_base_names_the_base(write):
         ("rewards=[]", "rewards is empty, expected at least one reward."),
         ("rewards=color", "rewards is 'color' (a text), expected a list of mappings."),
         ("rewards=[{weight: 1}]", "rewards.0.use is missing; expected a text."),
-        ("rewards.0.weight=heavy", "rewards.0.weight is 'heavy' (a text), expected a number."),
+        ("rewards.0.weight=heavy", "rewards.0.weight is 'heavy' (a text), expected a number or a mapping."),
         ("rewards.0.on_error=ignore", "expected 'stop' or 'skip'."),
         ("eval_rewards=[{use: ocr, tasks: ocr}]", "eval_rewards.0.tasks is 'ocr' (a text), expected a list of texts"),
         ("rewards.1.weight=2", "'1' is no index of the list rewards; valid: 0 to 0."),

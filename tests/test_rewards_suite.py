@@ -171,8 +171,9 @@ def test_table_has_one_column_a_reward_with_nan_outside_its_tasks():
 def test_suite_keeps_names_and_weights_in_order():
     suite = RewardSuite.from_recipe([{"use": "compressibility", "weight": -2}, {"use": "color", "color": "red"}])
     assert suite.names == ("compressibility", "color")
-    assert suite.weights.tolist() == [-2.0, 1.0]
-    assert suite.weights.dtype == torch.float64
+    weights = suite.weights_for([None, "a"])
+    assert weights.tolist() == [[-2.0, 1.0]] * 2
+    assert weights.dtype == torch.float64
     assert [reward.name for reward in suite.rewards] == ["compressibility", "color"]
 
 
