@@ -216,7 +216,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """`python -m rl.train`, for launchers: the same as `uniar-rl train`."""
     from rl.cli import main as command_line
 
-    return command_line(["train", *(sys.argv[1:] if argv is None else argv)])
+    arguments = sys.argv[1:] if argv is None else argv
+    # The deepspeed launcher adds --local_rank=N, which LOCAL_RANK says as well.
+    return command_line(["train", *(word for word in arguments if not word.startswith("--local_rank="))])
 
 
 if __name__ == "__main__":
