@@ -9,6 +9,7 @@ from transformers.integrations import TensorBoardCallback
 from rl.evaluate import Evaluator
 from rl.pictures import plot_metrics, sample_grid
 from rl.run_folder import RunFolder
+from rl.stopping import Stopper
 
 if TYPE_CHECKING:
     from rl.trainer import UniARTrainer
@@ -20,8 +21,17 @@ PLOT_EVERY = 20
 class RunCallback(TrainerCallback):
     """Keeps the run folder: metrics.jsonl, metrics.png, samples/, and a line on the console for each log."""
 
-    def __init__(self, folder: RunFolder, evaluator: Evaluator | None, every: int | None, at_start: bool, at_end: bool):
-        self.folder, self.evaluator = folder, evaluator
+    def __init__(
+        self,
+        folder: RunFolder,
+        evaluator: Evaluator | None,
+        stopper: Stopper,
+        *,
+        every: int | None,
+        at_start: bool,
+        at_end: bool,
+    ) -> None:
+        self.folder, self.evaluator, self.stopper = folder, evaluator, stopper
         self.every, self.at_start, self.at_end = every, at_start, at_end
         self.trainer: UniARTrainer | None = None
         self._evaluated_step: int | None = None
@@ -33,7 +43,7 @@ class RunCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if state.global_step and state.is_world_process_zero:
+        if state.is_world_process_zero:
             self.folder.forget_after(state.global_step)
         if self.at_start and state.global_step == 0:
             self._evaluate(args, state, control)
@@ -45,7 +55,7 @@ class RunCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self.at_end and self._evaluated_step != state.global_step:
+        if self.at_end and not self.stopper.stopped and self._evaluated_step != state.global_step:
             self._evaluate(args, state, control)
         if state.is_world_process_zero:
             plot_metrics(self.folder.read(), self.folder.plot)

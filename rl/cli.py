@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
-from uniar.errors import UserError
+from uniar.errors import RunError, UserError
 
 COMMANDS = {
     "train": ("rl.train", "train a checkpoint as a recipe says"),
@@ -20,7 +20,8 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one subcommand and returns the exit code: 0, 2 for bad input, 130 when interrupted."""
+    """Runs one subcommand and returns the exit code: 0; 1 for a run that could not go on; 2 for bad input; 130 when
+    interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(prog="uniar-rl", description="RL post-training for UniAR.")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -38,6 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"uniar-rl {parsed.command}: {error}", file=sys.stderr)
         return 2
+    except RunError as error:
+        print(f"uniar-rl {parsed.command}: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(f"uniar-rl {parsed.command}: interrupted.", file=sys.stderr)
         return 130

@@ -257,6 +257,14 @@ class Recipe:
     output_dir: str | None = setting(
         "Folder of the run; null: runs/ and the recipe's name, with a number behind it where that is taken.", None
     )
+    resume: Literal["never", "auto"] = setting(
+        "What to do with an output_dir that holds a run: never refuses it (but for `--resume`), auto goes on from "
+        "its newest good checkpoint, or starts anew where there is none.",
+        "never",
+    )
+    max_runtime: float | None = setting(
+        "Hours after which the run saves and ends, to be resumed later; null: no limit.", None, gt=0
+    )
     seed: int = setting("Seed of the run: noise of rollouts and decoder, order of prompts.", 0, ge=0)
     base: str | None = setting(
         "Another recipe that this one builds on, its path starting from this file's folder. Mappings are merged key "

@@ -9,6 +9,7 @@ final/               the exported checkpoint
 """
 
 import dataclasses
+import difflib
 import json
 import math
 from pathlib import Path
@@ -40,8 +41,9 @@ class RunFolder:
     def claim(cls, recipe: Recipe, *, resume: bool = False) -> "RunFolder":
         """The run's folder, made if need be, with the resolved recipe in it.
 
-        A folder that holds a run already is taken only to resume it. Where the recipe leaves the name to us, a new run
-        takes the first unused of NAME, NAME-2, NAME-3, …, and a resumed one the last used.
+        A folder that holds a run already is taken only to resume it; what the recipe now says otherwise is printed and
+        becomes its config. Where the recipe leaves the name to us, a new run takes the first unused of NAME, NAME-2,
+        NAME-3, …, and a resumed one the last used.
         """
         path, following = Path(recipe.output_dir), Path(recipe.output_dir)
         if recipe.names_its_folder_itself:
@@ -60,8 +62,10 @@ class RunFolder:
         try:
             for part in (folder.samples, folder.evaluations):
                 part.mkdir(parents=True, exist_ok=True)
-            if not folder.config.exists():
-                folder.config.write_text(dataclasses.replace(recipe, output_dir=str(folder.path)).to_yaml())
+            resolved = dataclasses.replace(recipe, output_dir=str(folder.path)).to_yaml()
+            if folder.config.exists():
+                print_changes(folder.config.read_text(), resolved)
+            folder.config.write_text(resolved)
         except OSError as error:
             raise UserError(f"output_dir {folder.path} cannot be written: {error}.") from error
         return folder
@@ -78,15 +82,20 @@ class RunFolder:
             file.write(json.dumps(line) + "\n")
 
     def read(self) -> list[dict[str, Any]]:
-        """All lines of metrics.jsonl, in order; none before the first was written."""
+        """All lines of metrics.jsonl, in order; none before the first was written. A last line that was cut short, as a
+        killed process leaves it, is left out."""
         if not self.metrics.exists():
             return []
-        return [json.loads(line) for line in self.metrics.read_text().splitlines()]
+        return [json.loads(line) for line in self.metrics.read_text().split("\n")[:-1]]
 
     def forget_after(self, step: int) -> None:
         """Drops the lines of steps that a resumed run will make again."""
+        if not self.metrics.exists():
+            return
         kept = [line for line in self.read() if line["step"] <= step]
-        self.metrics.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        replacement = self.metrics.with_suffix(".partial")
+        replacement.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        replacement.replace(self.metrics)
 
     def save_evaluation(self, step: int, evaluation: Evaluation) -> None:
         """Totals and scores of all samples, in the order of the prompts: what a paired comparison needs."""
@@ -106,16 +115,16 @@ class RunFolder:
             found[int(file.stem.removeprefix("step-"))] = torch.tensor(values, dtype=torch.float64)
         return found
 
-    def last_checkpoint(self) -> Path:
-        """The newest checkpoint. Raises UserError when there is none to resume from."""
-        numbered = [
-            (int(entry.name.removeprefix("checkpoint-")), entry)
-            for entry in self.path.glob("checkpoint-*")
-            if entry.name.removeprefix("checkpoint-").isdigit()
-        ]
-        if not numbered:
-            raise UserError(f"{self.path} has no checkpoint-N folder to resume from.")
-        return max(numbered)[1]
+
+def print_changes(before: str, after: str) -> None:
+    """Says on the console which lines of a run's config a resumed run changes."""
+    changes = [
+        line
+        for line in difflib.unified_diff(before.splitlines(), after.splitlines(), n=0, lineterm="")
+        if line[:1] in "+-" and line[:3] not in ("+++", "---")
+    ]
+    if changes:
+        print("resumed with another recipe:", *changes, sep="\n  ", flush=True)
 
 
 def _json_value(value: Any) -> Any:

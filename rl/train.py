@@ -24,6 +24,7 @@ from trl import GRPOConfig
 
 from rewards import RewardSuite
 from rl.callbacks import RunCallback
+from rl.checkpoints import newest_good
 from rl.config import Recipe
 from rl.distributed import local_device, prepare_deepspeed_on_cpu, world_size
 from rl.evaluate import Evaluator, paired_gain
@@ -33,15 +34,17 @@ from rl.prompts import PromptRecord, load_prompts
 from rl.recipe import check_batches, check_size, load_recipe
 from rl.rollout import DrawSettings
 from rl.run_folder import RunFolder
+from rl.stopping import Stopper
 from rl.trainer import UniARTrainer
 from uniar.errors import UserError
 from uniar.modeling_decoder import UniARVisualDecoder
 
 
-def train(recipe: Recipe, resume: bool = False) -> RunFolder:
-    """Runs a recipe from start (or its newest checkpoint) to the exported checkpoint.
+def train(recipe: Recipe, resume: bool = False) -> RunFolder | None:
+    """Runs a recipe from start, or with `resume` from its newest good checkpoint, to the exported checkpoint.
 
-    Raises UserError for input that cannot work, as far as possible before any weight is loaded.
+    Returns the run's folder; None when a signal or `max_runtime` ended it early, saved and ready to be resumed. Raises
+    UserError for input that cannot work, as far as possible before any weight is loaded.
     """
     records = load_prompts(recipe.data.prompts, recipe.data.image_root, _data_seed(recipe))
     check_batches(recipe, world_size(), len(records))
@@ -59,12 +62,12 @@ def train(recipe: Recipe, resume: bool = False) -> RunFolder:
     model, processor = load_policy(recipe.model, source), load_processor(source)
     for suite in (rewards, eval_rewards):
         suite.load()
-    folder = _claim_folder(recipe, args, resume)
+    folder, checkpoint = _claim_folder(recipe, args, resume)
     set_seed(recipe.seed)  # adapters start from random values
     evaluator = build_evaluator(recipe, held_out, processor, decoder, eval_rewards)
-    callback = RunCallback(
-        folder, evaluator, recipe.evaluate.every, at_start=recipe.evaluate.at_start, at_end=recipe.evaluate.at_end
-    )
+    stopper = Stopper(None if recipe.max_runtime is None else recipe.max_runtime * 3600)
+    held = recipe.evaluate
+    callback = RunCallback(folder, evaluator, stopper, every=held.every, at_start=held.at_start, at_end=held.at_end)
     trainer = UniARTrainer(
         recipe,
         args,
@@ -74,26 +77,38 @@ def train(recipe: Recipe, resume: bool = False) -> RunFolder:
         rewards,
         records,
         reference_for(recipe.model, source, recipe.algorithm.beta),
-        callbacks=[callback],
+        callbacks=[callback, stopper],
     )
-    trainer.remove_callback(PrinterCallback)
-    trainer.remove_callback(ProgressCallback)
-    callback.attach(trainer)
+    for ours in (callback, stopper):
+        ours.attach(trainer)
+    for theirs in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(theirs)
     try:
-        trainer.train(resume_from_checkpoint=str(folder.last_checkpoint()) if resume else None)
+        with stopper:
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     finally:
         folder.release_if_unused()
         for suite in (rewards, eval_rewards):
             suite.close()
+    if stopper.stopped:
+        print(f"stopped by {stopper.stopped} after update {trainer.state.global_step}; go on with --resume", flush=True)
+        return None
     export_from_trainer(trainer, source, folder.final)
     return folder
 
 
-def _claim_folder(recipe: Recipe, args: GRPOConfig, resume: bool) -> RunFolder:
-    """The main process chooses and makes the folder, the others are told."""
-    chosen = [str(RunFolder.claim(recipe, resume=resume).path) if args.process_index == 0 else None]
-    args.output_dir = broadcast_object_list(chosen)[0]
-    return RunFolder(args.output_dir)
+def _claim_folder(recipe: Recipe, args: GRPOConfig, resume: bool) -> tuple[RunFolder, Path | None]:
+    """The run's folder and the checkpoint to go on from. The main process chooses, the others are told."""
+    chosen: list[str | None] = [None, None]
+    if args.process_index == 0:
+        folder = RunFolder.claim(recipe, resume=resume or recipe.resume == "auto")
+        checkpoint = newest_good(folder.path) if resume or recipe.resume == "auto" else None
+        if resume and checkpoint is None:
+            raise UserError(f"{folder.path} has no whole checkpoint to resume from.")
+        chosen = [str(folder.path), None if checkpoint is None else str(checkpoint)]
+    path, checkpoint = broadcast_object_list(chosen)
+    args.output_dir = path
+    return RunFolder(path), None if checkpoint is None else Path(checkpoint)
 
 
 def held_out_prompts(recipe: Recipe) -> list[PromptRecord]:
@@ -208,7 +223,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     folder = train(load_recipe(arguments.recipe, arguments.overrides), resume=arguments.resume)
-    if PartialState().is_main_process:
+    if folder is not None and PartialState().is_main_process:
         report(folder)
 
 

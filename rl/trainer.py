@@ -5,9 +5,11 @@ Everything else (batches, groups over ranks, optimizer, accumulation, DeepSpeed,
 transformers'. tests/test_trl_contract.py fails when what is relied on here changes.
 """
 
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +23,7 @@ from trl.trainer.utils import RepeatSampler
 from rewards import RewardBatch, RewardSuite, RewardTable
 from rl.advantages import compute_advantages
 from rl.bernoulli import log_prob
+from rl.checkpoints import PREFIX, SAVING, publish, rotate
 from rl.config import Recipe
 from rl.guidance import conditional_mismatch, policy_gap
 from rl.losses import LossInputs, policy_loss
@@ -28,6 +31,7 @@ from rl.policy import Branch, Gaps, replay
 from rl.prompts import PromptRecord
 from rl.reference import AdapterOff, FrozenCopy
 from rl.rollout import DrawSettings, Sample, decode, draw
+from uniar.errors import RunError, UserError
 from uniar.seeds import seed_of
 
 if TYPE_CHECKING:
@@ -37,7 +41,7 @@ if TYPE_CHECKING:
 STEP1_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.02}
 
 
-class RolloutMismatch(RuntimeError):
+class RolloutMismatch(RunError):
     """The replayed policy is not the one that drew: every importance ratio would be wrong from the first step on."""
 
 
@@ -72,14 +76,15 @@ class UniARTrainer(GRPOTrainer):
         self.reference = reference
         self.settings = DrawSettings.for_training(recipe)
         self.processor = processor
+        self._saving = False
         self._seconds: dict[str, float] = {}
         self._logged_step = 0
+        self.last_scored: tuple[list[Sample], RewardTable] | None = None
         self._first_rollout_step: int | None = None
         prompts = Dataset.from_dict(
             {"prompt": [record.prompt for record in self.records], "number": list(range(len(self.records)))}
         )
         super().__init__(
-        self.last_scored: tuple[list[Sample], RewardTable] | None = None
             model=model,
             reward_funcs=[_scores_come_from_the_suite],
             args=args,
@@ -169,12 +174,17 @@ class UniARTrainer(GRPOTrainer):
             estimator=settings.estimator,
             scale=settings.scale,
             names=self.rewards.names,
+            measured=values,
         )
         self._record(metrics)
         self._record({f"rewards/{name}/failed": float(count) for name, count in table.failures.items() if count})
         start = self.accelerator.process_index * len(samples)
         return advantages[start : start + len(samples)].to(self.accelerator.device, torch.float32)
-            measured=values,
+
+    @property
+    def updates_of_rollout(self) -> int:
+        """Optimizer updates that each rollout serves; checkpoints fall between rollouts."""
+        return max(1, self._micro_batches_of_rollout // self.args.gradient_accumulation_steps)
 
     @property
     def _micro_batches_of_rollout(self) -> int:
@@ -261,6 +271,36 @@ class UniARTrainer(GRPOTrainer):
                 f"the replayed policy differs from the one that drew by {difference:.2e} in mean |Δ log π| a bit, more "
                 f"than {tolerance:.2e} (algorithm.step1_tolerance); training would follow wrong importance ratios."
             )
+
+    # Checkpoints -----------------------------------------------------------------------------------------------------
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Written under another name and renamed when complete (rl/checkpoints.py). Raises UserError where it can't be.
+
+        Skips TRL's own override, which adds a model card to the run folder.
+        """
+        run, main = Path(self.args.output_dir), self.accelerator.is_main_process
+        try:
+            if main:
+                shutil.rmtree(run / SAVING, ignore_errors=True)
+                (run / SAVING).mkdir(parents=True)
+            self.accelerator.wait_for_everyone()
+            self._saving = True
+            super(GRPOTrainer, self)._save_checkpoint(model, trial)
+            self._saving = False
+            self.accelerator.wait_for_everyone()
+            if main:
+                publish(run, f"{PREFIX}{self.state.global_step}")
+                rotate(run, self.args.save_total_limit)
+            self.accelerator.wait_for_everyone()
+        except OSError as error:
+            raise UserError(
+                f"the checkpoint of step {self.state.global_step} could not be written to {run}: {error}; earlier "
+                "checkpoints are as they were."
+            ) from error
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(Path(self.args.output_dir) / SAVING) if self._saving else super()._get_output_dir(trial)
 
     # Logging ---------------------------------------------------------------------------------------------------------
 
