@@ -1,6 +1,9 @@
 """The rollout engine: the reference's greedy drawings, the teacher-forced gaps, and samples that nothing else moves."""
 
+import importlib.util
 import json
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -478,3 +481,46 @@ def test_a_model_that_cannot_draw_says_so(golden):
     model = UniARForConditionalGeneration(config)
     with pytest.raises(UserError, match="vistok_pred false"):
         model.generate_visual(**golden_inputs(golden("bsq8_novd"), "t2i_64x128"))
+
+
+# Cached = recomputed
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    """benchmarks/rollout.py, which is no part of the package."""
+    path = Path(__file__).parents[1] / "benchmarks" / "rollout.py"
+    spec = importlib.util.spec_from_file_location("benchmark_of_rollout", path)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[spec.name]
+
+
+@torch.no_grad()
+def test_the_benchmarks_plain_loop_draws_the_same_bits(benchmark):
+    """The backbone through transformers' own cache, the visual decoder over the whole sequence at each step."""
+    torch.manual_seed(0)
+    sizes = benchmark.Sizes(hidden=64, layers=2, decoder_layers=2, height=64, width=96, samples=3, prefix=12)
+    model = benchmark.build_model(sizes)
+    assert len(model.config.vision_config.deepstack_visual_indexes) > sizes.layers  # no features behind other layers
+    _, differ, clear = benchmark.compare(model, sizes, scale=2.0, repeats=1, seed=0)
+    assert (differ, clear) == (0, 0)
+    prompt = benchmark.build_prompt(model, sizes)
+    drawn = rollout(model, prompt, any_noise(model, prompt, 3), guidance_scale=2.0, return_gaps=True)
+    close(drawn.gap_cond, replayed_gap(model, prompt, drawn.bits, [0, 1, 2]))
+    _, clear = benchmark.plain_rollout(model, prompt, any_noise(model, prompt, 3), 2.0, 1 - drawn.bits)
+    assert clear > 1000  # the comparison can fail
+
+
+def test_the_benchmark_prints_its_table(benchmark, capsys):
+    threads = torch.get_num_threads()
+    try:
+        sizes = ["--hidden", "64", "--layers", "1", "--decoder-layers", "1", "--size", "96", "--rows", "2"]
+        benchmark.main([*sizes, "--repeats", "1", "--threads", "1"])  # far too small to be 4 times as fast
+    finally:
+        torch.set_num_threads(threads)
+    table = capsys.readouterr().out
+    assert "9 tokens, hidden 64, 1 + 1 layers, 2 rows" in table
+    assert "floor of a step, ms" in table
+    assert table.rstrip().endswith("(0 beyond rounding)")

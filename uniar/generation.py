@@ -197,7 +197,7 @@ def _prefill(model: "UniARForConditionalGeneration", prompt: VisualPrompt) -> _P
     rotary = backbone.language_model.rotary_emb(embeds, prompt.position_ids[:, :, :width])
     added = [
         torch.zeros_like(embeds).masked_scatter(image_mask[..., None], features.to(embeds.dtype))
-        for features in deepstack
+        for features in deepstack[: len(backbone.language_model.layers)]
     ]
     keys, values = _empty_cache(model, rows, width), _empty_cache(model, rows, width)
     hidden = _run_layers(_layers(model), embeds, rotary, added, keys, values, slots, visible[:, None])
@@ -317,6 +317,7 @@ class _Steps:
         drawn = self.bits.index_select(0, self.cursor)[0]
         branches = len(self.hidden) // len(drawn)
         main, *deepstack = (f.repeat(branches, 1)[:, None] for f in self.model.model.visual.language_features(drawn))
+        deepstack = deepstack[: len(self.model.model.language_model.layers)]  # none behind visual decoder layers
         slot = self.cursor + self.prefix_width
         visible = (self.valid & (self.slots <= slot))[:, None, None]
         rotary = (self.cos.index_select(0, self.cursor)[0][:, None], self.sin.index_select(0, self.cursor)[0][:, None])

@@ -71,7 +71,7 @@ class UniARModel(Qwen3VLModel):
         """(B, P, H) hidden states behind the text layers and `extra_layers`, without the final norm (spec section 5).
 
         All layers see one causal mask with `attention_mask` (B, P) as padding, and one set of rotary positions.
-        `deepstack` features are added behind the first text layers at `image_mask`.
+        `deepstack` features are added behind the first text layers at `image_mask`, as far as there are text layers.
         """
         text = self.language_model
         mask = create_causal_mask(
@@ -85,7 +85,7 @@ class UniARModel(Qwen3VLModel):
         hidden = inputs_embeds
         for number, layer in enumerate([*text.layers, *extra_layers]):
             hidden = layer(hidden, attention_mask=mask, position_embeddings=rotary)
-            if number < len(deepstack):
+            if number < min(len(deepstack), len(text.layers)):
                 added = torch.zeros_like(hidden).masked_scatter(
                     image_mask[..., None], deepstack[number].to(hidden.dtype)
                 )
