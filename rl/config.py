@@ -240,6 +240,23 @@ class AlgorithmSection:
 
 
 @dataclasses.dataclass(frozen=True)
+class WatchSection:
+    """What ends or interrupts a run that goes wrong. Besides, algorithm.step1_tolerance watches the first step."""
+
+    nonfinite: Literal["stop", "skip", "warn"] = setting(
+        "A loss or a gradient that is NaN or infinite: stop the run, skip that update, or only warn. The batch is kept "
+        "in bad_batches/. DeepSpeed always stops.",
+        "stop",
+    )
+    no_variance_steps: int | None = setting(
+        "Updates in a row in which the rewards of no group differ; null: not watched.", None, ge=1
+    )
+    kl_limit: float | None = setting("Largest KL to the reference, nats a bit; null: not watched.", None, gt=0)
+    entropy_limit: float | None = setting("Smallest entropy, nats a bit; null: not watched.", None, gt=0)
+    action: Literal["stop", "warn"] = setting("What to do past one of the three limits above.", "stop")
+
+
+@dataclasses.dataclass(frozen=True)
 class Recipe:
     """A whole recipe, defaults filled in."""
 
@@ -251,6 +268,7 @@ class Recipe:
     decode: DecodeSection = setting("How bits become images.", factory=DecodeSection)
     evaluate: EvaluateSection = setting("Evaluation on held-out prompts.", factory=EvaluateSection)
     algorithm: AlgorithmSection = setting("The loss.", factory=AlgorithmSection)
+    watch: WatchSection = setting("What ends or interrupts a run that goes wrong.", factory=WatchSection)
     trainer: dict[str, Any] = setting(
         "Arguments of TRL's GRPOConfig and transformers' TrainingArguments, by their own names.", factory=dict
     )

@@ -29,6 +29,7 @@ from rl.config import Recipe
 from rl.distributed import local_device, prepare_deepspeed_on_cpu, world_size
 from rl.evaluate import Evaluator, paired_gain
 from rl.export import export_model
+from rl.model_card import card_of_run
 from rl.policy_model import DTYPES, checkpoint_of, load_config, load_policy, load_processor, reference_for, trainable
 from rl.prompts import PromptRecord, load_prompts
 from rl.recipe import check_batches, check_size, load_recipe
@@ -36,6 +37,7 @@ from rl.rollout import DrawSettings
 from rl.run_folder import RunFolder
 from rl.stopping import Stopper
 from rl.trainer import UniARTrainer
+from rl.watch import Watch
 from uniar.errors import UserError
 from uniar.modeling_decoder import UniARVisualDecoder
 
@@ -76,6 +78,7 @@ def train(recipe: Recipe, resume: bool = False) -> RunFolder | None:
         decoder,
         rewards,
         records,
+        Watch(recipe.watch),
         reference_for(recipe.model, source, recipe.algorithm.beta),
         callbacks=[callback, stopper],
     )
@@ -93,7 +96,7 @@ def train(recipe: Recipe, resume: bool = False) -> RunFolder | None:
     if stopper.stopped:
         print(f"stopped by {stopper.stopped} after update {trainer.state.global_step}; go on with --resume", flush=True)
         return None
-    export_from_trainer(trainer, source, folder.final)
+    export_from_trainer(trainer, source, folder)
     return folder
 
 
@@ -182,13 +185,15 @@ def trainer_arguments(recipe: Recipe, bits_an_image: int) -> GRPOConfig:
         raise UserError(f"{recipe.source}: the trainer section does not work: {error}") from error
 
 
-def export_from_trainer(trainer: UniARTrainer, source: Path, target: Path) -> None:
+def export_from_trainer(trainer: UniARTrainer, source: Path, folder: RunFolder) -> None:
     """Writes the trained policy as a self-contained checkpoint; collective where weights are sharded."""
-    sharded = is_deepspeed_zero3_enabled()
-    state = trainer.accelerator.get_state_dict(trainer.model_wrapped) if sharded else None
-    if trainer.accelerator.is_main_process:
-        export_model(trainer.accelerator.unwrap_model(trainer.model), source, target, state)
-    trainer.accelerator.wait_for_everyone()
+    accelerator = trainer.accelerator
+    # Asked of the engine itself: accelerate refuses where the recipe leaves checkpoints sharded.
+    state = trainer.model_wrapped._zero3_consolidated_16bit_state_dict() if is_deepspeed_zero3_enabled() else None
+    if accelerator.is_main_process:
+        card = card_of_run(folder, source, trainer.state.global_step, accelerator.num_processes)
+        export_model(accelerator.unwrap_model(trainer.model), source, folder.final, state, card=card)
+    accelerator.wait_for_everyone()
 
 
 def _data_seed(recipe: Recipe) -> int:

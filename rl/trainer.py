@@ -31,6 +31,7 @@ from rl.policy import Branch, Gaps, replay
 from rl.prompts import PromptRecord
 from rl.reference import AdapterOff, FrozenCopy
 from rl.rollout import DrawSettings, Sample, decode, draw
+from rl.watch import Watch
 from uniar.errors import RunError, UserError
 from uniar.seeds import seed_of
 
@@ -69,11 +70,12 @@ class UniARTrainer(GRPOTrainer):
         decoder: "UniARVisualDecoder",
         rewards: RewardSuite,
         records: Sequence[PromptRecord],
+        watch: Watch,
         reference: FrozenCopy | AdapterOff | None = None,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
         self.recipe, self.decoder, self.rewards, self.records = recipe, decoder, rewards, list(records)
-        self.reference = reference
+        self.watch, self.reference = watch, reference
         self.settings = DrawSettings.for_training(recipe)
         self.processor = processor
         self._saving = False
@@ -90,8 +92,9 @@ class UniARTrainer(GRPOTrainer):
             args=args,
             train_dataset=prompts,
             processing_class=processor,
-            callbacks=list(callbacks),
+            callbacks=[*callbacks, watch],
         )
+        watch.attach(self)
 
     @contextmanager
     def policy(self) -> Iterator["UniARForConditionalGeneration"]:
@@ -242,6 +245,7 @@ class UniARTrainer(GRPOTrainer):
             importance_cap=algorithm.importance_cap if algorithm.old_logp == "rollout" else None,
         )
         self._record({name: self._mean_over_ranks(value) for name, value in metrics.items()})
+        self.watch.loss(loss.detach(), inputs)
         return loss / self.current_gradient_accumulation_steps
 
     def _policy_gap(self, gaps: Gaps) -> Tensor:
