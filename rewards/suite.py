@@ -5,7 +5,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -165,24 +165,33 @@ class RewardSuite:
                 for reward in wanting:
                     reward.bind(None, None)
 
-    def score(self, batch: RewardBatch) -> RewardTable:
+    def score(self, batch: RewardBatch, *, only: Collection[str] | None = None, first: int = 0) -> RewardTable:
         """Scores B samples: each reward sees the samples of its tasks, rewards with an `async` score run beside the
-        others. Raises RewardError for the first reward that fails under `on_error: stop`."""
+        others.
+
+        Args:
+            only: names of the rewards to ask; the others have no score. None for all.
+            first: what the first sample is called in messages, for a batch that is part of a larger one.
+
+        Raises RewardError for the first reward that fails under `on_error: stop`.
+        """
         self.load()
         values = torch.full((len(batch), len(self.specs)), math.nan, dtype=torch.float64)
         failures, seconds, details = dict.fromkeys(self.names, 0), dict.fromkeys(self.names, 0.0), {}
         calls = []
         for column, spec in enumerate(self.specs):
             rows = [row for row, task in enumerate(batch.tasks) if spec.weight_for(task) is not None]
-            if rows:
+            if rows and (only is None or spec.name in only):
                 calls.append((column, rows))
         waiting = [call for call in calls if self.rewards[call[0]].is_async]
         with ThreadPoolExecutor(max_workers=max(1, len(waiting))) as pool:
             if waiting and self._loop is None:
                 self._loop = _BackgroundLoop()
-            futures = {column: pool.submit(self._score_column, column, batch, rows) for column, rows in waiting}
+            futures = {column: pool.submit(self._score_column, column, batch, rows, first) for column, rows in waiting}
             results = {
-                column: self._score_column(column, batch, rows) for column, rows in calls if column not in futures
+                column: self._score_column(column, batch, rows, first)
+                for column, rows in calls
+                if column not in futures
             }
             results.update({column: future.result() for column, future in futures.items()})
         for column, rows in calls:
@@ -203,7 +212,7 @@ class RewardSuite:
             self._loop.close()
             self._loop = None
 
-    def _score_column(self, column: int, batch: RewardBatch, rows: list[int]) -> tuple[Outcome, float]:
+    def _score_column(self, column: int, batch: RewardBatch, rows: list[int], first: int) -> tuple[Outcome, float]:
         """What the reward made of the rows, and the seconds it took."""
         spec, reward = self.specs[column], self.rewards[column]
         start = time.perf_counter()
@@ -221,23 +230,23 @@ class RewardSuite:
                 first_fault_only=spec.on_error == "stop",
             )
         for fault in dict.fromkeys(outcome.faults.values()):  # a batch that failed as a whole is reported once
-            error = self._error(spec.name, fault, batch, rows)
+            error = self._error(spec.name, fault, batch, rows, first)
             if spec.on_error == "stop":
                 raise error
             logger.warning("%s; left out (on_error: skip).", error)
         return outcome, time.perf_counter() - start
 
     @staticmethod
-    def _error(name: str, fault: Fault, batch: RewardBatch, rows: list[int]) -> RewardError:
+    def _error(name: str, fault: Fault, batch: RewardBatch, rows: list[int], first: int) -> RewardError:
         # The reward saw only the rows of its tasks; the user knows the samples by their place in the whole batch.
         row = rows[fault.index or 0]
-        where = f"sample {row}"
+        where = f"sample {first + row}"
         if fault.index is None:
-            where = f"a batch of {counted(len(rows), 'sample')}, the first of them sample {row}"
+            where = f"a batch of {counted(len(rows), 'sample')}, the first of them sample {first + row}"
         prompt = batch.prompts[row]
         shown = prompt if len(prompt) <= 80 else prompt[:77] + "..."
         message = f"reward {name!r} {fault.text}, on {where} (prompt {shown!r})"
-        error = RewardError(message, reward=name, index=None if fault.index is None else row, prompt=prompt)
+        error = RewardError(message, reward=name, index=None if fault.index is None else first + row, prompt=prompt)
         error.__cause__ = fault.cause
         return error
 
