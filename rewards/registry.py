@@ -14,10 +14,18 @@ from rewards.contract import described
 from uniar.errors import UserError, did_you_mean
 
 _BUILT_IN = {
+    "aesthetic": "rewards.aesthetic:Aesthetic",
     "clip_score": "rewards.clip_score:ClipScore",
     "color": "rewards.color:Color",
     "compressibility": "rewards.compressibility:Compressibility",
+    "diversity": "rewards.diversity:Diversity",
+    "hpsv2": "rewards.hpsv2:HPSv2",
+    "image_reward": "rewards.image_reward:ImageReward",
     "ocr": "rewards.ocr:OCR",
+    "pickscore": "rewards.pickscore:PickScore",
+    "self_vqa": "rewards.self_vqa:SelfVQA",
+    "sharpness": "rewards.sharpness:Sharpness",
+    "vqa_score": "rewards.vqa_score:VQAScore",
 }
 _registered: dict[str, type[Reward] | Callable] = {}
 

@@ -1,14 +1,57 @@
-"""Weight files of reward models: read safely, checked against the model before anything is loaded into it."""
+"""Weight files of reward models: found or downloaded, read safely, checked against the model before they go into it."""
 
 import pickle
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from uniar.errors import UserError
+
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".json")
+
+
+def find_file(where: str | Path, *names: str) -> Path:
+    """The first of the files `names`. `where` is a folder that holds one, a hub id whose file is downloaded at first
+    use, or the file itself, whatever it is called.
+
+    Raises UserError where there is none.
+    """
+    path = Path(where).expanduser()
+    if path.is_file():
+        return path
+    if path.is_dir():
+        found = next((path / name for name in names if (path / name).is_file()), None)
+        if found is None:
+            raise UserError(f"folder {path} has no {' or '.join(names)}.")
+        return found
+    if path.suffix in _SUFFIXES or not _HUB_ID.fullmatch(str(where)):
+        raise UserError(f"weight file {path} does not exist.")
+    for name in names:
+        try:
+            return Path(hf_hub_download(str(where), name))
+        except LocalEntryNotFoundError as error:  # no network, or none allowed; an EntryNotFoundError too
+            raise _not_downloaded(where, name, error) from error
+        except EntryNotFoundError as error:
+            if name == names[-1]:
+                raise UserError(f"{where} on the hub has no {' or '.join(names)}.") from error
+        except (HFValidationError, HfHubHTTPError, OSError) as error:
+            raise _not_downloaded(where, name, error) from error
+    raise ValueError("no file was named.")
+
+
+def _not_downloaded(where: str | Path, name: str, error: Exception) -> UserError:
+    reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
+    return UserError(
+        f"{where} is no file or folder here, and {name} cannot be downloaded from it as a hub id: {reason}. Without a "
+        "network, name a local file."
+    )
 
 
 def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
@@ -37,10 +80,16 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     return dict(found)
 
 
-def check_weights(path: str | Path, found: Mapping[str, torch.Tensor], model: torch.nn.Module, what: str) -> None:
+def check_weights(
+    path: str | Path,
+    found: Mapping[str, torch.Tensor],
+    model: torch.nn.Module,
+    what: str,
+    name_in_file: Callable[[str], str] = str,
+) -> None:
     """Raises UserError naming the first weight, in the model's order, that the file lacks or has in another shape; else
-    the first one that the model does not know."""
-    expected = model.state_dict()
+    the first one that the model does not know. `name_in_file` says how the file calls a weight of the model."""
+    expected = {name_in_file(name): tensor for name, tensor in model.state_dict().items()}
     for name, tensor in expected.items():
         if name not in found:
             raise UserError(f"weight file {path} is not for {what}: it lacks {name!r} {tuple(tensor.shape)}.")
@@ -52,3 +101,20 @@ def check_weights(path: str | Path, found: Mapping[str, torch.Tensor], model: to
     for name in found:
         if name not in expected:
             raise UserError(f"weight file {path} is not for {what}, which has no {name!r}.")
+
+
+def load_weights(
+    path: str | Path,
+    found: Mapping[str, torch.Tensor],
+    model: torch.nn.Module,
+    what: str,
+    name_in_file: Callable[[str], str] = str,
+) -> None:
+    """Puts `found` into a model that was built on torch's meta device (so that nothing is initialised at random first),
+    once `check_weights` finds nothing wrong. The buffers `position_ids`, which no file needs to hold, are made anew."""
+    check_weights(path, found, model, what, name_in_file)
+    model.load_state_dict({name: found[name_in_file(name)] for name in model.state_dict()}, assign=True)
+    for module in model.modules():
+        buffer = getattr(module, "position_ids", None)
+        if isinstance(buffer, torch.Tensor) and buffer.is_meta:
+            module.position_ids = torch.arange(buffer.shape[-1]).expand(buffer.shape)

@@ -1,10 +1,11 @@
-"""`color` and `compressibility` against images whose score is known."""
+"""`color`, `compressibility`, `sharpness` and `diversity` against images whose score is known."""
 
 import io
 import math
 
 import pytest
-from PIL import Image
+import torch
+from PIL import Image, ImageFilter
 
 from rewards import RewardBatch, RewardError, RewardSuite
 from rewards.color import Color, parse_color
@@ -100,3 +101,83 @@ def test_compressibility_refuses_other_qualities_and_signs():
         RewardSuite.from_recipe([{"use": "compressibility", "quality": 0}])
     with pytest.raises(UserError, match="sign is 2, -1 or 1 is needed"):
         RewardSuite.from_recipe([{"use": "compressibility", "sign": 2}])
+
+
+def test_sharpness_is_the_variance_of_the_laplacian():
+    assert scores("sharpness", [plain("red")]) == [0.0]
+    # One white pixel on black, 5×5: the Laplacian is −1020 there and 255 at its four neighbours, of 9 inner pixels.
+    dot = plain("black", (5, 5))
+    dot.putpixel((2, 2), (255, 255, 255))
+    values = [-1020, 255, 255, 255, 255, 0, 0, 0, 0]
+    mean = sum(values) / 9
+    [score] = scores("sharpness", [dot])
+    assert score == pytest.approx(sum((value - mean) ** 2 for value in values) / 9)
+    # Grey weighs green most: a green dot counts 0.587² of a white one.
+    green = plain("black", (5, 5))
+    green.putpixel((2, 2), (0, 255, 0))
+    assert scores("sharpness", [green]) == pytest.approx([0.587**2 * score])
+    # A ramp has no curvature; blur lowers the score, noise raises it.
+    ramp = Image.linear_gradient("L")
+    assert scores("sharpness", [ramp])[0] < 1
+    noise = Image.effect_noise((64, 64), 90).convert("RGB")
+    blurred = noise.filter(ImageFilter.GaussianBlur(1))
+    assert scores("sharpness", [noise])[0] > 10 * scores("sharpness", [blurred])[0] > 0
+
+
+def test_sharpness_needs_inner_pixels():
+    with pytest.raises(RewardError, match=r"an image of 16×2 has no inner pixels .* on sample 1"):
+        scores("sharpness", [plain("red"), plain("red", (16, 2))])
+
+
+def diversity(prompts, images=None, bits=None, **parameters):
+    images = images or [plain("red")] * len(prompts)
+    suite = RewardSuite.from_recipe([{"use": "diversity", **parameters}])
+    return suite.score(RewardBatch(prompts, images, bits=bits)).values[:, 0].tolist()
+
+
+def test_diversity_is_the_mean_distance_to_the_others_of_the_prompt():
+    images = [plain("black"), plain("red"), plain("white"), plain((0, 0, 51)), plain("blue")]
+    found = diversity(["a", "b", "a", "a", "alone"], images)
+    # Black to white is 1, black to dark blue 0.2/3, white to dark blue 1 − 0.2/3.
+    dark = 0.2 / 3
+    expected = [(1 + dark) / 2, (1 + 1 - dark) / 2, (dark + 1 - dark) / 2]
+    assert [found[0], found[2], found[3]] == pytest.approx(expected, abs=1e-6)
+    assert math.isnan(found[1])
+    assert math.isnan(found[4])
+    # The mean over a prompt's samples is the mean over its pairs.
+    assert sum(expected) / 3 == pytest.approx((1 + dark + 1 - dark) / 3)
+    assert diversity(["a"] * 3) == [0.0] * 3
+
+
+def test_diversity_of_images_looks_at_thumbnails():
+    left = plain("black", (64, 64))
+    left.paste("white", (0, 0, 32, 64))
+    right = plain("white", (32, 32))
+    right.paste("black", (0, 0, 16, 32))
+    assert diversity(["a", "a"], [left, right]) == [1.0, 1.0]  # sizes need not agree
+    assert diversity(["a", "a"], [left, right], size=1) == [0.0, 0.0]
+
+
+def test_diversity_of_bits_is_the_share_that_differs():
+    bits = torch.zeros(4, 2, 1, 4, 4, dtype=torch.uint8)
+    bits[1, 0, 0, 0] = 1  # 4 of 32
+    bits[2] = 1
+    found = diversity(["a", "a", "a", "b"], bits=bits, of="bits")
+    assert found[:3] == [(4 / 32 + 1) / 2, (4 / 32 + 28 / 32) / 2, (1 + 28 / 32) / 2]
+    assert math.isnan(found[3])
+    generator = torch.Generator().manual_seed(0)
+    many = torch.randint(0, 2, (6, 16, 4, 4, 16), dtype=torch.uint8, generator=generator)
+    found = diversity(["a"] * 6, bits=many, of="bits")
+    for row in range(6):
+        others = [(many[row] != many[other]).double().mean().item() for other in range(6) if other != row]
+        assert found[row] == pytest.approx(sum(others) / 5, abs=1e-6)
+
+
+def test_diversity_says_what_it_lacks():
+    with pytest.raises(RewardError, match="needs visual bits, and this batch has none"):
+        diversity(["a", "a"], of="bits")
+    with pytest.raises(UserError, match="of is 'pixels', 'images' or 'bits' is needed"):
+        diversity(["a"], of="pixels")
+    with pytest.raises(UserError, match="size is 0; at least 1 pixel"):
+        diversity(["a"], size=0)
+    assert RewardSuite.from_recipe(["diversity"]).rewards[0].pointwise is False

@@ -2,22 +2,19 @@
 
 import json
 import logging
-import math
 
 import pytest
 import torch
 from PIL import Image
+from reference_towers import TINY_OPEN_CLIP, cosine, open_clip_architecture, open_clip_image, open_clip_text, pixels_of
 from safetensors.torch import save_file
 
 from rewards import RewardBatch, RewardSuite
 from rewards.clip_score import ClipScore
+from rewards.open_clip_model import OpenClip
 from uniar.errors import UserError
 
-CONFIG = {
-    "embed_dim": 12,
-    "vision_cfg": {"image_size": 16, "layers": 1, "width": 16, "head_width": 8, "patch_size": 8},
-    "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
-}
+CONFIG = TINY_OPEN_CLIP
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 PROMPTS = ["a red cat", "a blue dog", "a red cat", "a red cat and far more words than the context of it has room for"]
 
@@ -55,56 +52,15 @@ def make_batch():
     return RewardBatch(PROMPTS, images)
 
 
-def linear(x, w, prefix):
-    return x @ w[f"{prefix}weight"].T + w[f"{prefix}bias"]
-
-
-def norm(x, w, prefix):
-    x = (x - x.mean(-1, keepdim=True)) / torch.sqrt(x.var(-1, unbiased=False, keepdim=True) + 1e-5)
-    return x * w[f"{prefix}.weight"] + w[f"{prefix}.bias"]
-
-
-def block(x, w, prefix, mask=None):
-    """One pre-norm transformer block with two heads of width 8. x: (tokens, 16)."""
-    h = norm(x, w, f"{prefix}.ln_1")
-    q, k, v = linear(h, w, f"{prefix}.attn.in_proj_").chunk(3, dim=-1)
-    heads = []
-    for part in (slice(0, 8), slice(8, 16)):
-        scores = q[:, part] @ k[:, part].T / math.sqrt(8)
-        heads.append(torch.softmax(scores if mask is None else scores + mask, dim=-1) @ v[:, part])
-    x = x + linear(torch.cat(heads, dim=-1), w, f"{prefix}.attn.out_proj.")
-    h = linear(norm(x, w, f"{prefix}.ln_2"), w, f"{prefix}.mlp.c_fc.")
-    return x + linear(h * 0.5 * (1 + torch.erf(h / math.sqrt(2))), w, f"{prefix}.mlp.c_proj.")
-
-
 def image_feature(image, w):
-    pixels = torch.tensor(list(image.tobytes()), dtype=torch.float64).reshape(16, 16, 3) / 255
-    pixels = (pixels - torch.tensor(MEAN, dtype=torch.float64)) / torch.tensor(STD, dtype=torch.float64)
-    patches = [pixels[y : y + 8, x : x + 8].permute(2, 0, 1).flatten() for y in (0, 8) for x in (0, 8)]
-    x = torch.stack(patches) @ w["visual.conv1.weight"].flatten(1).T
-    x = torch.cat([w["visual.class_embedding"][None], x]) + w["visual.positional_embedding"]
-    x = block(norm(x, w, "visual.ln_pre"), w, "visual.transformer.resblocks.0")
-    return norm(x, w, "visual.ln_post")[0] @ w["visual.proj"]
-
-
-def text_feature(prompt, w):
-    from open_clip.tokenizer import SimpleTokenizer
-
-    tokens = SimpleTokenizer().encode(prompt)
-    tokens = [49406, *tokens[:10], 49407]  # context 12: start, at most ten tokens, end
-    x = w["token_embedding.weight"][tokens] + w["positional_embedding"][: len(tokens)]
-    mask = torch.full((len(tokens), len(tokens)), -math.inf, dtype=torch.float64).triu(1)
-    x = block(x, w, "transformer.resblocks.0", mask)
-    return norm(x, w, "ln_final")[-1] @ w["text_projection"]
+    pixels = (pixels_of(image) - torch.tensor(MEAN, dtype=torch.float64)) / torch.tensor(STD, dtype=torch.float64)
+    return open_clip_image(pixels, w)
 
 
 def cosines(batch, folder):
     w = {name: value.double() for name, value in weights_of(folder).items()}
-    scores = []
-    for prompt, image in zip(batch.prompts, batch.images, strict=True):
-        a, b = image_feature(image, w), text_feature(prompt, w)
-        scores.append(float(a @ b / (a.norm() * b.norm())))
-    return scores
+    pairs = zip(batch.prompts, batch.images, strict=True)
+    return [cosine(image_feature(image, w), open_clip_text(prompt, w)) for prompt, image in pairs]
 
 
 def score(batch, **parameters):
@@ -143,17 +99,10 @@ def test_other_precisions_stay_near(folder):
 
 
 @pytest.fixture
-def architecture(folder, tmp_path):
+def architecture(tmp_path):
     """The same model as an architecture that open_clip knows by name."""
-    import open_clip
-
-    file = tmp_path / "tiny-for-tests.json"
-    file.write_text(json.dumps(CONFIG))
-    paths = list(open_clip.factory._MODEL_CONFIG_PATHS)
-    open_clip.add_model_config(file)
-    yield "tiny-for-tests"
-    open_clip.factory._MODEL_CONFIG_PATHS[:] = paths
-    del open_clip.factory._MODEL_CONFIGS["tiny-for-tests"]
+    with open_clip_architecture(tmp_path) as name:
+        yield name
 
 
 def test_a_named_architecture_with_a_local_file_in_every_format(architecture, folder, tmp_path):
@@ -280,16 +229,16 @@ def test_a_tag_comes_with_its_activation_and_preprocessing(monkeypatch):
 def test_a_local_file_takes_the_preprocessing_of_its_architecture(caplog):
     import open_clip
 
-    siglip = ClipScore("ViT-B-16-SigLIP", weights="file.pt")
-    assert siglip._look(open_clip, ["webli"])["mean"] == (0.5, 0.5, 0.5)  # open_clip would take CLIP's
+    siglip = OpenClip("ViT-B-16-SigLIP", "file.pt")
+    assert siglip.look(open_clip, ["webli"])["mean"] == (0.5, 0.5, 0.5)  # open_clip would take CLIP's
     tags = open_clip.list_pretrained_tags_by_model("ViT-L-14")
-    assert ClipScore(weights="file.pt")._look(open_clip, tags) == {}
+    assert OpenClip("ViT-L-14", "file.pt").look(open_clip, tags) == {}
     assert "weights_like, one of: openai" in caplog.text
-    like = ClipScore(weights="file.pt", weights_like="openai")._look(open_clip, tags)
+    like = OpenClip("ViT-L-14", "file.pt", "openai").look(open_clip, tags)
     assert like["quick_gelu"] is True
     assert like["mean"] == pytest.approx((0.4815, 0.4578, 0.4082), abs=1e-4)
     with pytest.raises(UserError, match=r"weights_like 'opnai' is no tag of 'ViT-L-14'. Did you mean 'openai'"):
-        ClipScore(weights="file.pt", weights_like="opnai")._look(open_clip, tags)
+        OpenClip("ViT-L-14", "file.pt", "opnai").look(open_clip, tags)
 
 
 def test_to_moves_the_weights_and_a_fixed_device_wins_over_any_gpu(folder):
