@@ -1,83 +1,122 @@
-"""Training checkpoint → a self-contained folder that the model card's snippets load (spec section 1)."""
+"""Training checkpoint → a self-contained folder that the model card's snippets load (spec section 1).
+
+Names, shapes, dtypes and configs are those of the checkpoint that training started from; only values differ. Weights
+are read, merged, cast and written a tensor at a time: a shard is all that has to fit in memory, and no GPU is needed.
+"""
 
 import json
 import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 from peft import PeftModel
-from safetensors import safe_open
 from torch import Tensor
 from torch.nn import Module
 
+from rl.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, merge_checkpoint, merge_state, read_config, trained_adapter
+from rl.tensor_files import TensorFiles, save_tensors, write_like
+from rl.zero_shards import ZeroShards
 from uniar.checkpoint import copy_untrained_parts, require_parts
 from uniar.errors import UserError
-from uniar.modeling_uniar import UniARForConditionalGeneration
+
+MAX_SHARD_SIZE = 5 * 10**9
+
+CARD = "README.md"
+
+_CONFIGS = ("config.json", "generation_config.json")
 
 
-def export_model(model: Module, source: Path, target: Path, state: dict[str, Tensor] | None = None) -> None:
+def export_model(
+    model: Module,
+    source: Path,
+    target: Path,
+    state: Mapping[str, Tensor] | None = None,
+    *,
+    max_shard_size: int = MAX_SHARD_SIZE,
+    card: str | None = None,
+) -> None:
     """Writes `model` to `target`: adapters merged, dtypes as in `source`, the tokenizer and decoder of `source` copied.
 
-    `state` are its weights where the model itself holds only a shard of them. The folder appears complete or not at
-    all. Raises UserError when `target` exists already with other contents than an export.
+    `state` are its weights where the model itself holds only a shard of them. `card` is the README.md. The folder
+    appears complete or not at all. Raises UserError when `target` exists already with other contents than an export.
     """
+    state = model.state_dict() if state is None else state
     if isinstance(model, PeftModel):
-        model, state = _merged(model, state)
+        state = merge_state(state, model.peft_config[model.active_adapter].to_dict())
+    _write_checkpoint(state, source, target, max_shard_size, card)
+
+
+def export_checkpoint(
+    checkpoint: Path,
+    source: Path,
+    target: Path,
+    *,
+    max_shard_size: int = MAX_SHARD_SIZE,
+    card: str | None = None,
+) -> None:
+    """A `checkpoint-N` folder of a run → `target`: whole, ZeRO-2 or ZeRO-3 shards alone, or a LoRA adapter, which is
+    merged into `source`. Raises UserError as `export_model` does, and for a folder that is no checkpoint."""
+    require_parts(source, decoder=True)
+    _write_checkpoint(trained_weights(checkpoint, source), source, target, max_shard_size, card)
+
+
+def export_adapter(checkpoint: Path, base: str, target: Path, *, card: str | None = None) -> None:
+    """The adapter of a LoRA checkpoint alone, in peft's format, to be put on the model `base` (hub id or folder).
+
+    Raises UserError for a checkpoint without one, and for `target` as `export_model` does.
+    """
+    if not (checkpoint / ADAPTER_CONFIG).is_file():
+        raise UserError(f"{checkpoint} has no {ADAPTER_CONFIG}: it holds no adapter, but a whole model.")
+    config = read_config(checkpoint) | {"base_model_name_or_path": base, "inference_mode": True}
+    with _appearing(target, ADAPTER_CONFIG) as folder:
+        save_tensors(trained_adapter(checkpoint), folder / ADAPTER_WEIGHTS)
+        (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        if card is not None:
+            (folder / CARD).write_text(card)
+
+
+def trained_weights(checkpoint: Path, source: Path) -> Mapping[str, Tensor]:
+    """All weights of a checkpoint under the model's names, read at the look-up; adapters merged into `source`."""
+    if (checkpoint / ADAPTER_CONFIG).is_file():
+        return merge_checkpoint(checkpoint, source)
+    if not (checkpoint / "config.json").is_file():
+        raise UserError(f"{checkpoint} has neither config.json (full checkpoint) nor {ADAPTER_CONFIG} (LoRA).")
+    if any(checkpoint.glob("*.safetensors")):
+        return TensorFiles(checkpoint)
+    if (checkpoint / "latest").is_file():
+        return ZeroShards(checkpoint)
+    raise UserError(f"{checkpoint} has neither *.safetensors files nor DeepSpeed's shards (a file 'latest').")
+
+
+def _write_checkpoint(
+    weights: Mapping[str, Tensor], source: Path, target: Path, max_shard_size: int, card: str | None
+) -> None:
+    with _appearing(target, "config.json") as folder:
+        write_like(source, weights, folder, max_shard_size)
+        for name in _CONFIGS:
+            if (source / name).is_file():
+                shutil.copyfile(source / name, folder / name)
+        copy_untrained_parts(source, folder)
+        if card is not None:
+            (folder / CARD).write_text(card)
+
+
+@contextmanager
+def _appearing(target: Path, sign: str) -> Iterator[Path]:
+    """A folder to write to that becomes `target` when all is there. Only a folder with the file `sign` is replaced."""
+    if target.exists() and not (target / sign).is_file():
+        raise UserError(f"{target} exists and is no checkpoint folder; choose another output folder.")
     partial = target.with_name(f"{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    weights = _cast_like(state if state is not None else model.state_dict(), source)
-    model.save_pretrained(partial, state_dict=weights)
-    _set_config_dtype(partial / "config.json", source / "config.json")
-    copy_untrained_parts(source, partial)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+    except BaseException as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise UserError(f"{target} cannot be written: {error}.") from error
+        raise
     if target.exists():
-        if not (target / "config.json").is_file():
-            raise UserError(f"{target} exists and is no checkpoint folder; choose another output folder.")
         shutil.rmtree(target)
     partial.rename(target)
-
-
-def export_checkpoint(checkpoint: Path, source: Path, target: Path) -> None:
-    """A `checkpoint-N` folder of a run → `target`. Full checkpoints are loaded, LoRA ones merged into `source`."""
-    require_parts(source, decoder=True)
-    if (checkpoint / "adapter_config.json").is_file():
-        base = UniARForConditionalGeneration.from_pretrained(source)
-        model: Module = PeftModel.from_pretrained(base, checkpoint)
-    elif (checkpoint / "config.json").is_file():
-        model = UniARForConditionalGeneration.from_pretrained(checkpoint)
-    else:
-        raise UserError(f"{checkpoint} has neither config.json (full checkpoint) nor adapter_config.json (LoRA).")
-    export_model(model, source, target)
-
-
-def _merged(model: PeftModel, state: dict[str, Tensor] | None) -> tuple[Module, dict[str, Tensor]]:
-    """The base model's weights with the adapters added, leaving `model` as it is."""
-    if state is not None:
-        raise UserError("sharded LoRA weights cannot be merged in place; export the saved checkpoint instead.")
-    model.merge_adapter()
-    try:
-        merged = {
-            name.replace(".base_layer.", "."): tensor.clone()
-            for name, tensor in model.get_base_model().state_dict().items()
-            if "lora_" not in name
-        }
-    finally:
-        model.unmerge_adapter()
-    return model.get_base_model(), merged
-
-
-def _cast_like(state: dict[str, Tensor], source: Path) -> dict[str, Tensor]:
-    """Each tensor in the dtype that the source checkpoint stores it in."""
-    stored: dict[str, torch.dtype] = {}
-    for file in sorted(source.glob("*.safetensors")):
-        with safe_open(file, "pt") as tensors:
-            stored |= {name: tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118
-    dtypes = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "I64": torch.int64}
-    return {name: tensor.to(dtypes[stored[name]]) if name in stored else tensor for name, tensor in state.items()}
-
-
-def _set_config_dtype(written: Path, source: Path) -> None:
-    """The config must name the dtype of the weights beside it, not the one that was trained in."""
-    config, original = json.loads(written.read_text()), json.loads(source.read_text())
-    config["dtype"] = original.get("dtype") or original.get("torch_dtype")
-    written.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

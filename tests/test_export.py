@@ -1,16 +1,30 @@
 """What is exported loads with the model card's snippets and holds the trained weights."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
+import yaml
+from huggingface_hub.errors import HFValidationError
+from peft import PeftModel
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from inference.visual_inputs import prepare_visual_inputs
+from rl.adapters import MergedAdapter, lora_scale, merge_state
+from rl.checkpoints import seal
+from rl.cli import main
 from rl.config import LoraSection
 from rl.export import export_checkpoint, export_model
+from rl.model_card import Origin, model_card
 from rl.policy_model import trainable
+from rl.recipe import load_recipe, recipe_from_mapping
+from rl.tensor_files import TensorFiles, parse_size
+from rl.verify import verify
+from rl.zero_shards import ZeroShards
 from uniar.errors import UserError
 from uniar.modeling_decoder import UniARVisualDecoder
 from uniar.modeling_uniar import UniARForConditionalGeneration
@@ -130,3 +144,310 @@ def test_a_folder_with_other_things_is_not_overwritten(nano_model, nano_checkpoi
     with pytest.raises(UserError, match="no checkpoint folder"):
         export_model(nano_model, nano_checkpoint, tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").exists()
+
+
+# The command ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run_folder(nano_model, nano_checkpoint, tmp_path) -> Path:
+    """A run of two updates with a full checkpoint and a LoRA one, evaluated at its start and its end."""
+    settings = {
+        "model": {"path": str(nano_checkpoint), "dtype": "float32"},
+        "data": {"prompts": "prompts.jsonl"},
+        "rollout": {"height": 64, "width": 64},
+        "evaluate": {"temperature": 0.5, "guidance_scale": 2},
+        "rewards": ["color", "compressibility"],
+        "output_dir": str(tmp_path / "run"),
+    }
+    run = tmp_path / "run"
+    (run / "evaluations").mkdir(parents=True)
+    (run / "config.yaml").write_text(recipe_from_mapping(settings).to_yaml())
+    for step, (total, color) in {0: ([1.0, None], [0.5, None]), 2: ([1.25, 0.5], [0.75, 0.0])}.items():
+        scores = {"total": total, "color": color, "compressibility": [0.5, 0.5], "details": {"why": []}}
+        (run / "evaluations" / f"step-{step:06d}.json").write_text(json.dumps(scores))
+    policy = trainable(nano_model, None)
+    nudge(policy)
+    policy.save_pretrained(run / "checkpoint-2")
+    for rank in range(2):
+        (run / "checkpoint-2" / f"rng_state_{rank}.pth").write_bytes(b"")
+    adapted = trainable(UniARForConditionalGeneration.from_pretrained(nano_checkpoint), LoraSection(r=4, alpha=8))
+    nudge(adapted)
+    adapted.save_pretrained(run / "checkpoint-1")
+    return run
+
+
+def test_command_writes_shards_that_verify(run_folder, nano_checkpoint, tmp_path, capsys):
+    out = tmp_path / "out"
+    command = ["export", str(run_folder / "checkpoint-2"), "--output", str(out), "--max-shard-size", "300KB"]
+    assert main([*command, "--verify"]) == 0
+    assert "verified: logits differ by at most 0.0e+00" in capsys.readouterr().out
+    files = sorted(out.glob("*.safetensors"))
+    assert [file.name for file in files] == [f"model-{n:05d}-of-00006.safetensors" for n in range(1, 7)]
+    assert all(file.stat().st_size < 310_000 for file in files)
+    assert shapes(out) == shapes(nano_checkpoint)
+    index = json.loads((out / "model.safetensors.index.json").read_text())
+    assert index["weight_map"].keys() == shapes(out).keys()
+    assert all(name in TensorFiles(out).stored for name in index["weight_map"])
+    assert (out / "config.json").read_bytes() == (nano_checkpoint / "config.json").read_bytes()
+
+
+def test_verify_finds_another_model(run_folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    command = ["export", str(run_folder / "checkpoint-2"), "--output", str(out)]
+    assert main(command) == 0
+    weights = load_file(out / "model.safetensors")
+    weights["output_layer_vistok.1.weight"][7] += 0.01
+    save_file(weights, out / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match="its visual logits differ by up to"):
+        verify(out, run_folder / "checkpoint-2", load_recipe_path(run_folder), torch.float32)
+
+
+def load_recipe_path(run_folder: Path) -> Path:
+    return Path(load_recipe(run_folder / "config.yaml").model.path)
+
+
+def test_model_card_tells_how_it_was_made_and_its_code_runs(run_folder, nano_processor, tmp_path, monkeypatch):
+    assert main(["export", str(run_folder / "checkpoint-2"), "--output", str(tmp_path / "out")]) == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: transformers\n")
+    assert "2 updates" in card
+    assert "| total | 1.0000 | 0.8750 | +0.2500 ± nan |" in card  # the second sample has no score at the start
+    assert "| color | 0.5000 | 0.3750 |" in card
+    assert "details" not in card
+    assert "`torchrun --nproc_per_node 2 -m rl.train recipe.yaml` on 2 processes" in card
+    (recipe,) = re.findall(r"```yaml\n(.*?)```", card, flags=re.DOTALL)
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    assert load_recipe(tmp_path / "recipe.yaml").rollout.height == 64
+    assert f"torch {torch.__version__}" in card
+    (code,) = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code.replace("num_inference_steps=28", "num_inference_steps=1"), "README.md", "exec"), {})
+    assert (tmp_path / "kettle.png").is_file()
+
+
+def test_card_names_a_hub_model_as_its_base(tmp_path):
+    card = model_card("me/mine", Origin("ShareLab-SII/UniAR-SFT", steps=7), torch.bfloat16)
+    assert yaml.safe_load(card.split("---")[1])["base_model"] == "ShareLab-SII/UniAR-SFT"
+    assert "7 updates" in card
+    assert "torch_dtype=torch.bfloat16" in card
+
+
+def test_adapter_alone_is_in_pefts_format(run_folder, nano_checkpoint, nano_processor, tmp_path, capsys):
+    merged, alone = tmp_path / "merged", tmp_path / "alone"
+    command = ["export", str(run_folder / "checkpoint-1"), "--verify", "--output"]
+    assert main([*command, str(merged)]) == 0
+    assert main([*command, str(alone), "--adapter-only"]) == 0
+    assert capsys.readouterr().out.count("verified: ") == 2
+    assert sorted(file.name for file in alone.iterdir()) == [
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    assert json.loads((alone / "adapter_config.json").read_text())["base_model_name_or_path"] == str(nano_checkpoint)
+    base = UniARForConditionalGeneration.from_pretrained(nano_checkpoint)
+    adapted = PeftModel.from_pretrained(base, alone).merge_and_unload()
+    loaded = UniARForConditionalGeneration.from_pretrained(merged)
+    assert torch.equal(text_logits(adapted, nano_processor), text_logits(loaded, nano_processor))
+    assert "PeftModel.from_pretrained(model, adapter)" in (alone / "README.md").read_text()
+
+    assert main(["export", str(run_folder / "checkpoint-2"), "--output", str(alone), "--adapter-only"]) == 2
+    assert "holds no adapter" in capsys.readouterr().err
+
+
+def test_push_to_hub(run_folder, tmp_path, monkeypatch, capsys):
+    calls = []
+
+    class Hub:
+        def create_repo(self, repository, *, private, exist_ok):
+            if repository.startswith("someone/"):
+                raise HFValidationError("403: no right to write\nand more")
+            calls.append(("create", repository, private, exist_ok))
+            return f"https://hub/{repository}"
+
+        def upload_folder(self, *, repo_id, folder_path, commit_message):
+            names = {str(file.relative_to(folder_path)) for file in Path(folder_path).rglob("*") if file.is_file()}
+            calls.append(("upload", repo_id, {"README.md", "config.json", "sd3_transformer/config.json"} <= names))
+
+    monkeypatch.setattr("rl.export_command.HfApi", Hub)
+    command = ["export", str(run_folder / "checkpoint-2"), "--output", str(tmp_path / "out")]
+    assert main([*command, "--push-to-hub", "me/mine", "--private"]) == 0
+    assert calls == [("create", "me/mine", True, True), ("upload", "me/mine", True)]
+    assert "https://hub/me/mine" in capsys.readouterr().out
+    assert "# me/mine" in (tmp_path / "out" / "README.md").read_text()
+    assert main([*command, "--push-to-hub", "someone/else"]) == 2
+    message = capsys.readouterr().err
+    assert "403: no right to write (log in" in message
+    assert "and more" not in message
+
+
+def test_damaged_and_unfit_checkpoints_are_refused(run_folder, nano_checkpoint, tmp_path, capsys):
+    checkpoint = run_folder / "checkpoint-2"
+    command = ["export", str(checkpoint), "--output", str(tmp_path / "out")]
+    seal(checkpoint)
+    weights = load_file(checkpoint / "model.safetensors")
+    weights["lm_head.weight"][0, 0] += 1
+    save_file(weights, checkpoint / "model.safetensors", {"format": "pt"})
+    assert main(command) == 2
+    assert "is damaged: model.safetensors is not what was written" in capsys.readouterr().err
+    (checkpoint / "manifest.json").unlink()
+    weights["visual_decoder.0.mlp.up_proj.bias"] = weights.pop("visual_decoder.0.mlp.up_proj.weight")
+    save_file(weights, checkpoint / "model.safetensors", {"format": "pt"})
+    assert main(command) == 2
+    assert "tensor visual_decoder.0.mlp.up_proj.weight is in" in capsys.readouterr().err
+    (checkpoint / "model.safetensors").write_bytes(b"no tensors")
+    assert main(command) == 2
+    assert "cannot be read" in capsys.readouterr().err
+    assert not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize(("text", "size"), [("5GB", 5 * 10**9), ("300 kb", 300_000), ("1.5M", 1_500_000), ("7", 7)])
+def test_sizes(text, size):
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["0GB", "five", "5GiB", "-1MB", ""])
+def test_sizes_that_are_none(text):
+    with pytest.raises(UserError, match="the size"):
+        parse_size(text)
+
+
+# LoRA ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_merge_is_pefts_own(nano_checkpoint, tmp_path, dtype):
+    policy = trainable(
+        UniARForConditionalGeneration.from_pretrained(nano_checkpoint, torch_dtype=dtype), LoraSection(r=4, alpha=7)
+    )
+    nudge(policy)
+    policy.save_pretrained(tmp_path / "checkpoint")
+    config = json.loads((tmp_path / "checkpoint" / "adapter_config.json").read_text())
+    merged = dict(merge_state(policy.state_dict(), config))
+    base = UniARForConditionalGeneration.from_pretrained(nano_checkpoint, torch_dtype=dtype).state_dict()
+    later = MergedAdapter(base, TensorFiles(tmp_path / "checkpoint"), 7 / 4)
+    expected = policy.merge_and_unload().state_dict()
+    assert merged.keys() == later.keys() == expected.keys()
+    assert all(torch.equal(merged[name], expected[name]) for name in expected)
+    assert all(torch.equal(later[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"use_dora": True}, "sets use_dora"),
+        ({"rank_pattern": {"q_proj": 8}}, "sets rank_pattern"),
+        ({"peft_type": "VERA"}, "is of type VERA"),
+    ],
+)
+def test_other_adapters_are_refused(change, words):
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "rank_pattern": {}, "use_dora": False}
+    assert lora_scale(config, "x") == 2
+    assert lora_scale({**config, "use_rslora": True}, "x") == 4
+    with pytest.raises(UserError, match=words):
+        lora_scale({**config, **change}, "x")
+
+
+def test_adapter_tensors_must_be_pairs_for_the_model():
+    base = {"layer.weight": torch.zeros(2, 3)}
+    a, b = torch.ones(1, 3), torch.ones(2, 1)
+    names = ["base_model.model.layer.lora_A.weight", "base_model.model.layer.lora_B.weight"]
+    assert torch.equal(MergedAdapter(base, dict(zip(names, (a, b), strict=True)), 2.0)["layer.weight"], 2 * b @ a)
+    with pytest.raises(UserError, match="only the factor"):
+        MergedAdapter(base, {names[0]: a}, 2.0)
+    with pytest.raises(UserError, match="no LoRA factor of a weight"):
+        MergedAdapter(base, {names[0].replace("layer", "other"): a}, 2.0)
+
+
+# ZeRO shards ---------------------------------------------------------------------------------------------------------
+
+
+def write_zero2(folder: Path, weights: dict[str, torch.Tensor], frozen: dict[str, torch.Tensor], ranks: int) -> None:
+    """What DeepSpeed's ZeRO-2 writes, as far as weights go: each group end to end, cut into equal parts."""
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+
+    shards = folder / "global_step1"
+    shards.mkdir(parents=True)
+    (folder / "latest").write_text("global_step1")
+    names = list(weights)
+    groups = [names[::2], names[1::2]]
+    flat = []
+    for group in groups:
+        joined = torch.cat([weights[name].flatten() for name in group])
+        flat.append(F.pad(joined, (0, -len(joined) % (2 * ranks))).chunk(ranks))
+    buffers = {"counts": torch.arange(3)}
+    model = {
+        "module": {**weights, **frozen, **buffers},
+        "buffer_names": ["counts"],
+        "param_shapes": [{name: weights[name].shape for name in group} for group in groups],
+        "frozen_param_shapes": {name: tensor.shape for name, tensor in frozen.items()},
+        "frozen_param_fragments": frozen,
+        "shared_params": {"tied": names[0]},
+    }
+    torch.save(model, shards / "mp_rank_00_model_states.pt")
+    for rank in range(ranks):
+        state = {
+            "zero_stage": ZeroStageEnum.gradients,
+            "partition_count": [ranks, ranks],
+            "loss_scaler": LossScaler(1.0),
+            "single_partition_of_fp32_groups": [group[rank] for group in flat],
+        }
+        torch.save({"optimizer_state_dict": state}, shards / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt")
+
+
+@pytest.fixture
+def zero2(tmp_path) -> tuple[Path, dict[str, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    weights = {f"w{n}": torch.randn(3 + n, 5, generator=generator) for n in range(5)}
+    frozen = {"eye": torch.eye(3, dtype=torch.bfloat16)}
+    write_zero2(tmp_path / "checkpoint-1", weights, frozen, ranks=11)
+    return tmp_path / "checkpoint-1", {**weights, **frozen, "counts": torch.arange(3), "tied": weights["w0"]}
+
+
+def test_zero2_shards_are_put_together(zero2):
+    folder, expected = zero2
+    found = ZeroShards(folder)
+    assert (found.stage, found.ranks) == (2, 11)
+    assert set(found) == set(expected)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert found["eye"].dtype == torch.bfloat16
+
+
+def test_incomplete_shards_are_refused(zero2):
+    folder, _ = zero2
+    last = folder / "global_step1" / "zero_pp_rank_10_mp_rank_00_optim_states.pt"
+    content = last.read_bytes()
+    last.unlink()
+    with pytest.raises(UserError, match=r"has 10 \*_optim_states.pt files of the 11"):
+        ZeroShards(folder)
+    last.write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match=r"rank_10_mp_rank_00_optim_states\.pt cannot be read"):
+        ZeroShards(folder)
+    (folder / "latest").write_text("../elsewhere")
+    with pytest.raises(UserError, match="no folder beside it"):
+        ZeroShards(folder)
+    (folder / "latest").unlink()
+    with pytest.raises(UserError, match="no DeepSpeed checkpoint"):
+        ZeroShards(folder)
+
+
+class _Payload:
+    """Unpickled, it would make a file."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self):
+        return (open, (str(self.file), "w"))
+
+
+def test_shards_are_not_unpickled(zero2, tmp_path):
+    folder, _ = zero2
+    shard = folder / "global_step1" / "zero_pp_rank_3_mp_rank_00_optim_states.pt"
+    torch.save({"optimizer_state_dict": {"loss_scaler": _Payload(tmp_path / "made")}}, shard)
+    with pytest.raises(UserError, match="cannot be read as a DeepSpeed shard"):
+        ZeroShards(folder)
+    assert not (tmp_path / "made").exists()
+    torch.load(shard, weights_only=False)["optimizer_state_dict"]["loss_scaler"].close()
+    assert (tmp_path / "made").exists()

@@ -1,0 +1,243 @@
+"""The README.md of an exported checkpoint: what it is, how it was made, what its rewards did, how to load it."""
+
+import json
+import math
+import platform
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+import yaml
+
+from rl.config import ModelSection, Recipe
+from rl.evaluate import paired_gain
+from rl.recipe import load_recipe
+from rl.run_folder import RunFolder
+from rl.tensor_files import main_dtype
+from uniar.errors import UserError
+
+PACKAGES = ("uniar-rl", "torch", "transformers", "trl", "peft", "accelerate", "deepspeed", "diffusers", "safetensors")
+
+LOADING = """\
+import torch
+from transformers import AutoProcessor
+from uniar.modeling_uniar import UniARForConditionalGeneration
+
+path = {path!r}  # folder or hub id
+model = UniARForConditionalGeneration.from_pretrained(path, torch_dtype={dtype}, attn_implementation="sdpa")
+processor = AutoProcessor.from_pretrained(path)
+"""
+
+LOADING_ADAPTER = """\
+import torch
+from peft import PeftModel
+from transformers import AutoProcessor
+from uniar.modeling_uniar import UniARForConditionalGeneration
+
+base, adapter = {base!r}, {path!r}  # folders or hub ids
+model = UniARForConditionalGeneration.from_pretrained(base, torch_dtype={dtype}, attn_implementation="sdpa")
+model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+processor = AutoProcessor.from_pretrained(base)
+"""
+
+DRAWING = """\
+from inference.visual_inputs import prepare_visual_inputs
+from uniar.modeling_decoder import UniARVisualDecoder
+
+decoder = UniARVisualDecoder.from_pretrained({decoder}, device=model.device, torch_dtype=model.dtype)
+inputs = prepare_visual_inputs(["a red kettle"], model, processor, ar_height={height}, ar_width={width})
+indices = model.generate_visual(**inputs, temperature={temperature:g}, cfg={guidance:g})
+image = decoder.decode(indices, ar_height={height}, ar_width={width}, num_inference_steps={steps})[0]
+image.save("kettle.png")
+"""
+
+
+@dataclass(frozen=True)
+class RewardChange:
+    """One held-out reward before and after: means over N samples, gain paired by sample, with its standard error."""
+
+    name: str
+    before: float
+    after: float
+    gain: float
+    error: float
+    samples: int
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a checkpoint comes from, as far as its run's folder tells."""
+
+    base: str
+    """hub id or folder that training started from"""
+    recipe: Recipe | None = None
+    steps: int | None = None
+    processes: int | None = None
+    evaluated: tuple[int, int] | None = None
+    """the updates after which `rewards` were measured"""
+    rewards: Sequence[RewardChange] = field(default_factory=tuple)
+
+
+def loading_snippet(path: str, dtype: torch.dtype, base: str | None = None) -> str:
+    """The card's first lines of code: they leave `model` and `processor`. `base` is the model of an adapter."""
+    return (LOADING if base is None else LOADING_ADAPTER).format(path=path, dtype=dtype, base=base)
+
+
+def origin_of(checkpoint: Path, base: str | None = None) -> Origin:
+    """What the run's folder around `checkpoint` tells. Raises UserError when neither it nor `base` says where training
+    started."""
+    folder = RunFolder(checkpoint.parent)
+    steps = int(number) if (number := checkpoint.name.removeprefix("checkpoint-")).isdigit() else None
+    if not folder.config.is_file():
+        if base is None:
+            raise UserError(
+                f"{folder.config} is not there to say where training started; name that checkpoint with --source."
+            )
+        return Origin(base, steps=steps)
+    recipe = load_recipe(folder.config)
+    evaluated, rewards = _rewards(folder, steps)
+    return Origin(base or base_name(recipe.model), recipe, steps, _processes(checkpoint), evaluated, rewards)
+
+
+def card_of_run(folder: RunFolder, source: Path, steps: int, processes: int) -> str:
+    """The card of what a run has trained when it ends after `steps` updates on so many processes."""
+    origin = replace(origin_of(folder.final), steps=steps, processes=processes)
+    return model_card(folder.path.name, origin, main_dtype(source))
+
+
+def base_name(section: ModelSection) -> str:
+    """What a recipe calls the model that it starts from."""
+    return section.path if section.path is not None else f"preset {section.preset}, seed {section.seed}"
+
+
+def model_card(name: str, origin: Origin, dtype: torch.dtype, *, adapter_base: str | None = None) -> str:
+    """The whole README.md. `dtype` is the type to load the weights in; `adapter_base`: the card goes with a LoRA
+    adapter alone, which is loaded over this model."""
+    adapter = adapter_base is not None
+    made = "LoRA adapter" if adapter else "checkpoint"
+    parts = [
+        _front_matter(origin, adapter),
+        f"# {name}\n",
+        f"A [UniAR](https://huggingface.co/ShareLab-SII/UniAR-SFT) {made} after reinforcement learning with uniar-rl"
+        f"{f', {origin.steps} updates' if origin.steps is not None else ''}. It started from `{origin.base}`"
+        + (f" and was trained with {_method(origin.recipe)}.\n" if origin.recipe else ".\n"),
+        _reward_table(origin),
+        f"## Use\n\n```python\n{_snippet(name, origin, dtype, adapter_base)}```\n",
+        _how_it_was_made(origin),
+        _versions(),
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def _front_matter(origin: Origin, adapter: bool) -> str:
+    tags = ["uniar", "image-generation", "image-editing", "reinforcement-learning", *(["lora"] if adapter else [])]
+    values = {"library_name": "peft" if adapter else "transformers", "tags": tags}
+    if _is_hub_id(origin.base):
+        values = {"base_model": origin.base, **values}
+    return f"---\n{yaml.safe_dump(values, sort_keys=False)}---\n"
+
+
+def _is_hub_id(base: str) -> bool:
+    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", base)) and not Path(base).exists()
+
+
+def _method(recipe: Recipe) -> str:
+    drawn, algorithm = recipe.rollout, recipe.algorithm
+    weights = "full fine-tuning" if recipe.model.lora is None else f"LoRA of rank {recipe.model.lora.r}"
+    guidance = "" if drawn.guidance == "none" else f", guidance {drawn.guidance} {drawn.guidance_scale:g}"
+    return (
+        f"{algorithm.loss} ({weights}) on {drawn.height}×{drawn.width} drawings, {drawn.samples_per_prompt} a prompt, "
+        f"temperature {drawn.temperature:g}{guidance}, KL weight {algorithm.beta:g}"
+    )
+
+
+def _reward_table(origin: Origin) -> str:
+    if not origin.rewards:
+        return "## Rewards\n\nThe run has no evaluations on held-out prompts to show.\n"
+    first, last = origin.evaluated
+    held = origin.recipe.evaluate
+    rows = [
+        f"| {change.name} | {change.before:.4f} | {change.after:.4f} | {change.gain:+.4f} ± {change.error:.4f} |"
+        for change in origin.rewards
+    ]
+    conditions = f"temperature {held.temperature:g}, guidance {held.guidance_scale:g}, the same noise each time"
+    return "\n".join(
+        [
+            f"## Rewards\n\nMeans over {origin.rewards[0].samples} samples of held-out prompts ({conditions}); the "
+            "gain is paired by sample, ± its standard error.\n",
+            f"| reward | update {first} | update {last} | gain |",
+            "| --- | --- | --- | --- |",
+            *rows,
+            "",
+        ]
+    )
+
+
+def _snippet(name: str, origin: Origin, dtype: torch.dtype, adapter_base: str | None) -> str:
+    recipe = origin.recipe
+    settings = {"height": 512, "width": 512, "temperature": 0.1, "guidance": 2.5, "steps": 28}
+    if recipe is not None:
+        settings |= {"height": recipe.rollout.height, "width": recipe.rollout.width}
+        settings |= {"temperature": recipe.evaluate.temperature, "guidance": recipe.evaluate.guidance_scale}
+    drawing = DRAWING.format(decoder="path" if adapter_base is None else "base", **settings)
+    return f"{loading_snippet(name, dtype, adapter_base)}\n{drawing}"
+
+
+def _how_it_was_made(origin: Origin) -> str:
+    if origin.recipe is None:
+        return ""
+    launcher = f"torchrun --nproc_per_node {origin.processes} -m rl.train" if (origin.processes or 1) > 1 else None
+    processes = f" on {origin.processes} process{'es' * (origin.processes != 1)}" if origin.processes else ""
+    return (
+        f"## How it was made\n\n`{launcher or 'uniar-rl train'} recipe.yaml`{processes}, where recipe.yaml is\n\n"
+        f"```yaml\n{origin.recipe.to_yaml()}```\n"
+    )
+
+
+def _versions() -> str:
+    found = []
+    for package in PACKAGES:
+        try:
+            found.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            continue  # not needed to export
+    return f"Exported with {', '.join(found)}, Python {platform.python_version()}.\n"
+
+
+def _processes(checkpoint: Path) -> int | None:
+    """How many processes wrote a checkpoint: each leaves its random state."""
+    if (checkpoint / "rng_state.pth").is_file():
+        return 1
+    return len(list(checkpoint.glob("rng_state_*.pth"))) or None
+
+
+def _rewards(folder: RunFolder, steps: int | None) -> tuple[tuple[int, int] | None, list[RewardChange]]:
+    """First evaluation against the last one up to `steps`; nothing where there are not two of the same samples."""
+    files = {int(file.stem.removeprefix("step-")): file for file in folder.evaluations.glob("step-*.json")}
+    reached = sorted(step for step in files if steps is None or step <= steps)
+    if len(reached) < 2:
+        return None, []
+    first, last = reached[0], reached[-1]
+    before, after = (_columns(json.loads(files[step].read_text())) for step in (first, last))
+    changes = []
+    for name in before:
+        if name in after and len(before[name]) == len(after[name]):
+            gain, error = paired_gain(before[name], after[name])
+            means = before[name].nanmean().item(), after[name].nanmean().item()
+            changes.append(RewardChange(name, *means, gain, error, len(before[name])))
+    return (first, last), changes
+
+
+def _columns(evaluation: Mapping[str, list]) -> dict[str, torch.Tensor]:
+    """Reward → (N,) scores, NaN where there is none; what else an evaluation's file holds is left out."""
+    samples = len(evaluation["total"])
+    return {
+        name: torch.tensor([math.nan if score is None else score for score in column], dtype=torch.float64)
+        for name, column in evaluation.items()
+        if isinstance(column, list)
+        and len(column) == samples
+        and all(score is None or isinstance(score, int | float) for score in column)
+    }
