@@ -14,8 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 from rewards import RewardBatch, RewardSuite, RewardTable
+from rl.pipeline import decode_and_score
 from rl.prompts import PromptRecord
-from rl.rollout import DrawSettings, Sample, decode, draw
+from rl.rollout import DrawSettings, Sample, draw
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -108,16 +109,9 @@ class Evaluator:
             numbers = mine[start : start + SAMPLES_AT_ONCE]
             samples = [self.samples[number] for number in numbers]
             bits = draw(model, self.processor, samples, self.settings).rollout.bits
-            drawn = decode(self.decoder, bits, samples, self.settings)
-            batch = RewardBatch(
-                prompts=[sample.record.prompt for sample in samples],
-                images=drawn,
-                tasks=[sample.record.task for sample in samples],
-                metadata=[sample.record.metadata for sample in samples],
-                bits=bits.cpu(),
+            drawn, table = decode_and_score(
+                self.decoder, bits, samples, self.settings, self.rewards, nullcontext(model), self.processor
             )
-            with self.rewards.bound(nullcontext(model), self.processor):
-                table = self.rewards.score(batch)
             tables.append(table)
             images.update({n: image for n, image in zip(numbers, drawn, strict=True) if n < self.shown})
         table = RewardTable.cat(tables) if tables else self.rewards.score(RewardBatch([], []))

@@ -20,17 +20,18 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.models.utils import unwrap_model_for_generation
 from trl.trainer.utils import RepeatSampler
 
-from rewards import RewardBatch, RewardSuite, RewardTable
+from rewards import RewardSuite, RewardTable
 from rl.advantages import compute_advantages
 from rl.bernoulli import log_prob
 from rl.checkpoints import PREFIX, SAVING, publish, rotate
 from rl.config import Recipe
 from rl.guidance import conditional_mismatch, policy_gap
 from rl.losses import LossInputs, policy_loss
+from rl.pipeline import decode_and_score
 from rl.policy import Branch, Gaps, replay
 from rl.prompts import PromptRecord
 from rl.reference import AdapterOff, FrozenCopy
-from rl.rollout import DrawSettings, Sample, decode, draw
+from rl.rollout import DrawSettings, Sample, draw
 from rl.watch import Watch
 from uniar.errors import RunError, UserError
 from uniar.seeds import seed_of
@@ -136,10 +137,20 @@ class UniARTrainer(GRPOTrainer):
             self._first_rollout_step = step
         with self.phase("rollout"), self.policy() as policy:
             drawn = draw(policy, self.processor, samples, self.settings, step=step, return_gaps=True)
-        with self.phase("decode"):
-            images = decode(self.decoder, drawn.rollout.bits, samples, self.settings, step=step)
-        with self.phase("reward"), self.rewards.bound(self.policy(), self.processor):
-            advantages = self._score(samples, images, drawn.rollout.bits)
+        _, table = decode_and_score(
+            self.decoder,
+            drawn.rollout.bits,
+            samples,
+            self.settings,
+            self.rewards,
+            self.policy(),
+            self.processor,
+            step=step,
+            phase=self.phase,
+        )
+        self.last_scored = (samples, table)
+        with self.phase("reward"):
+            advantages = self._advantages(table)
 
         batch = {
             **drawn.prompt.to_dict("prompt_"),
@@ -156,17 +167,8 @@ class UniARTrainer(GRPOTrainer):
                     batch |= _named("ref_", self._replay_all(reference, batch))
         return batch
 
-    def _score(self, samples: list[Sample], images: list, bits: Tensor) -> Tensor:
+    def _advantages(self, table: RewardTable) -> Tensor:
         """(B,) advantages of this rank's samples, from the statistics of the whole batch's groups."""
-        batch = RewardBatch(
-            prompts=[sample.record.prompt for sample in samples],
-            images=images,
-            tasks=[sample.record.task for sample in samples],
-            metadata=[sample.record.metadata for sample in samples],
-            bits=bits.cpu(),
-        )
-        table = self.rewards.score(batch)
-        self.last_scored = (samples, table)
         here = torch.cat([table.values, table.weights], 1).to(self.accelerator.device)
         values, weights = self.accelerator.gather(here).cpu().chunk(2, 1)
         settings = self.recipe.algorithm.advantage
@@ -181,8 +183,8 @@ class UniARTrainer(GRPOTrainer):
         )
         self._record(metrics)
         self._record({f"rewards/{name}/failed": float(count) for name, count in table.failures.items() if count})
-        start = self.accelerator.process_index * len(samples)
-        return advantages[start : start + len(samples)].to(self.accelerator.device, torch.float32)
+        start = self.accelerator.process_index * len(table.values)
+        return advantages[start : start + len(table.values)].to(self.accelerator.device, torch.float32)
 
     @property
     def updates_of_rollout(self) -> int:
