@@ -69,7 +69,7 @@ def relations(a: Box, b: Box, threshold: float = 0.1) -> frozenset[str]:
     return frozenset(side for side, holds in sides.items() if holds)
 
 
-def need_color(request: Request, found: Found, exact: bool) -> set[tuple[str, int]]:
+def need_color(request: Request, found: Mapping[str, Sequence[object]], exact: bool) -> set[tuple[str, int]]:
     """The detections (class, index) whose colours the credit looks at. `exact` as in `_check`: True for partial."""
     wanted = set()
     for clause in request.include:

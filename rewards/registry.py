@@ -19,6 +19,7 @@ _BUILT_IN = {
     "color": "rewards.color:Color",
     "compressibility": "rewards.compressibility:Compressibility",
     "diversity": "rewards.diversity:Diversity",
+    "geneval": "rewards.geneval:GenEval",
     "hpsv2": "rewards.hpsv2:HPSv2",
     "image_reward": "rewards.image_reward:ImageReward",
     "ocr": "rewards.ocr:OCR",
