@@ -5,7 +5,7 @@ import math
 import sysconfig
 import traceback
 from collections.abc import Mapping, Sequence
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ class BrokenContract(ValueError):
 
 
 Details = Mapping[str, Any]
-"""What a reward says about a sample besides its score, for the logs."""
+"""What a reward says about a sample besides its score, for the logs; plain JSON types once it is read."""
 
 
 def split_details(result: Any) -> tuple[Any, list[Details | None]]:
@@ -32,10 +32,26 @@ def split_details(result: Any) -> tuple[Any, list[Details | None]]:
     found = [isinstance(item, Mapping) and "score" in item for item in result]
     scores = [item["score"] if there else item for item, there in zip(result, found, strict=True)]
     details = [
-        {str(key): value for key, value in item.items() if key != "score"} or None if there else None
+        {str(key): _plain(value) for key, value in item.items() if key != "score"} or None if there else None
         for item, there in zip(result, found, strict=True)
     ]
     return scores, details if any(details) else []
+
+
+def _plain(value: Any) -> Any:
+    """A detail as JSON can hold it: mappings, lists, texts, numbers, None; anything else as the text it prints as."""
+    if value is None or isinstance(value, str | bool):
+        return value
+    if isinstance(value, torch.Tensor | np.ndarray | np.generic):
+        return _plain(value.tolist())
+    if isinstance(value, Real):
+        number = int(value) if isinstance(value, Integral) else float(value)
+        return None if isinstance(number, float) and not math.isfinite(number) else number
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, Sequence | set | frozenset) and not isinstance(value, bytes | bytearray):
+        return [_plain(item) for item in value]
+    return str(value)
 
 
 def read_scores(result: Any, count: int) -> tuple[list[float], dict[int, str]]:

@@ -26,7 +26,6 @@ class Diversity(Reward):
     """
 
     pointwise = False
-    beside_decoding = False  # it would see the part of a group that is decoded first
     usual_range = (0.0, 1.0)
 
     def __init__(self, of: Literal["images", "bits"] = "images", size: int = 64):

@@ -71,6 +71,10 @@ class RunCallback(TrainerCallback):
         if not state.is_world_process_zero or not logs:
             return
         self.folder.append(state.global_step, logs)
+        if self.trainer.last_scored is not None:
+            samples, table = self.trainer.last_scored
+            self.folder.append_details(state.global_step, [sample.record.prompt for sample in samples], table)
+            self.trainer.last_scored = None
         if line := _console_line(state, logs):
             print(line, flush=True)
         if state.global_step % PLOT_EVERY == 0 or "eval_reward" in logs:
@@ -90,7 +94,8 @@ class RunCallback(TrainerCallback):
         self.folder.save_evaluation(state.global_step, evaluation)
         if evaluation.shown:
             path = self.folder.samples / f"step-{state.global_step:06d}.png"
-            sample_grid([(image, record.prompt, total) for record, image, total in evaluation.shown], path)
+            tiles = [(image, record.prompt, total) for record, image, total in evaluation.shown]
+            sample_grid(tiles, path, notes=evaluation.notes)
             self._report_picture(path, state.global_step)
 
     def _report_picture(self, path: Any, step: int) -> None:

@@ -50,6 +50,9 @@ class Evaluation:
     details: dict[str, list[Mapping[str, Any] | None]] = field(default_factory=dict)
     """what rewards say about each of the N samples besides its score; only of rewards that say something"""
 
+    notes: list[str] = field(default_factory=list)
+    """the details of what is shown, as a line of text each"""
+
     @property
     def mean(self) -> float:
         """Mean total over the samples that have one."""
@@ -121,12 +124,20 @@ class Evaluator:
             details = _gather_details(details, len(self.samples), self.rewards.names)
         values, weights = values.chunk(2, 1)
         totals = total_scores(self.rewards.terms(values), weights)
-        shown = [
-            (self.samples[n].record, images[n], totals[n].item())
-            for n in sorted(images)
-            if n % self.samples_per_prompt == 0
-        ]
-        return Evaluation(self.rewards.names, values, totals, shown, time.perf_counter() - started, details)
+        numbers = [n for n in sorted(images) if n % self.samples_per_prompt == 0]
+        shown = [(self.samples[n].record, images[n], totals[n].item()) for n in numbers]
+        notes = [_note({name: rows[n] for name, rows in details.items()}) for n in numbers]
+        return Evaluation(self.rewards.names, values, totals, shown, time.perf_counter() - started, details, notes)
+
+
+def _note(details: Mapping[str, Mapping[str, Any] | None]) -> str:
+    """What rewards say about one sample: their `why`, else all they say."""
+    said = []
+    for name, entries in details.items():
+        if entries:
+            text = entries["why"] if "why" in entries else ", ".join(f"{key} {value}" for key, value in entries.items())
+            said.append(f"{name}: {text}")
+    return "; ".join(said)
 
 
 def _gather(

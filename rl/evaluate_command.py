@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "overrides", nargs="*", metavar="key.sub=value", help="settings over the recipe's, read as YAML"
     )
     parser.add_argument("--model", help="checkpoint folder or hub id to evaluate; default: the recipe's own")
-    parser.add_argument("--output", type=Path, help="folder for scores.json and samples.png")
+    parser.add_argument("--output", type=Path, help="folder for scores.json, details.json and samples.png")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
 
 
@@ -54,7 +54,9 @@ def run(arguments: argparse.Namespace) -> None:
         "metrics": evaluation.metrics(),
     }
     (arguments.output / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
+    if evaluation.details:
+        (arguments.output / "details.json").write_text(json.dumps(evaluation.details, indent=2) + "\n")
     if evaluation.shown:
         tiles = [(image, record.prompt, total) for record, image, total in evaluation.shown]
-        sample_grid(tiles, arguments.output / "samples.png")
+        sample_grid(tiles, arguments.output / "samples.png", notes=evaluation.notes)
     print(f"written to {arguments.output}")

@@ -14,11 +14,15 @@ from matplotlib import pyplot as plt
 TILE, MARGIN, LINE = 192, 8, 16
 
 
-def sample_grid(tiles: Sequence[tuple[Image.Image, str, float]], path: Path, columns: int = 4) -> None:
-    """Writes a PNG: each tile an image, its reward and the prompt under it (cut to two lines)."""
+def sample_grid(
+    tiles: Sequence[tuple[Image.Image, str, float]], path: Path, columns: int = 4, notes: Sequence[str] | None = None
+) -> None:
+    """Writes a PNG: each tile an image, its reward and the prompt under it (cut to two lines), and where `notes` says
+    something about any of them, that (cut to three)."""
     columns = min(columns, max(len(tiles), 1))
     rows = math.ceil(len(tiles) / columns)
-    cell_w, cell_h = TILE + MARGIN, TILE + 3 * LINE + MARGIN
+    notes = notes if notes and any(notes) else [""] * len(tiles)
+    cell_w, cell_h = TILE + MARGIN, TILE + (3 + 3 * any(notes)) * LINE + MARGIN
     sheet = Image.new("RGB", (columns * cell_w + MARGIN, rows * cell_h + MARGIN), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
     for number, (image, prompt, reward) in enumerate(tiles):
@@ -32,6 +36,8 @@ def sample_grid(tiles: Sequence[tuple[Image.Image, str, float]], path: Path, col
         score = "no reward" if math.isnan(reward) else f"{reward:.3f}"
         for row, line in enumerate([score, *_wrap(prompt, font, TILE, lines=2)]):
             pen.text((x, y + TILE + row * LINE), line, fill="black" if row == 0 else "#555555", font=font)
+        for row, line in enumerate(_wrap(notes[number], font, TILE, lines=3), start=3):
+            pen.text((x, y + TILE + row * LINE), line, fill="#888888", font=font)
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path)
 

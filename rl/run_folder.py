@@ -2,7 +2,9 @@
 
 config.yaml          the resolved recipe
 metrics.jsonl        one object a log line or evaluation, by step
+details.jsonl        what rewards say about the samples of training, one object a sample; the main process's share
 samples/step-N.png   the same held-out prompts each time, reward under each image
+evaluations/         step-N.json: scores of all held-out samples; details-N.json: what rewards say about them
 metrics.png          reward, KL and entropy over the steps
 checkpoint-N/        to resume from
 final/               the exported checkpoint
@@ -12,12 +14,14 @@ import dataclasses
 import difflib
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from rewards import RewardTable
 from rl.config import Recipe
 from rl.evaluate import Evaluation
 from uniar.errors import UserError
@@ -32,6 +36,7 @@ class RunFolder:
         self.path = Path(path)
         self.config = self.path / CONFIG
         self.metrics = self.path / "metrics.jsonl"
+        self.details = self.path / "details.jsonl"
         self.plot = self.path / "metrics.png"
         self.samples = self.path / "samples"
         self.evaluations = self.path / "evaluations"
@@ -84,18 +89,26 @@ class RunFolder:
     def read(self) -> list[dict[str, Any]]:
         """All lines of metrics.jsonl, in order; none before the first was written. A last line that was cut short, as a
         killed process leaves it, is left out."""
-        if not self.metrics.exists():
-            return []
-        return [json.loads(line) for line in self.metrics.read_text().split("\n")[:-1]]
+        return _lines(self.metrics)
 
     def forget_after(self, step: int) -> None:
         """Drops the lines of steps that a resumed run will make again."""
-        if not self.metrics.exists():
+        for file in (self.metrics, self.details):
+            if file.exists():
+                kept = [line for line in _lines(file) if line["step"] <= step]
+                replacement = file.with_suffix(".partial")
+                replacement.write_text("".join(json.dumps(line) + "\n" for line in kept))
+                replacement.replace(file)
+
+    def append_details(self, step: int, prompts: Sequence[str], table: RewardTable) -> None:
+        """Lines of details.jsonl for B samples: their scores, and what rewards say. None where no reward does."""
+        if not table.details:
             return
-        kept = [line for line in self.read() if line["step"] <= step]
-        replacement = self.metrics.with_suffix(".partial")
-        replacement.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        replacement.replace(self.metrics)
+        with self.details.open("a") as file:
+            for row, prompt in enumerate(prompts):
+                scores = dict(zip(table.names, map(_json_value, table.values[row].tolist()), strict=True))
+                said = {name: rows[row] for name, rows in table.details.items() if rows[row]}
+                file.write(json.dumps({"step": step, "prompt": prompt, "scores": scores, "details": said}) + "\n")
 
     def save_evaluation(self, step: int, evaluation: Evaluation) -> None:
         """Totals and scores of all samples, in the order of the prompts: what a paired comparison needs."""
@@ -105,6 +118,8 @@ class RunFolder:
             **{name: [_json_value(v) for v in column] for name, column in zip(evaluation.names, columns, strict=True)},
         }
         (self.evaluations / f"step-{step:06d}.json").write_text(json.dumps(scores) + "\n")
+        if evaluation.details:
+            (self.evaluations / f"details-{step:06d}.json").write_text(json.dumps(evaluation.details) + "\n")
 
     def evaluated_totals(self) -> dict[int, Tensor]:
         """Step → (N,) totals of its evaluation."""
@@ -125,6 +140,10 @@ def print_changes(before: str, after: str) -> None:
     ]
     if changes:
         print("resumed with another recipe:", *changes, sep="\n  ", flush=True)
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().split("\n")[:-1]] if file.exists() else []
 
 
 def _json_value(value: Any) -> Any:
