@@ -457,6 +457,23 @@ def test_a_wrong_weight_file_names_the_first_wrong_weight(detector_folder, clip_
     assert "cannot be loaded: " in load_error(folder, clip_folder)
 
 
+def test_buffers_that_other_versions_save_or_leave_out_do_not_matter(detector_folder, tmp_path):
+    folder = tmp_path / "detector"
+    shutil.copytree(detector_folder, folder)
+    state = load_file(folder / "model.safetensors")
+    attention = "model.pixel_level_module.encoder.encoder.layers.0.blocks.0.attention.self"
+    assert f"{attention}.query.weight" in state  # the names of the published file
+    del state["criterion.empty_weight"]
+    state[f"{attention}.relative_position_index"] = torch.zeros(16, 16, dtype=torch.long)
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    image = pictures(1)
+    found, expected = (
+        Detector(str(each), OBJECT_NAMES, **SIDES).eval()(image, 0.1) for each in (folder, detector_folder)
+    )
+    assert [each.score for each in found[0]] == [each.score for each in expected[0]]
+    assert len(found[0]) > 0
+
+
 def test_a_wrong_clip_is_named(detector_folder, clip_folder, tmp_path):
     path = str(tmp_path / "nowhere.pt")
     message = load_error(detector_folder, clip_folder, clip_model="ViT-L-14", clip_weights=path)
