@@ -8,7 +8,7 @@ from rewards.base import Reward, RewardBatch
 from rewards.parameters import bind_parameters
 from uniar.errors import UserError
 
-_OWN_COLUMNS = ("prompts", "images", "task", "metadata", "bits")
+OWN_COLUMNS = ("prompts", "images", "task", "metadata", "bits")
 
 
 class FunctionReward(Reward):
@@ -57,4 +57,4 @@ def _bind(function: Callable, given: Mapping[str, Any]) -> dict[str, Any]:
         for name, parameter in inspect.signature(function).parameters.items()
         if parameter.default is parameter.empty and name not in given
     ]
-    return bind_parameters(function, given, skip=[*_OWN_COLUMNS, *required])
+    return bind_parameters(function, given, skip=[*OWN_COLUMNS, *required])

@@ -1,7 +1,9 @@
 """From the `use:` of a recipe to the class or function it means. Nothing is imported before it is used."""
 
+import functools
 import hashlib
 import importlib
+import importlib.metadata
 import importlib.util
 import inspect
 import sys
@@ -24,18 +26,42 @@ _BUILT_IN = {
     "image_reward": "rewards.image_reward:ImageReward",
     "ocr": "rewards.ocr:OCR",
     "pickscore": "rewards.pickscore:PickScore",
+    "remote": "rewards.remote:Remote",
     "self_vqa": "rewards.self_vqa:SelfVQA",
     "sharpness": "rewards.sharpness:Sharpness",
+    "vlm_judge": "rewards.vlm_judge:VLMJudge",
     "vqa_score": "rewards.vqa_score:VQAScore",
 }
 _registered: dict[str, type[Reward] | Callable] = {}
+
+ENTRY_POINTS = "uniar_rl.rewards"
+"""The group of entry points by which an installed package makes its rewards known."""
 
 _FORMS = "a registered name, package.module:Class or path/to/file.py:Class"
 
 
 def reward_names() -> list[str]:
     """All names that `use:` knows, sorted; imports none of the rewards."""
-    return sorted({*_BUILT_IN, *_registered})
+    return sorted({*_BUILT_IN, *_registered, *installed_rewards()})
+
+
+def origin_of(name: str) -> str:
+    """Where a known name comes from: "built in", "registered", or the package that brings it."""
+    if name in _registered:
+        return "registered"
+    return "built in" if name in _BUILT_IN else " and ".join(entry.dist.name for entry in installed_rewards()[name])
+
+
+@functools.cache
+def installed_rewards() -> dict[str, list[importlib.metadata.EntryPoint]]:
+    """The entry points of installed packages by name; more than one where packages disagree. A package cannot replace
+    a reward of this project."""
+    found: dict[str, list[importlib.metadata.EntryPoint]] = {}
+    for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
+        entries = found.setdefault(entry.name, [])
+        if entry.value not in [other.value for other in entries]:  # a package may be on the path twice
+            entries.append(entry)
+    return {name: entries for name, entries in found.items() if name not in _BUILT_IN}
 
 
 def register_reward(name: str) -> Callable:
@@ -83,6 +109,36 @@ def resolve(use: str, folder: Path | None = None) -> type[Reward] | Callable:
     return target
 
 
+def plugin_rewards(source: str) -> list[str]:
+    """`file.py:Name` of each reward that a plug-in file defines: its Reward classes (not those it only derives others
+    from), and its public functions that take prompts or images. Raises UserError for a file that is missing, does not
+    import or has none."""
+    module, _ = _load_file(source, None)
+    own = {
+        name: value
+        for name, value in vars(module).items()
+        if not name.startswith("_") and getattr(value, "__module__", None) == module.__name__
+    }
+    classes = [value for value in own.values() if inspect.isclass(value) and issubclass(value, Reward)]
+    bases = {value for value in classes if value.score is Reward.score and len(_derived(value, classes)) > 1}
+    functions = [
+        value
+        for value in own.values()
+        if inspect.isfunction(value) and {"prompts", "images"} & set(inspect.signature(value).parameters)
+    ]
+    found = [f"{source}:{name}" for name, value in own.items() if value in classes + functions and value not in bases]
+    if not found:
+        raise UserError(
+            f"plug-in {source} has no reward: no class that derives from rewards.Reward, and no function that takes "
+            "prompts or images."
+        )
+    return found
+
+
+def _derived(base: type, classes: list[type]) -> list[type]:
+    return [value for value in classes if issubclass(value, base)]
+
+
 def check_target(target: object) -> None:
     """Raises UserError unless `target` is a Reward subclass with a score, or a function."""
     if inspect.isclass(target):
@@ -100,10 +156,28 @@ def _resolve_name(name: str) -> type[Reward] | Callable:
     if name in _BUILT_IN:
         module, _, attribute = _BUILT_IN[name].partition(":")
         return getattr(importlib.import_module(module), attribute)
+    if name in installed_rewards():
+        return _resolve_installed(name)
     if name.endswith(".py"):
         raise UserError(f"{name!r} does not say which reward of the file to use; write {name}:ClassName.")
     known = ", ".join(reward_names())
     raise UserError(f"there is no reward {name!r}; known: {known} ({_FORMS}).{did_you_mean(name, reward_names())}")
+
+
+def _resolve_installed(name: str) -> type[Reward] | Callable:
+    entry, *others = installed_rewards()[name]
+    if others:
+        listed = " and ".join(f"{each.value} ({each.dist.name})" for each in (entry, *others))
+        raise UserError(f"the reward name {name!r} is that of {listed}; name the one you mean as package.module:Class.")
+    try:
+        target = entry.load()
+    except (Exception, SystemExit) as error:
+        raise UserError(f"reward {name!r} of package {entry.dist.name} does not import: {described(error)}.") from error
+    try:
+        check_target(target)
+    except UserError as error:
+        raise UserError(f"package {entry.dist.name}: {error}") from error
+    return target
 
 
 def _load_file(source: str, folder: Path | None) -> tuple[ModuleType, str]:

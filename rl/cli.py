@@ -15,6 +15,7 @@ COMMANDS = {
     "chat": ("uniar.commands.chat", "ask about images"),
     "generate": ("uniar.commands.generate", "draw images from prompts"),
     "edit": ("uniar.commands.edit", "edit images by instruction"),
+    "rewards": ("rewards.commands", "list, describe, try, check and serve rewards"),
 }
 """Each module has `add_arguments(parser)` and `run(arguments)`; only the one asked for is imported."""
 

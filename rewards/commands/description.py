@@ -1,0 +1,78 @@
+"""`uniar-rl rewards describe NAME`."""
+
+import argparse
+import inspect
+import re
+import textwrap
+import typing
+from collections.abc import Callable
+from typing import Any
+
+from rewards.commands.entries import read_parameters
+from rewards.commands.listing import WIDTH, needs_in_words
+from rewards.function import OWN_COLUMNS
+from rewards.needs import needs_of
+from rewards.registry import resolve
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", help="a name that `rewards list` shows, package.module:Class or path/to/file.py:Class")
+    parser.add_argument("parameters", nargs="*", metavar="key=value", help="to see what it needs with these")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Raises UserError for a reward that there is not."""
+    target = resolve(arguments.name)
+    about, helps = split_doc(inspect.getdoc(target) or "")
+    print(f"{arguments.name}: {about}" if about else arguments.name)
+    rows = [
+        (parameter.name, *described(parameter, hint), helps.get(parameter.name, ""))
+        for parameter, hint in parameters_of(target)
+    ]
+    print("\nparameters:" if rows else "\nno parameters")
+    for name, kind, default, text in rows:
+        print(f"  {name}: {kind}{default}")
+        for line in textwrap.wrap(text, WIDTH - 6):
+            print(f"      {line}")
+    if getattr(target, "usual_range", None):
+        low, high = target.usual_range
+        print(f"\nusual range: {low:g} to {high:g}")
+    print(f"\n{needs_in_words(needs_of(target, read_parameters(arguments.parameters)))}")
+
+
+def parameters_of(target: Callable) -> list[tuple[inspect.Parameter, Any]]:
+    """The parameters that a recipe may set, each with its annotation."""
+    try:
+        hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    except NameError:  # an annotation that exists for type checkers only
+        hints = {}
+    found = []
+    for parameter in inspect.signature(target).parameters.values():
+        if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+            continue
+        column = not inspect.isclass(target) and (parameter.name in OWN_COLUMNS or parameter.default is parameter.empty)
+        if not column:
+            found.append((parameter, hints.get(parameter.name, Any)))
+    return found
+
+
+def described(parameter: inspect.Parameter, hint: Any) -> tuple[str, str]:
+    """("float", " = 0.3")."""
+    kind = "any" if hint is Any else hint.__name__ if inspect.isclass(hint) else re.sub(r"(\w+\.)+", "", str(hint))
+    return kind, ", required" if parameter.default is parameter.empty else f" = {parameter.default!r}"
+
+
+def split_doc(doc: str) -> tuple[str, dict[str, str]]:
+    """A docstring as what stands before its `Args:` section, and the help of each argument in it."""
+    about, _, rest = doc.partition("\nArgs:\n")
+    helps: dict[str, str] = {}
+    name = None
+    for line in rest.splitlines():
+        if line and not line.startswith(" "):
+            break
+        match = re.match(r" {4}(\w+): (.*)", line)
+        if match:
+            name, helps[match[1]] = match[1], match[2]
+        elif name is not None and line.strip():
+            helps[name] += " " + line.strip()
+    return about.strip(), helps

@@ -1,0 +1,38 @@
+"""A reward on the command line: `NAME key=value …`, where a recipe would have `{use: NAME, key: value}`."""
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from rewards.spec import RewardSpec
+from rewards.suite import RewardSuite
+from uniar.errors import UserError
+
+
+def add_entry(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", help="a name that `rewards list` shows, package.module:Class or path/to/file.py:Class")
+    parser.add_argument("parameters", nargs="*", metavar="key=value", help="its parameters, read as YAML")
+
+
+def read_parameters(texts: Sequence[str]) -> dict[str, Any]:
+    """Parameters from `key=value`, each value read as YAML. Raises UserError."""
+    parameters = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise UserError(f"{text!r} is no parameter; key=value is needed.")
+        if key in parameters:
+            raise UserError(f"the parameter {key!r} is given twice.")
+        try:
+            parameters[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(f"{text!r} is not valid YAML: {' '.join(str(error).split())}.") from error
+    return parameters
+
+
+def build_entry(arguments: argparse.Namespace) -> RewardSuite:
+    """A suite of the one reward that the arguments name. Raises UserError."""
+    entry = {"use": arguments.name, **read_parameters(arguments.parameters)}
+    return RewardSuite([RewardSpec.from_mapping(entry)])

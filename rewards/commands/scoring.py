@@ -1,0 +1,102 @@
+"""`uniar-rl rewards score`: pictures → a table of scores."""
+
+import argparse
+import contextlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from rewards.batching import ScoringThread
+from rewards.commands.entries import add_entry, build_entry
+from rewards.commands.pictures import Picture, batches, read_pictures
+from rewards.wire import Column, ScoreRequest
+from uniar.errors import UserError
+
+EXAMPLES = """\
+examples:
+  uniar-rl rewards score compressibility --image kettle.png
+  uniar-rl rewards score clip_score model=ViT-B-32 --image kettle.png --prompt "a red kettle"
+  uniar-rl rewards score my_rewards.py:Brightness darkest=0.1 --image samples/ --output scores.jsonl
+  uniar-rl rewards score ocr --image drawn.jsonl
+
+A line of a JSONL file names its picture in the field image, a path from the file's folder, and may have a prompt, a
+task and metadata of its own; other fields are metadata too.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog, parser.formatter_class = EXAMPLES, argparse.RawDescriptionHelpFormatter
+    add_entry(parser)
+    parser.add_argument(
+        "--image", type=Path, action="append", required=True, help="a picture, a folder or a JSONL file; repeatable"
+    )
+    parser.add_argument("--prompt", default="", help="what the pictures were drawn from")
+    parser.add_argument("--task", help="their task")
+    parser.add_argument("--metadata", default="{}", metavar="JSON", help='what rewards may need, as {"text": "OPEN"}')
+    parser.add_argument("--output", type=Path, metavar="FILE.jsonl", help="where the scores go too, a line a picture")
+    parser.add_argument(
+        "--batch-size", type=int, default=32, metavar="N", help="scored at a time; default: %(default)s"
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Raises UserError for bad input, and at the end if the reward failed on a picture."""
+    if arguments.batch_size < 1:
+        raise UserError(f"--batch-size is {arguments.batch_size}; at least 1 is needed.")
+    pictures = read_pictures(arguments.image, arguments.prompt, arguments.task, _metadata(arguments.metadata))
+    suite = build_entry(arguments)
+    [name] = suite.names
+    suite.load()
+    scores: list[float] = []
+    failed = 0
+    with contextlib.ExitStack() as stack:
+        file = None
+        if arguments.output is not None:
+            try:
+                file = stack.enter_context(arguments.output.open("w", encoding="utf-8"))
+            except OSError as error:
+                raise UserError(f"'{arguments.output}' cannot be written: {error.strerror}.") from error
+        scoring = stack.enter_context(contextlib.closing(ScoringThread(suite, arguments.batch_size)))
+        print(f"{name:>12}  picture")
+        for batch in batches(pictures, arguments.batch_size):
+            column = scoring.submit(ScoreRequest(batch, (name,))).result()[name]
+            for row in range(len(batch)):
+                picture = pictures[len(scores)]
+                print(_line(picture, column, row), flush=True)
+                if file is not None:
+                    file.write(json.dumps(_record(name, picture, column, row), ensure_ascii=False, default=str) + "\n")
+                scores.append(column.scores[row])
+            failed += len(column.failures)
+    there = [score for score in scores if not math.isnan(score)]
+    if len(scores) > 1 and there:
+        print(f"{sum(there) / len(there):12.6g}  mean of {len(there)} scores")
+    if failed:
+        raise UserError(f"{name} failed on {failed} of {len(scores)} pictures.")
+
+
+def _line(picture: Picture, column: Column, row: int) -> str:
+    if row in column.failures:
+        return f"{'failed':>12}  {picture.path}: {column.failures[row]}"
+    score = column.scores[row]
+    said = " ".join(str(column.details.get(row, {}).get("why", "")).split())
+    shown = "-" if math.isnan(score) else f"{score:.6g}"
+    return f"{shown:>12}  {picture.path}" + (f"  {said[:100]}" if said else "")
+
+
+def _record(name: str, picture: Picture, column: Column, row: int) -> dict[str, Any]:
+    score = column.scores[row]
+    record = {"image": str(picture.path), "prompt": picture.prompt, name: None if math.isnan(score) else score}
+    if row in column.failures:
+        record["failed"] = column.failures[row]
+    return {**record, **({"details": column.details[row]} if row in column.details else {})}
+
+
+def _metadata(text: str) -> dict[str, Any]:
+    try:
+        metadata = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"--metadata is not valid JSON: {error}.") from error
+    if not isinstance(metadata, dict):
+        raise UserError(f"--metadata is {text!r}; a JSON object is needed.")
+    return metadata

@@ -1,0 +1,113 @@
+"""`uniar-rl rewards serve`: the rewards of a YAML file, for `use: remote` in training runs elsewhere."""
+
+import argparse
+import os
+from pathlib import Path
+
+import yaml
+
+from rewards.suite import RewardSuite
+from uniar.errors import UserError, did_you_mean
+
+TOKEN_VARIABLE = "UNIAR_REWARDS_TOKEN"
+
+EXAMPLES = f"""\
+examples:
+  uniar-rl rewards serve rewards.yaml --port 8000
+  {TOKEN_VARIABLE}=... uniar-rl rewards serve rewards.yaml --host 0.0.0.0
+
+The file has a list under `rewards:`, as a recipe has. Beyond this machine a token is needed, from the environment or a
+file; anything between the machines can read it and the pictures, unless a tunnel or a proxy with TLS is in between.
+SIGINT and SIGTERM end the server when the requests that it has are answered.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog, parser.formatter_class = EXAMPLES, argparse.RawDescriptionHelpFormatter
+    parser.add_argument("config", type=Path, help="YAML file with a list under `rewards:`")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; default: %(default)s")
+    parser.add_argument("--port", type=int, default=8000, help="0 takes a free one; default: %(default)s")
+    parser.add_argument("--token-file", type=Path, help=f"file with the token, in place of {TOKEN_VARIABLE}")
+    parser.add_argument(
+        "--max-body-mb", type=float, default=64, metavar="MB", help="of a request; default: %(default)s"
+    )
+    parser.add_argument("--max-samples", type=int, default=64, metavar="N", help="in a request; default: %(default)s")
+    parser.add_argument(
+        "--max-pixels", type=int, default=2**24, metavar="N", help="of a picture; default: %(default)s, 4096 × 4096"
+    )
+    parser.add_argument(
+        "--drain-seconds",
+        type=float,
+        default=60,
+        metavar="S",
+        help="for what is in flight to be answered at the end; default: %(default)s",
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Raises UserError for bad input; returns when the server has ended."""
+    from rewards.server import bind, build_server, check_access, create_app, run_server
+    from rewards.wire_images import Limits
+
+    for name, least in (("max_body_mb", 0.001), ("max_samples", 1), ("max_pixels", 1), ("drain_seconds", 0)):
+        if not least <= getattr(arguments, name) < 1e9:
+            raise UserError(f"--{name.replace('_', '-')} is {getattr(arguments, name):g}; at least {least} is needed.")
+    token = read_token(arguments.token_file)
+    check_access(arguments.host, token)
+    suite = read_suite(arguments.config)
+    limits = Limits(
+        body_bytes=round(arguments.max_body_mb * 1e6),
+        samples=arguments.max_samples,
+        image_pixels=arguments.max_pixels,
+        request_pixels=max(arguments.max_pixels, Limits.request_pixels),
+    )
+    listener = bind(arguments.host, arguments.port)
+    print(f"loading {', '.join(suite.names)} ...", flush=True)
+    suite.load()
+    server = build_server(create_app(suite, limits=limits, token=token), arguments.drain_seconds)
+    listener.listen(128)
+    host, port = listener.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    print(f"serving {', '.join(suite.names)} on http://{shown}:{port}", flush=True)
+    run_server(server, listener)
+    print("ended", flush=True)
+
+
+def read_suite(path: Path) -> RewardSuite:
+    """The rewards under `rewards:` of a YAML file; plug-in files are named from the current folder, or else from the
+    file's. Raises UserError."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise UserError(f"the file '{path}' does not exist.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"the file '{path}' cannot be read: {error}.") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(content, dict) or "rewards" not in content:
+        raise UserError(f"{path}: a mapping with the key 'rewards', a list of rewards, is needed.")
+    for key in content:
+        if key != "rewards":
+            raise UserError(
+                f"{path}: unknown key {key!r}; only 'rewards' is read.{did_you_mean(str(key), ['rewards'])}"
+            )
+    try:
+        suite = RewardSuite.from_recipe(content["rewards"], folder=path.parent)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    if not suite.names:
+        raise UserError(f"{path}: rewards is empty; there is nothing to serve.")
+    return suite
+
+
+def read_token(path: Path | None) -> str | None:
+    """The token of the file, else of the environment, else None. Raises UserError."""
+    if path is None:
+        return os.environ.get(TOKEN_VARIABLE, "").strip() or None
+    try:
+        token = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--token-file '{path}' cannot be read: {error}.") from error
+    if not token:
+        raise UserError(f"--token-file '{path}' is empty; it holds the token.")
+    return token

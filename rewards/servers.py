@@ -1,0 +1,317 @@
+"""Requests to one or several HTTP servers that do the same: pooled connections, health checks, retries, a deadline."""
+
+import asyncio
+import contextlib
+import ipaddress
+import json
+import logging
+import os
+import random
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import httpx2
+
+from uniar.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+_BUSY = (429, 503)
+_WORTH_A_RETRY = (*_BUSY, 500, 502, 504)
+_HEALTH_SECONDS = 5.0
+_CONNECT_SECONDS = 10.0
+_COOLDOWN_SECONDS = (0.25, 15.0)
+_MOST_ANSWER_BYTES = 32 * 2**20
+# uvicorn, which serves vLLM, SGLang and our own rewards, closes idle connections after 5 seconds.
+_KEEPALIVE_SECONDS = 4.0
+
+
+class ServerError(Exception):
+    """No server answered as it should. `status` is the HTTP status that was final, None where there was none."""
+
+    def __init__(self, message: str, status: int | None = None):
+        super().__init__(message)
+        self.status = status
+
+
+class _Unusable(Exception):
+    """An attempt that is worth another one. `seconds`: how long the server asked to be left alone, None: it failed."""
+
+    def __init__(self, message: str, seconds: float | None = None):
+        super().__init__(message)
+        self.seconds = seconds
+
+
+@dataclass
+class _Server:
+    url: str
+    in_flight: int = 0
+    failures: int = 0
+    """in a row, at requests or health checks"""
+    failed_at: float = 0.0
+    rests_until: float = 0.0
+    checking: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+class ServerPool:
+    """Spreads POST requests over servers: each goes to the one with the fewest in flight.
+
+    A server that failed rests, longer each time and with jitter, and must answer a health check before it gets another
+    request; meanwhile the others get them. A request is repeated only where that is safe and of use: requests must not
+    change anything at the server, and it was not reached, hung up, answered 429 or 5xx, or too late.
+
+    Args:
+        urls: one or several, http or https.
+        token: sent as bearer token; None for none.
+        health: path that answers GET with 200 when a server is well; None: no checks.
+        timeout: seconds for one attempt.
+        attempts: of one request, over all servers.
+        concurrency: requests in flight at a time, per server.
+
+    Raises UserError for URLs and numbers that cannot work. Belongs to one event loop at a time and follows when it is
+    used from another.
+    """
+
+    def __init__(
+        self,
+        urls: str | Sequence[str],
+        *,
+        token: str | None = None,
+        health: str | None = None,
+        timeout: float = 60.0,
+        attempts: int = 4,
+        concurrency: int = 4,
+    ):
+        self.urls = [_checked_url(url) for url in ([urls] if isinstance(urls, str) else urls)]
+        if not self.urls or len(set(self.urls)) < len(self.urls):
+            raise UserError(f"url is {urls!r}; at least one server, each once, is needed.")
+        for name, value, least in (("attempts", attempts, 1), ("concurrency", concurrency, 1)):
+            if value < least:
+                raise UserError(f"{name} is {value}; at least {least} is needed.")
+        check_seconds("timeout", timeout)
+        self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        self.health, self._timeout, self._attempts = health, timeout, attempts
+        self._concurrency = concurrency
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def post(self, path: str, make: Callable[[], bytes], deadline: float) -> bytes:
+        """The body of the answer to a JSON request.
+
+        Args:
+            path: appended to a server's URL.
+            make: gives the request's body; called in a thread when its turn has come.
+            deadline: in the event loop's time. Nothing outlasts it.
+
+        Raises ServerError, with the last reason, when the attempts or the time are used up or the answer is final.
+        """
+        self._attach()
+        reasons: list[str] = []
+        try:
+            async with asyncio.timeout_at(deadline), self._slots:
+                content = await asyncio.to_thread(make)
+                for _ in range(self._attempts):
+                    server = await self._next_server(reasons)
+                    started = asyncio.get_running_loop().time()
+                    try:
+                        return await self._attempt(server, path, content)
+                    except _Unusable as problem:
+                        reasons.append(str(problem))
+                        self._let_rest(server, started, problem.seconds)
+                times = "" if self._attempts == 1 else f" (after {self._attempts} attempts)"
+                raise ServerError(f"{reasons[-1]}{times}")
+        except TimeoutError:
+            what = reasons[-1] if reasons else f"{' and '.join(self.urls)} did not answer"
+            raise ServerError(f"{what}; the deadline has passed") from None
+
+    def get(self, path: str) -> dict[str, bytes | ServerError]:
+        """What each server answers to GET `path`, within a few seconds. From any thread, whether or not it has an event
+        loop of its own that runs, as a notebook's has."""
+
+        async def one(client: httpx2.AsyncClient, url: str) -> bytes | ServerError:
+            try:
+                async with asyncio.timeout(_HEALTH_SECONDS), client.stream("GET", url + path) as response:
+                    body = await _read(response, url)
+            except TimeoutError:
+                return ServerError(f"{url} did not answer within {_HEALTH_SECONDS:g} s")
+            except httpx2.RequestError as error:
+                return ServerError(f"{url} {_reason(error)}")
+            except ServerError as error:
+                return error
+            described = _described(url, response, body)
+            return body if response.status_code == 200 else ServerError(described, response.status_code)
+
+        async def every() -> list[bytes | ServerError]:
+            async with httpx2.AsyncClient(headers=self._headers, trust_env=self._trusts_environment) as client:
+                return await asyncio.gather(*(one(client, url) for url in self.urls))
+
+        with ThreadPoolExecutor(1) as thread:
+            return dict(zip(self.urls, thread.submit(asyncio.run, every()).result(), strict=True))
+
+    def close(self) -> None:
+        """Closes the connections; from any thread but the event loop's own while that runs."""
+        loop, self._loop = self._loop, None
+        if loop is None or loop.is_closed():
+            return
+        if loop.is_running():
+            with contextlib.suppress(TimeoutError):
+                asyncio.run_coroutine_threadsafe(self._client.aclose(), loop).result(timeout=5)
+        else:
+            loop.run_until_complete(self._client.aclose())
+
+    @property
+    def _trusts_environment(self) -> bool:
+        """A proxy that the environment names is for the world outside this machine."""
+        return not all(_is_loopback(httpx2.URL(url).host) for url in self.urls)
+
+    def _attach(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._loop is loop:
+            return
+        connections = self._concurrency * len(self.urls)
+        self._servers = [_Server(url) for url in self.urls]
+        self._slots = asyncio.Semaphore(connections)
+        self._client = httpx2.AsyncClient(
+            headers=self._headers,
+            timeout=httpx2.Timeout(None, connect=_CONNECT_SECONDS),  # the rest is bounded as a whole, see _attempt
+            # More than requests in flight, for the health checks.
+            limits=httpx2.Limits(
+                max_connections=connections + len(self.urls),
+                max_keepalive_connections=connections,
+                keepalive_expiry=_KEEPALIVE_SECONDS,
+            ),
+            trust_env=self._trusts_environment,
+        )
+        self._loop = loop
+
+    async def _next_server(self, reasons: list[str]) -> _Server:
+        """The server for the next attempt, once there is one."""
+        while True:
+            now = asyncio.get_running_loop().time()
+            awake = [server for server in self._servers if server.rests_until <= now]
+            if not awake:
+                await asyncio.sleep(min(server.rests_until for server in self._servers) - now)
+                continue
+            server = min(awake, key=lambda server: (server.failures > 0, server.in_flight))
+            if server.failures == 0 or self.health is None or await self._is_well(server, reasons):
+                return server
+
+    async def _is_well(self, server: _Server, reasons: list[str]) -> bool:
+        async with server.checking:  # one check answers for all that wait for it
+            now = asyncio.get_running_loop().time()
+            if server.failures == 0 or server.rests_until > now:
+                return server.failures == 0
+            try:
+                await self._attempt(server, self.health, None, _HEALTH_SECONDS)
+            except (_Unusable, ServerError) as problem:
+                reasons.append(str(problem))
+                self._let_rest(server, now, None)
+                return False
+            server.failures = 0
+            return True
+
+    async def _attempt(self, server: _Server, path: str, content: bytes | None, seconds: float | None = None) -> bytes:
+        """One request. Raises _Unusable, or ServerError where another attempt would come to the same."""
+        seconds = min(self._timeout, seconds or self._timeout)
+        method, headers = ("GET", {}) if content is None else ("POST", {"Content-Type": "application/json"})
+        server.in_flight += 1
+        try:
+            # As a whole: a server that sends a byte a second would never run into httpx's own timeouts.
+            async with asyncio.timeout(seconds):
+                async with self._client.stream(method, server.url + path, content=content, headers=headers) as response:
+                    body = await _read(response, server.url)
+        except TimeoutError:
+            raise _Unusable(f"{server.url} did not answer within {seconds:g} s") from None
+        except httpx2.RequestError as error:
+            raise _Unusable(f"{server.url} {_reason(error)}") from error
+        finally:
+            server.in_flight -= 1
+        if response.status_code == 200:
+            server.failures = 0
+            return body
+        said = _described(server.url, response, body)
+        if response.status_code in _WORTH_A_RETRY:
+            raise _Unusable(said, _rest_asked_for(response) if response.status_code in _BUSY else None)
+        raise ServerError(said, response.status_code)
+
+    def _let_rest(self, server: _Server, started: float, seconds: float | None) -> None:
+        """Keeps a server from getting requests, for the time it asked for, else for longer each time it fails."""
+        now = asyncio.get_running_loop().time()
+        if seconds is None:
+            if started < server.failed_at:  # one outage, seen by several requests that were under way
+                return
+            least, most = _COOLDOWN_SECONDS
+            seconds = min(most, least * 2 ** min(server.failures, 10))
+            server.failures, server.failed_at = server.failures + 1, now
+        server.rests_until = max(server.rests_until, now + seconds * random.uniform(0.5, 1.0))
+
+
+def read_token(variable: str | None) -> str | None:
+    """The token in an environment variable; None without one. Raises UserError for one that no header can carry."""
+    token = os.environ.get(variable, "").strip() if variable else ""
+    if not token.isascii() or not (token == "" or token.isprintable()):
+        raise UserError(f"the token in {variable} has characters that a header cannot carry; plain ASCII is needed.")
+    return token or None
+
+
+def check_seconds(name: str, seconds: float) -> None:
+    """Raises UserError unless it is a time that can be waited for."""
+    if not 0 < seconds < 1e6:
+        raise UserError(f"{name} is {seconds:g} seconds; more than 0 and less than a million are needed.")
+
+
+def _checked_url(url: str) -> str:
+    try:
+        parsed = httpx2.URL(url)
+    except (httpx2.InvalidURL, TypeError) as error:
+        raise UserError(f"url {url!r} is no URL: {error}.") from error
+    if parsed.scheme not in ("http", "https") or not parsed.host or parsed.query or parsed.fragment:
+        raise UserError(f"url {url!r} is no server; http://host:port or https://host/path is needed.")
+    if parsed.userinfo:
+        raise UserError("url has a user or password in it, which logs would show; use a token from the environment.")
+    return str(url).rstrip("/")
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+async def _read(response: httpx2.Response, url: str) -> bytes:
+    body = bytearray()
+    async for chunk in response.aiter_bytes():
+        body += chunk
+        if len(body) > _MOST_ANSWER_BYTES:
+            raise ServerError(f"{url} answered with more than {_MOST_ANSWER_BYTES} bytes")
+    return bytes(body)
+
+
+def _rest_asked_for(response: httpx2.Response) -> float:
+    """Seconds; a date, which the header may also have, counts as one second."""
+    text = response.headers.get("retry-after", "")
+    return min(float(text), 60.0) if text.isascii() and text.isdigit() and len(text) < 10 else 1.0
+
+
+def _described(url: str, response: httpx2.Response, body: bytes) -> str:
+    """What a server said instead of 200, in one line: our own servers' sentence, or the beginning of whatever it is."""
+    text = body.decode("utf-8", "replace")
+    with contextlib.suppress(ValueError, RecursionError):
+        content = json.loads(text)
+        error = content.get("error") if isinstance(content, Mapping) else None
+        error = error.get("message") if isinstance(error, Mapping) else error  # as OpenAI's format has it
+        text = error if isinstance(error, str) else text
+    said = " ".join(text.split())
+    said = f": {said if len(said) <= 300 else said[:297] + '...'}" if said else ""
+    return f"{url} answered {response.status_code}{said}".rstrip(".")
+
+
+def _reason(error: httpx2.RequestError) -> str:
+    if isinstance(error, httpx2.ConnectTimeout | httpx2.ConnectError):
+        return f"cannot be reached ({str(error).rstrip('.') or type(error).__name__})"
+    if isinstance(error, httpx2.TimeoutException):
+        return "did not answer in time"
+    return f"broke the connection off ({str(error).rstrip('.') or type(error).__name__})"

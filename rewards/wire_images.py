@@ -1,0 +1,87 @@
+"""Images on the wire: PNG or JPEG bytes, decoded only after the header has shown that they are small enough."""
+
+import io
+from dataclasses import dataclass
+
+from PIL import Image
+
+# 16-bit and float images are left out: Pillow cuts their values at 255 when it converts them.
+_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+_SCAN = b"\xff\xda"  # the marker before each scan of a JPEG; its compressed data cannot contain it
+
+
+class BadRequest(Exception):
+    """What a client sent cannot be scored. `status` is the HTTP status, the message one sentence for the client."""
+
+    def __init__(self, message: str, status: int = 400):
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a server takes in one request. `resident_bytes` bounds the requests it holds at a time, together."""
+
+    body_bytes: int = 64 * 2**20
+    body_seconds: float = 60.0
+    """for a body to arrive in"""
+    samples: int = 64
+    image_pixels: int = 2**24
+    request_pixels: int = 2**26
+    """of all its images together"""
+    aspect_ratio: int = 20
+    """longer over shorter side: a reward that resizes the shorter one would need any amount of memory"""
+    jpeg_scans: int = 64
+    """each costs a pass over the whole image, but only some bytes of the file"""
+    prompt_characters: int = 2**15
+    metadata_characters: int = 2**16
+    """of each sample's metadata, as JSON"""
+    json_values: int = 2**17
+    """a million empty lists are two bytes each in a body and fifty times that in memory"""
+    bits: int = 2**24
+    """of one sample"""
+    resident_bytes: int = 2**30
+    """bodies that have begun to arrive and images that wait for their scores; beyond it, clients are told to wait"""
+
+
+def encode_image(image: Image.Image) -> bytes:
+    """Lossless PNG of the image in RGB, packed fast rather than small."""
+    buffer = io.BytesIO()
+    image.convert("RGB").save(buffer, format="PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def open_image(data: bytes, where: str, limits: Limits) -> Image.Image:
+    """The image with its header read and its size checked, not decoded yet. Raises BadRequest."""
+    try:
+        image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
+    except Image.DecompressionBombError as error:
+        raise BadRequest(f"{where} has far more than the {limits.image_pixels} pixels that are taken.", 413) from error
+    except Image.UnidentifiedImageError as error:
+        raise BadRequest(f"{where} is neither a PNG nor a JPEG file.") from error
+    except Exception as error:  # Pillow's readers raise anything from struct.error to SyntaxError on broken bytes
+        raise BadRequest(f"{where} cannot be read: {_said(error)}.") from error
+    width, height = image.size
+    if width * height > limits.image_pixels:
+        raise BadRequest(f"{where} has {width} × {height} pixels; at most {limits.image_pixels} pixels are taken.", 413)
+    if max(width, height) > limits.aspect_ratio * min(width, height):
+        raise BadRequest(
+            f"{where} has {width} × {height} pixels; one side may be {limits.aspect_ratio} times the other at most."
+        )
+    if image.mode not in _MODES:
+        raise BadRequest(f"{where} is of Pillow's mode {image.mode!r}; 8 bits a channel are needed.")
+    if image.format != "PNG" and data.count(_SCAN) > limits.jpeg_scans:
+        raise BadRequest(f"{where} is a JPEG of more than {limits.jpeg_scans} scans.")
+    return image
+
+
+def decode_image(image: Image.Image, where: str) -> Image.Image:
+    """The opened image as RGB pixels. Raises BadRequest where its data is truncated or broken."""
+    try:
+        return image.convert("RGB")
+    except Exception as error:  # see open_image
+        raise BadRequest(f"{where} cannot be decoded: {_said(error)}.") from error
+
+
+def _said(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".")[:200] or type(error).__name__
