@@ -33,7 +33,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             command = import_module(module)
             command.add_arguments(subparser)
             chosen = command.run
-    parsed = parser.parse_args(arguments)
+    parsed, rest = parser.parse_known_args(arguments)
+    # argparse takes no further positionals after an option; overrides may stand anywhere.
+    overrides = [word for word in rest if "=" in word and not word.startswith("-")]
+    if len(overrides) < len(rest) or (rest and not hasattr(parsed, "overrides")):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        parsed.overrides = [*parsed.overrides, *overrides]
     _quiet_libraries()
     try:
         chosen(parsed)

@@ -104,9 +104,12 @@ def _write_checkpoint(
 
 @contextmanager
 def _appearing(target: Path, sign: str) -> Iterator[Path]:
-    """A folder to write to that becomes `target` when all is there. Only a folder with the file `sign` is replaced."""
+    """A folder to write to that becomes `target` when all is there. Only a folder with the file `sign` is replaced, and
+    only if it is no training checkpoint."""
     if target.exists() and not (target / sign).is_file():
         raise UserError(f"{target} exists and is no checkpoint folder; choose another output folder.")
+    if (target / "trainer_state.json").exists():
+        raise UserError(f"{target} is a training checkpoint, which an export must not replace; choose another folder.")
     partial = target.with_name(f"{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:

@@ -41,13 +41,18 @@ def load_config(folder: Path) -> UniARConfig:
 
 def load_policy(section: ModelSection, folder: Path) -> UniARForConditionalGeneration:
     """The AR model of `folder` in the recipe's dtype and attention. Raises UserError for an incomplete checkpoint."""
-    return UniARForConditionalGeneration.from_pretrained(
+    model = UniARForConditionalGeneration.from_pretrained(
         folder, dtype=DTYPES[section.dtype], attn_implementation=section.attention
     )
+    for module in model.modules():
+        # With dropout the update would not see the policy that drew.
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.0
+    return model
 
 
 def load_processor(folder: Path) -> Any:
-    return AutoProcessor.from_pretrained(folder)
+    return AutoProcessor.from_pretrained(folder, trust_remote_code=False)
 
 
 def trainable(

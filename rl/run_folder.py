@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from rewards import RewardTable
+from rl.checkpoints import checkpoints
 from rl.config import Recipe
 from rl.evaluate import Evaluation
 from uniar.errors import UserError
@@ -77,7 +78,7 @@ class RunFolder:
 
     def release_if_unused(self) -> None:
         """Lets another run have the folder when this one stopped before it had anything to keep."""
-        if not self.metrics.exists():
+        if not self.metrics.exists() and not checkpoints(self.path):
             self.config.unlink(missing_ok=True)
 
     def append(self, step: int, values: dict[str, Any]) -> None:

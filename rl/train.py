@@ -90,7 +90,8 @@ def train(recipe: Recipe, resume: bool = False) -> RunFolder | None:
         with stopper:
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     finally:
-        folder.release_if_unused()
+        if args.process_index == 0:
+            folder.release_if_unused()
         for suite in (rewards, eval_rewards):
             suite.close()
     if stopper.stopped:
@@ -179,6 +180,14 @@ def trainer_arguments(recipe: Recipe, bits_an_image: int) -> GRPOConfig:
         "remove_unused_columns": False,
         "disable_tqdm": True,
     }
+    if (
+        (config := recipe.trainer.get("deepspeed")) is not None
+        and isinstance(config, str)
+        and not Path(config).is_file()
+    ):
+        raise UserError(f"{recipe.source}: trainer.deepspeed names {config}, which is no file; see configs/deepspeed/.")
+    if chosen.get("learning_rate", 0) < 0:
+        raise UserError(f"{recipe.source}: trainer.learning_rate is {chosen['learning_rate']:g}, expected 0 or more.")
     try:
         return GRPOConfig(**chosen, **owned)
     except (ValueError, TypeError) as error:

@@ -7,7 +7,7 @@ transformers'. tests/test_trl_contract.py fails when what is relied on here chan
 
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,12 +51,18 @@ class PromptSampler(RepeatSampler):
     """TRL's RepeatSampler, whose order in an epoch depends on the seed and the epoch alone.
 
     TRL's own draws each epoch's order from what the epochs before have left of one generator, so a run resumed in a
-    later epoch would see other prompts than the uninterrupted one.
+    later epoch would see other prompts than the uninterrupted one. The epoch is asked for, not told: after a resume on
+    several processes no one tells it.
     """
 
-    def set_epoch(self, epoch: int) -> None:
+    def __init__(self, *args: Any, epoch: Callable[[], int], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
         if self.shuffle:
-            self.generator.manual_seed(seed_of("prompt order", self.seed, epoch))
+            self.generator.manual_seed(seed_of("prompt order", self.seed, self.epoch()))
+        return super().__iter__()
 
 
 class UniARTrainer(GRPOTrainer):
@@ -123,6 +129,7 @@ class UniARTrainer(GRPOTrainer):
             repeat_count=self._micro_batches_of_rollout,
             shuffle=self.shuffle_dataset,
             seed=self.args.data_seed,
+            epoch=lambda: int(self.state.epoch or 0),
         )
 
     # Rollout ---------------------------------------------------------------------------------------------------------
@@ -134,7 +141,7 @@ class UniARTrainer(GRPOTrainer):
         samples = [Sample(self.records[row["number"]], (offset + place) % group) for place, row in enumerate(inputs)]
         step = self.state.global_step
         if self._first_rollout_step is None:
-            self._first_rollout_step = step
+            self._first_rollout_step = self._logged_step = step
         with self.phase("rollout"), self.policy() as policy:
             drawn = draw(policy, self.processor, samples, self.settings, step=step, return_gaps=True)
         _, table = decode_and_score(
@@ -182,7 +189,9 @@ class UniARTrainer(GRPOTrainer):
             measured=values,
         )
         self._record(metrics)
-        self._record({f"rewards/{name}/failed": float(count) for name, count in table.failures.items() if count})
+        failed = torch.tensor([float(table.failures[name]) for name in self.rewards.names])
+        failed = self.accelerator.reduce(failed.to(self.accelerator.device), reduction="sum").tolist()
+        self._record({f"rewards/{name}/failed": count for name, count in zip(self.rewards.names, failed, strict=True)})
         start = self.accelerator.process_index * len(table.values)
         return advantages[start : start + len(table.values)].to(self.accelerator.device, torch.float32)
 
@@ -330,7 +339,7 @@ class UniARTrainer(GRPOTrainer):
             self._metrics["train"][name].append(float(value))
 
     def _mean_over_ranks(self, value: Tensor) -> float:
-        return self.accelerator.gather(value.detach().float().reshape(1)).nanmean().item()
+        return self.accelerator.gather(value.detach().float().reshape(1)).mean().item()
 
 
 def _named(prefix: str, gaps: Gaps) -> dict[str, Tensor]:

@@ -193,6 +193,23 @@ def test_output_folder_of_another_run(recipe, tmp_path, capsys):
     assert "holds another run" in sentence(recipe, tmp_path, capsys)
 
 
+def test_overrides_may_follow_options(recipe, tmp_path, capsys):
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    assert main(["train", str(tmp_path / "recipe.yaml"), "--resume", "rollout.height=100"]) == 2
+    assert "rollout.height is 100" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["train", str(tmp_path / "recipe.yaml"), "--resum", "--nonsense"])
+
+
+def test_an_export_does_not_replace_a_training_checkpoint(nano_checkpoint, tmp_path, capsys):
+    checkpoint = Path(shutil.copytree(nano_checkpoint, tmp_path / "checkpoint-1"))
+    (checkpoint / "trainer_state.json").write_text("{}")
+    command = ["export", str(checkpoint), "--source", str(nano_checkpoint), "--output", str(checkpoint)]
+    assert main(command) == 2
+    assert "training checkpoint" in capsys.readouterr().err
+    assert (checkpoint / "trainer_state.json").exists()
+
+
 def test_export_and_evaluate(recipe, tmp_path, capsys):
     assert main(["export", str(tmp_path / "none"), "--output", str(tmp_path / "out")]) == 2
     assert "none" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -202,6 +203,39 @@ def test_two_processes_draw_and_learn_what_one_does(settings, tmp_path, strategy
     expected, found = weights(whole), weights(halves)
     assert expected.keys() == found.keys()
     assert all(torch.allclose(expected[name].float(), found[name].float(), atol=1e-4) for name in expected)
+
+
+def test_two_processes_resumed_see_the_same_prompts(settings, tmp_path):
+    trainer = {**settings["trainer"], "per_device_train_batch_size": 2, "max_steps": 4, "save_steps": 1}
+    recipe = {**settings, "trainer": trainer, "output_dir": str(tmp_path / "two"), "evaluate": {"prompts": None}}
+    (tmp_path / "two.yaml").write_text(json.dumps(recipe))
+    launched = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    command = [*launched, "-m", "rl.train", str(tmp_path / "two.yaml")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    folder = RunFolder(tmp_path / "two")
+
+    def launch(*more: str) -> list[float]:
+        done = subprocess.run([*command, *more], capture_output=True, text=True, timeout=300, env=environment, cwd=ROOT)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return logged(folder, "reward")
+
+    whole = launch()
+    for step in (2, 3, 4):  # an epoch has four updates here: the resumed run begins within it
+        shutil.rmtree(folder.path / f"checkpoint-{step}")
+    assert launch("--resume") == whole
+
+
+def test_accumulated_micro_batches_are_one_batch(settings, tmp_path):
+    whole = run(settings)
+    trainer = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
+    parts = run(settings, trainer=trainer, output_dir=str(tmp_path / "parts"))
+    for key in ("reward", "kl", "grad_norm"):
+        assert logged(whole, key) == pytest.approx(logged(parts, key), rel=1e-4, abs=1e-8), key
+
+
+def test_mixed_precision_with_float32_weights(settings):
+    folder = run(settings, trainer={"bf16": True})
+    assert 0 < max(logged(folder, "rollout/logp_difference")) < 0.02
 
 
 def test_prompts_keep_their_noise_in_another_order(settings, tmp_path):

@@ -233,8 +233,8 @@ def _run_layers(
         key = attention.k_norm(attention.k_proj(x).view(heads)).transpose(1, 2)
         value = attention.v_proj(x).view(heads).transpose(1, 2)
         query, key = apply_rotary_pos_emb(query, key, *rotary)
-        keys[number].index_copy_(2, slots, key)
-        values[number].index_copy_(2, slots, value)
+        keys[number].index_copy_(2, slots, key.to(keys[number].dtype))
+        values[number].index_copy_(2, slots, value.to(values[number].dtype))
         # Query heads that share a key head become further queries of it: nothing is repeated in memory.
         shared = attention.num_key_value_groups
         attended = F.scaled_dot_product_attention(
