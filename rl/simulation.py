@@ -1,0 +1,170 @@
+"""What the phases of a step hold at their peak, beyond weights, gradients and caches: the model's own code, run on the
+meta device.
+
+Shapes: B rows · P prefix positions · T visual tokens · L levels · S patches a token · K bits a code · H hidden.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+
+from rl.config import Recipe
+from rl.losses import LossInputs, policy_loss
+from rl.memory import Measured
+from rl.planned_model import PlannedModel
+from rl.policy_model import DTYPES
+from uniar.modeling_sd3 import SD3Transformer2DModelWithSigLIP
+from uniar.modeling_uniar import UniARForConditionalGeneration
+
+DECODER_PROMPT_TOKENS = 333
+"""77 of CLIP and 256 of T5"""
+
+
+class Simulation:
+    """Runs the phases of recipes on one model's shapes, and remembers what they held."""
+
+    def __init__(self, model: PlannedModel) -> None:
+        self.model = model
+        self._found: dict[tuple, Any] = {}
+
+    def policy(self, recipe: Recipe) -> nn.Module:
+        """The policy on the meta device, as the recipe trains it."""
+        return self._once(("policy", repr(recipe.model)), lambda: self.model.policy(recipe.model))
+
+    def decoder(self, dtype: torch.dtype) -> tuple[SD3Transformer2DModelWithSigLIP, AutoencoderKL]:
+        """The SD3 transformer and the autoencoder on the meta device."""
+        return self._once(
+            ("decoder", dtype), lambda: (self.model.sd3_transformer(dtype), self.model.autoencoder(dtype))
+        )
+
+    def update(self, recipe: Recipe, rows: int, prefix: int, tokens: int) -> int:
+        """`update_bytes` of a recipe's policy."""
+        checkpointing = bool(recipe.trainer.get("gradient_checkpointing", True))
+        key = (repr(recipe.model), recipe.rollout.guidance, repr(recipe.algorithm), rows, prefix, tokens, checkpointing)
+        return self._once(
+            ("update", *key),
+            # A model of its own, as checkpointing stays switched on.
+            lambda: update_bytes(
+                self.model.policy(recipe.model), recipe, rows, prefix, tokens, checkpointing=checkpointing
+            ),
+        )
+
+    def replay(self, recipe: Recipe, rows: int, prefix: int, tokens: int) -> int:
+        """`replay_bytes` of a recipe's policy."""
+        key = (repr(recipe.model), recipe.rollout.guidance, rows, prefix, tokens)
+        return self._once(("replay", *key), lambda: replay_bytes(self.policy(recipe), recipe, rows, prefix, tokens))
+
+    def decode(self, recipe: Recipe, rows: int) -> int:
+        """`decode_bytes` of a recipe's decoder."""
+        drawn, decode = recipe.rollout, recipe.decode
+        size = (round(drawn.height * decode.upsampling_ratio), round(drawn.width * decode.upsampling_ratio))
+        dtype, guided = DTYPES[decode.dtype or recipe.model.dtype], decode.guidance_scale > 1
+        one = self._once(
+            ("decode", size, dtype, guided),
+            lambda: decode_bytes(*self.decoder(dtype), size, guided=guided),
+        )
+        return rows * one
+
+    def _once(self, key: tuple, run: Callable[[], Any]) -> Any:
+        if key not in self._found:
+            self._found[key] = run()
+        return self._found[key]
+
+
+def update_bytes(policy: nn.Module, recipe: Recipe, rows: int, prefix: int, tokens: int, *, checkpointing: bool) -> int:
+    """Of a forward and backward pass over `rows` samples: activations kept for the backward pass, and the most that is
+    in work at once. Guidance `guided` runs both branches, twice the rows."""
+    model = policy.get_base_model() if hasattr(policy, "get_base_model") else policy
+    branches = 2 if recipe.rollout.guidance == "guided" else 1
+    model.train()
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    with Measured(policy) as measured:
+        gap = _gap(model, rows * branches, prefix, tokens)
+        loss = _loss(gap[:rows] if branches == 1 else gap[:rows] + (gap[rows:] - gap[:rows]), recipe)
+        loss.backward()
+        del gap, loss
+    return measured.peak
+
+
+def replay_bytes(policy: nn.Module, recipe: Recipe, rows: int, prefix: int, tokens: int) -> int:
+    """Of a forward pass without gradient over `rows` samples, both branches of `guided` at once."""
+    model = policy.get_base_model() if hasattr(policy, "get_base_model") else policy
+    branches = 2 if recipe.rollout.guidance == "guided" else 1
+    with torch.no_grad(), Measured(policy) as measured:
+        _gap(model, rows * branches, prefix, tokens)
+    return measured.peak
+
+
+def decode_bytes(
+    transformer: SD3Transformer2DModelWithSigLIP, vae: AutoencoderKL, size: tuple[int, int], *, guided: bool
+) -> int:
+    """Of decoding one image of `size` (height, width) in pixels: the larger of a denoising step and the autoencoder.
+    Several at once take as many times as much."""
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    height, width = (side // factor for side in size)
+    config, dtype = transformer.config, transformer.dtype
+    patches = (height // config.patch_size) * (width // config.patch_size)
+
+    def meta(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    with torch.no_grad(), Measured(transformer) as denoising:
+        transformer(
+            hidden_states=meta(1, config.in_channels, height, width),
+            encoder_hidden_states=meta(1, DECODER_PROMPT_TOKENS, config.joint_attention_dim),
+            pooled_projections=meta(1, config.pooled_projection_dim),
+            timestep=meta(1),
+            prepared_siglip=meta(1, patches, transformer.inner_dim),
+            return_dict=False,
+        )
+    with torch.no_grad(), Measured(vae) as painting:
+        vae.decode(meta(1, config.in_channels, height, width), return_dict=False)[0].float()
+    return max(denoising.peak * (2 if guided else 1), painting.peak)
+
+
+def _gap(model: UniARForConditionalGeneration, rows: int, prefix: int, tokens: int) -> Tensor:
+    """Raw gaps (B, T, L, S, K), as UniARForConditionalGeneration computes them from drawn bits; its checks of ids and
+    masks look at values, which meta tensors do not have."""
+    text, vision, device = model.config.text_config, model.config.vision_config, "meta"
+    length = prefix + tokens
+    bits = torch.empty(rows, tokens, *vision.code_shape, dtype=torch.uint8, device=device)
+    image_mask = torch.ones(rows, length, 1, dtype=torch.bool, device=device)
+    main, *deepstack = model.model.visual.language_features(bits)
+    hidden = model.get_input_embeddings()(torch.empty(rows, length, dtype=torch.long, device=device))
+    hidden = hidden.masked_scatter(image_mask, main.to(hidden.dtype))
+    mask = torch.ones(rows, 1, length, length, dtype=torch.bool, device=device)
+    rotary = (torch.empty(rows, length, text.head_dim, dtype=hidden.dtype, device=device),) * 2
+    for number, layer in enumerate([*model.model.language_model.layers, *model.visual_decoder_layers]):
+        hidden = layer(hidden, attention_mask=mask, position_embeddings=rotary)
+        if number < len(deepstack):
+            added = torch.zeros_like(hidden).masked_scatter(image_mask, deepstack[number].to(hidden.dtype))
+            hidden = hidden + added
+    logits = model.visual_logits(hidden[:, -tokens:]).float()
+    return logits[..., 1] - logits[..., 0]
+
+
+def _loss(gap: Tensor, recipe: Recipe) -> Tensor:
+    algorithm, kept = recipe.algorithm, gap.detach()
+    inputs = LossInputs(
+        bits=torch.empty(gap.shape, dtype=torch.uint8, device=gap.device),
+        gap=gap,
+        old_gap=torch.empty_like(kept),
+        ref_gap=torch.empty_like(kept) if algorithm.beta else None,
+        advantages=torch.empty(len(gap), device=gap.device),
+    )
+    loss, _ = policy_loss(
+        inputs,
+        loss=algorithm.loss,
+        level=algorithm.level,
+        epsilon=algorithm.epsilon,
+        epsilon_high=algorithm.epsilon_high,
+        delta=algorithm.delta,
+        beta=algorithm.beta,
+        kl=algorithm.kl,
+        entropy_coef=algorithm.entropy_coef,
+    )
+    return loss

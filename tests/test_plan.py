@@ -1,0 +1,382 @@
+"""`uniar-rl plan` against what a small model on a CPU really holds, and on the released size without its weights."""
+
+import functools
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from rl.cli import main
+from rl.config import ModelSection
+from rl.guidance import policy_gap
+from rl.losses import LossInputs, policy_loss
+from rl.memory import Measured, PeakBytes
+from rl.model_states import ModelStates, ZeroSettings
+from rl.plan import GIB, RESERVE, Plan, make_plan
+from rl.plan_advice import advise
+from rl.planned_model import PlannedModel, planned_model
+from rl.policy import Branch, replay
+from rl.policy_model import load_policy, trainable
+from rl.recipe import load_recipe, recipe_from_mapping
+from rl.simulation import Simulation
+from rl.tensor_files import TensorFiles, write_like
+from rl.train import train
+from rl.trainer import UniARTrainer
+from uniar import generation
+from uniar.errors import UserError
+from uniar.processing import build_visual_prompt
+
+ROOT = Path(__file__).parent.parent
+GOLDEN = Path(__file__).parent / "golden" / "bsq8" / "ckpt"
+
+
+@pytest.fixture
+def settings(nano_checkpoint, tmp_path) -> dict:
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "a red circle"}\n')
+    return {
+        "model": {"path": str(nano_checkpoint), "dtype": "float32"},
+        "data": {"prompts": str(tmp_path / "prompts.jsonl")},
+        "rollout": {"height": 64, "width": 64, "samples_per_prompt": 4},
+        "decode": {"num_inference_steps": 2, "batch_size": 4},
+        "rewards": ["color"],
+        "trainer": {"max_steps": 1, "save_strategy": "no", "per_device_train_batch_size": 4},
+        "output_dir": str(tmp_path / "run"),
+    }
+
+
+def recipe_of(settings: dict, **sections: dict):
+    return recipe_from_mapping({**settings, **{key: {**settings.get(key, {}), **sections[key]} for key in sections}})
+
+
+def plan_of(recipe, gpus: int = 1, memory: int = 80 * GIB, prefix: int = 64) -> Plan:
+    return make_plan(recipe, simulation_of(recipe.model), gpus, memory, prefix)
+
+
+@functools.cache
+def simulation_of(section: ModelSection) -> Simulation:
+    return Simulation(planned_model(section))
+
+
+# Against real tensors ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "model", [{}, {"lora": {"r": 4}, "dtype": "bfloat16"}], ids=["full, float32", "LoRA, bfloat16"]
+)
+def test_weights_gradients_optimizer_and_reference_are_exact(settings, monkeypatch, model):
+    trainers, gradients = [], []
+
+    class Watched(UniARTrainer):
+        def training_step(self, *args, **kwargs):
+            trainers.append(self)
+            loss = super().training_step(*args, **kwargs)
+            gradients.append(sum(p.grad.nbytes for p in self.model.parameters() if p.grad is not None))
+            return loss
+
+    monkeypatch.setattr("rl.train.UniARTrainer", Watched)
+    recipe = recipe_of(settings, model=model)
+    train(recipe)
+    trainer, plan = trainers[0], plan_of(recipe)
+    assert plan.part("policy weights") == sum(p.nbytes for p in trainer.model.parameters())
+    assert plan.part("gradients") == gradients[0] > 0
+    states = [t for state in trainer.optimizer.state.values() for name, t in state.items() if name != "step"]
+    assert plan.part("optimizer") == sum(state.nbytes for state in states) > 0
+    assert plan.parameters["trained"] == sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    if not model:
+        assert plan.part("reference") == sum(p.nbytes for p in trainer.reference.model.parameters())
+    decoder = trainer.decoder
+    held = [*decoder.parameters(), *decoder.sd3_transformer.buffers()]
+    assert plan.part("decoder") == sum(tensor.nbytes for tensor in held)
+
+
+@pytest.mark.parametrize("guidance_scale", [None, 2.0])
+def test_caches_are_exact(settings, nano_model, nano_processor, monkeypatch, guidance_scale):
+    prompt = build_visual_prompt(["a red circle"], nano_model, nano_processor, height=64, width=64, unconditional=True)
+    held = []
+
+    class Watched(generation._Steps):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            held.append(sum(tensor.nbytes for tensor in (*self.keys, *self.values)))
+
+    monkeypatch.setattr(generation, "_Steps", Watched)
+    noise = generation.draw_noise(range(4), prompt.image_token_num, nano_model.config.vision_config.code_shape)
+    with PeakBytes(nano_model.parameters()) as measured:
+        generation.rollout(nano_model, prompt, noise, guidance_scale=guidance_scale, return_gaps=True)
+    guided = guidance_scale is not None
+    rollout = {"guidance": "guided", "guidance_scale": 2.0} if guided else {}
+    plan = plan_of(recipe_of(settings, rollout=rollout), prefix=prompt.input_ids.shape[1])
+    assert plan.part("KV caches") == held[0]
+    # The engine's own account of a sample is from above, and here one prompt serves all four.
+    assert 0.5 * plan.held("rollout") < plan.held("rollout") - (
+        plan.part("KV caches") + plan.part("engine buffers") - measured.peak
+    )
+    assert measured.peak <= plan.part("KV caches") + plan.part("engine buffers")
+
+
+@pytest.mark.parametrize("checkpointing", [True, False])
+@pytest.mark.parametrize("guidance", ["none", "guided"])
+def test_activations_within_15_percent(settings, nano_checkpoint, nano_processor, guidance, checkpointing):
+    rollout = {"guidance": guidance, "guidance_scale": 1.0 if guidance == "none" else 2.0}
+    recipe = recipe_of(settings, rollout=rollout, trainer={"gradient_checkpointing": checkpointing})
+    model = trainable(load_policy(recipe.model, nano_checkpoint), None).train()
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    prompts = ["a red circle on a large blue table"] * 4
+    prompt = build_visual_prompt(prompts, model, nano_processor, height=64, width=64, unconditional=True)
+    rows, image_token = torch.arange(4), model.config.image_token_id
+    twin = Branch.of(prompt.unconditional, rows, image_token) if guidance == "guided" else None
+    shape = (4, prompt.image_token_num, *model.config.vision_config.code_shape)
+    bits = torch.randint(0, 2, shape, dtype=torch.uint8)
+    with Measured(model) as measured:
+        gaps = replay(model, bits, Branch.of(prompt, rows, image_token), twin, guidance)
+        gap = policy_gap(gaps.cond, gaps.uncond, convention=guidance, scale=rollout["guidance_scale"], temperature=1.0)
+        inputs = LossInputs(bits=bits, gap=gap, ref_gap=torch.zeros(shape), advantages=torch.ones(4))
+        loss, _ = policy_loss(inputs, beta=recipe.algorithm.beta)
+        loss.backward()
+    planned = plan_of(recipe, prefix=prompt.input_ids.shape[1]).part("activations")
+    assert planned == pytest.approx(measured.peak, rel=0.15)
+
+
+def test_decoding_within_15_percent(settings, nano_decoder):
+    recipe = recipe_of(settings, decode={"batch_size": 3})
+    bits = torch.randint(0, 2, (3, 4, *nano_decoder.bsq_encoder.config.code_shape), dtype=torch.uint8)
+    with Measured(nano_decoder) as measured:
+        nano_decoder.decode(bits, 64, 64, num_inference_steps=1, guidance_scale=1.0, output_type="pt")
+    assert plan_of(recipe).part("decoding") == pytest.approx(measured.peak, rel=0.15)
+
+
+def test_export_holds_one_shard_at_a_time(nano_checkpoint, tmp_path):
+    source = TensorFiles(nano_checkpoint)
+    whole, largest = (f(tensor.bytes for tensor in source.stored.values()) for f in (sum, max))
+    with PeakBytes() as measured:
+        write_like(nano_checkpoint, source, tmp_path, 2 * largest)
+    assert measured.peak <= 3 * largest
+    assert whole > 7 * largest
+
+
+def test_peak_is_what_is_held_together():
+    there = torch.zeros(1000)
+    with PeakBytes([there]) as measured:
+        one = there + 1
+        del one
+        two = there.view(10, 100)[2:] + 1
+        three = two * 2
+    assert measured.held == two.nbytes + three.nbytes == 6400
+    assert measured.peak == 6400
+    del two, three
+    assert measured.held == 0
+
+
+# Sums ----------------------------------------------------------------------------------------------------------------
+
+
+def test_zero_settings_are_deepspeeds():
+    defaults = ZeroSettings.of({"zero_optimization": {"stage": 2}}, 64)
+    assert (defaults.stage, defaults.bucket, defaults.buckets) == (2, 500_000_000, 1)
+    shipped = {name: ZeroSettings.of(str(ROOT / f"configs/deepspeed/{name}.json"), 64) for name in ("zero2", "zero3")}
+    assert shipped["zero2"].buckets == 2
+    assert (shipped["zero3"].stage, shipped["zero3"].bucket) == (3, 64**2)
+    offloaded = ZeroSettings.of(str(ROOT / "configs/deepspeed/zero3_offload.json"), 64)
+    assert offloaded.optimizer_on_cpu
+    assert offloaded.weights_on_cpu
+    assert ZeroSettings.of(None, 64) == ZeroSettings()
+    with pytest.raises(UserError, match=r"no\.json' cannot be read"):
+        ZeroSettings.of("no.json", 64)
+
+
+@pytest.mark.parametrize(("stage", "tolerance"), [(2, 1e-4), (3, 0.12)])
+def test_sharded_states_are_near_deepspeeds_estimate(settings, stage, tolerance):
+    """In 16 bits, all weights trained. For ZeRO-2 it is the same sum; for ZeRO-3 theirs has 18 bytes a weight, which is
+    the 2 + 2 + 12 of the paper and half of the float32 gradients that a step makes."""
+    deepspeed = {"zero_optimization": {"stage": stage}}
+    recipe = recipe_of(settings, model={"dtype": "bfloat16"}, trainer={"deepspeed": deepspeed})
+    policy = planned_model(recipe.model).policy(recipe.model)
+    policy.requires_grad_(True)
+    states = ModelStates.of(recipe, policy, 64)
+    largest = 4 * states.largest if stage == 3 else 0  # two copies of the largest layer while it is gathered
+    for gpus in (1, 2, 8):
+        covered = states.covered_by_deepspeed(gpus) + largest
+        assert covered == pytest.approx(states.deepspeed_estimate(gpus), rel=tolerance)
+
+
+def test_gpus_share_what_zero_shards(settings):
+    def plan(gpus: int, stage: int) -> Plan:
+        deepspeed = {"zero_optimization": {"stage": stage}} if stage else None
+        return plan_of(recipe_of(settings, trainer={"deepspeed": deepspeed}), gpus)
+
+    for name, first_stage in {"optimizer": 2, "gradients": 2, "policy weights": 3, "reference": 3}.items():
+        for stage in (0, 2, 3):
+            shared = plan(4, stage).part(name) == pytest.approx(plan(1, stage).part(name) / 4, rel=0.01)
+            assert shared == (stage >= first_stage), (name, stage)
+    assert plan(4, 0).part("DDP buckets") > 0 == plan(1, 0).part("DDP buckets")
+    assert plan(4, 3).part("gathered policy") == plan(1, 0).part("policy weights")
+
+
+def test_images_and_bits_a_step(settings):
+    trainer = {"gradient_accumulation_steps": 2, "steps_per_generation": 4}
+    plan = plan_of(recipe_of(settings, trainer=trainer, algorithm={"num_iterations": 3}), gpus=2)
+    assert plan.images_an_update == 4 * 2 * 2
+    assert (plan.images_a_rollout, plan.prompts_a_rollout, plan.updates_a_rollout) == (32, 8, 6)
+    assert plan.bits_an_image == 4 * 3 * 4 * 8
+    with pytest.raises(UserError, match="does not divide the 3 samples"):
+        plan_of(recipe_of(settings, trainer={"per_device_train_batch_size": 3}))
+
+
+def test_what_is_placed_on_the_cpu_leaves_the_gpu(settings):
+    on_gpu = plan_of(recipe_of(settings))
+    moved = plan_of(recipe_of(settings, model={"reference_device": "cpu"}, decode={"device": "cpu"}))
+    assert moved.part("decoder") == moved.part("decoding") == 0
+    assert on_gpu.held("rollout") - moved.held("rollout") == on_gpu.part("reference") + on_gpu.part("decoder")
+    assert moved.host == on_gpu.part("reference") + on_gpu.part("decoder")
+    assert on_gpu.host == 0
+
+
+def test_rewards_are_counted_or_named(settings, tmp_path):
+    (tmp_path / "mine.py").write_text("def mine(images, **_):\n    return [0.0] * len(images)\n")
+    clip = {"use": "clip_score", "model": "RN50", "weights": "openai"}
+    entries = [clip, "ocr", {"use": f"{tmp_path / 'mine.py'}:mine"}, {**clip, "name": "on_cpu", "device": "cpu"}]
+    plan = plan_of(recipe_from_mapping({**settings, "rewards": entries}))
+    assert plan.part("reward models") == 4 * 102_007_137  # open_clip's RN50
+    assert plan.not_counted == ("mine",)
+
+
+# Configs -------------------------------------------------------------------------------------------------------------
+
+
+def test_config_files_are_enough(settings, nano_checkpoint, tmp_path):
+    bare = tmp_path / "bare"
+    for file in nano_checkpoint.rglob("config.json"):
+        copy = bare / file.relative_to(nano_checkpoint)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copy)
+    recipe = recipe_of(settings, model={"path": str(bare)})
+    assert plan_of(recipe).parts == plan_of(recipe_of(settings)).parts
+    shutil.rmtree(bare / "sd3_pipeline")
+    assert "no decoder configs" in planned_model(recipe.model).origin
+    (bare / "config.json").write_text('{"model_type": "qwen3_vl"}')
+    with pytest.raises(UserError, match=r"not there or not a UniAR model's"):
+        planned_model(recipe.model)
+    with pytest.raises(UserError, match="someone/something is no folder, and its configs could not be had"):
+        planned_model(recipe_of(settings, model={"path": "someone/something"}).model)
+
+
+def test_configs_of_transformers_4_are_read(settings):
+    recipe = recipe_of(settings, model={"path": str(GOLDEN)})
+    policy = planned_model(recipe.model).policy(recipe.model)
+    stored = TensorFiles(GOLDEN).stored
+    shapes = {name: tuple(tensor.shape) for name, tensor in policy.state_dict().items()}
+    assert shapes == {name: tensor.shape for name, tensor in stored.items()}
+
+
+@pytest.fixture(scope="module")
+def released() -> PlannedModel:
+    return planned_model(load_recipe(ROOT / "configs" / "uniar_sft_512.yaml").model)
+
+
+def test_released_size(released):
+    assert "written down in rl/planned_model.py" in released.origin
+    policy = released.policy(load_recipe(ROOT / "configs" / "uniar_sft_512.yaml").model)
+    assert sum(parameter.numel() for parameter in policy.parameters()) == pytest.approx(10e9, rel=0.05)
+    transformer = released.sd3_transformer(torch.bfloat16)
+    # Stable Diffusion 3.5 Medium has 2.24 billion, and UniAR adds one projection of 4,608 features.
+    own = sum(parameter.numel() for parameter in transformer.parameters()) - 4608 * 1536
+    assert own == pytest.approx(2.243e9, rel=0.005)
+
+
+@pytest.fixture(scope="module")
+def released_simulation(released) -> Simulation:
+    return Simulation(released)
+
+
+RECIPES = {file.stem: file for file in sorted((ROOT / "configs").glob("uniar_sft_*.yaml"))}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_shipped_recipes_say_their_memory(name, released_simulation):
+    """Their heads name the command that plans them, and its peak."""
+    head = "".join(line[1:] for line in RECIPES[name].read_text().splitlines(keepends=True) if line.startswith("#"))
+    gpus = int(re.search(r"uniar-rl plan \S+ --gpus (\d+)", head)[1])
+    peak = float(re.search(r"peak of ([\d.]+) GiB", head)[1])
+    plan = make_plan(load_recipe(RECIPES[name]), released_simulation, gpus, 80 * GIB)
+    assert plan.fits
+    assert plan.peak / GIB == pytest.approx(peak, abs=0.05)
+
+
+# The command ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_says_whether_it_fits(settings, tmp_path, capsys):
+    (tmp_path / "recipe.yaml").write_text(json.dumps(settings))
+    command = ["plan", str(tmp_path / "recipe.yaml"), "--gpus", "2"]
+    assert main([*command, "--memory", "3"]) == 0
+    said = capsys.readouterr().out
+    assert "on 2 GPUs of 3 GiB fits" in said
+    assert "an update: 8 images, 3,072 bits (384 an image)" in said
+    assert main([*command, "--memory", "0"]) == 2
+    assert "--memory is 0.0" in capsys.readouterr().err
+
+
+def test_advice_is_tried(settings, tmp_path, capsys):
+    """Memory for all but the autoencoder's work on so many images: smaller batches of it are what helps."""
+    settings = {**settings, "decode": {"batch_size": 64}, "trainer": {"per_device_train_batch_size": 64}}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(settings))
+    recipe = load_recipe(tmp_path / "recipe.yaml")
+    simulation = Simulation(planned_model(recipe.model))
+
+    def plan(overrides, gpus, memory):
+        changed = load_recipe(tmp_path / "recipe.yaml", overrides)
+        return changed, make_plan(changed, simulation, gpus, memory, 64)
+
+    first = plan((), 1, 80 * GIB)[1]
+    others = max(first.held(phase) for phase in ("rollout", "replay", "update", "step"))
+    assert first.peak_phase == "decode"
+    memory = RESERVE + int(((others + first.peak) / 2) / 0.95) + 1
+    tight = plan((), 1, memory)[1]
+    assert not tight.fits
+    changes = advise(recipe, tight, lambda overrides, gpus: plan(overrides, gpus, memory))
+    assert changes[0].overrides == ("decode.batch_size=16",)
+    for change in changes:
+        if change.overrides[0].startswith("--gpus"):
+            continue
+        assert plan(change.overrides, 1, memory)[1].fits
+    assert main(["plan", str(tmp_path / "recipe.yaml"), "--memory", str(memory / GIB), "--prompt-tokens", "64"]) == 0
+    said = capsys.readouterr().out
+    assert "DOES NOT FIT" in said
+    assert "  decode.batch_size=16\n" in said
+
+
+def test_several_changes_where_one_is_not_enough(settings, tmp_path):
+    """Less than the smallest single change reaches: a row of changes, each in its own words."""
+    (tmp_path / "recipe.yaml").write_text(json.dumps({**settings, "decode": {"batch_size": 64}}))
+    recipe = load_recipe(tmp_path / "recipe.yaml")
+    simulation = Simulation(planned_model(recipe.model))
+    memory = RESERVE + int(0.5 * make_plan(recipe, simulation, 1, GIB, 64).peak / 0.95)
+
+    def planner(overrides, gpus):
+        changed = load_recipe(tmp_path / "recipe.yaml", overrides)
+        return changed, make_plan(changed, simulation, gpus, memory, 64)
+
+    changes = advise(recipe, planner((), 1)[1], planner)
+    assert len(changes) == 1
+    assert len(changes[0].overrides) > 1
+    assert changes[0].plan.fits
+    assert planner(changes[0].overrides, 1)[1].peak == changes[0].plan.peak
+    memory = RESERVE + 1000  # nothing fits into this
+    assert advise(recipe, planner((), 1)[1], planner) == []
+
+
+@pytest.mark.gpu
+def test_peak_on_a_gpu(settings):
+    """Allocated memory, without the context and the allocator's reserve, which the plan keeps free besides."""
+    sizes = {"height": 256, "width": 256}
+    model = {"path": None, "preset": "small", "dtype": "bfloat16"}
+    recipe = recipe_of(settings, model=model, rollout=sizes, trainer={"per_device_train_batch_size": 16})
+    plan = plan_of(recipe)
+    torch.cuda.reset_peak_memory_stats()
+    train(recipe)
+    measured = torch.cuda.max_memory_allocated()
+    assert 0.6 * measured < plan.peak < 1.6 * measured
