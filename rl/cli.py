@@ -11,6 +11,7 @@ from uniar.errors import RunError, UserError
 COMMANDS = {
     "train": ("rl.train", "train a checkpoint as a recipe says"),
     "evaluate": ("rl.evaluate_command", "draw and score held-out prompts with any checkpoint"),
+    "plan": ("rl.plan_command", "say what a recipe needs, and whether it fits"),
     "export": ("rl.export_command", "turn a training checkpoint into a self-contained folder"),
     "chat": ("uniar.commands.chat", "ask about images"),
     "generate": ("uniar.commands.generate", "draw images from prompts"),
