@@ -99,11 +99,12 @@ def describe(plan: Plan, name: str, memory: float, reward_memory: float = 0.0) -
 def _table(plan: Plan) -> str:
     phases = [phase for phase in PHASES if phase != "evaluate" or plan.part("KV caches of evaluations")]
     width = max(len(part.name) for part in plan.parts)
-    rows = [f"{'GiB a GPU':<{width}}" + "".join(f"{phase:>10}" for phase in phases)]
+    unit, size = ("GiB", GIB) if plan.peak >= GIB else ("MiB", 2**20)
+    rows = [f"{f'{unit} a GPU':<{width}}" + "".join(f"{phase:>10}" for phase in phases)]
     for part in plan.parts:
-        cells = [f"{part.bytes / GIB:.2f}" if phase in part.phases else "" for phase in phases]
+        cells = [f"{part.bytes / size:.2f}" if phase in part.phases else "" for phase in phases]
         rows.append(f"{part.name:<{width}}" + "".join(f"{cell:>10}" for cell in cells))
-    totals = [f"{plan.held(phase) / GIB:.2f}" for phase in phases]
+    totals = [f"{plan.held(phase) / size:.2f}" for phase in phases]
     rows.append(f"{'together':<{width}}" + "".join(f"{total:>10}" for total in totals))
     return "\n".join(row.rstrip() for row in rows)
 

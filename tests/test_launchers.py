@@ -15,11 +15,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rl.recipe import recipe_from_mapping
+from rl.plan import GIB, make_plan
+from rl.planned_model import planned_model
+from rl.recipe import load_recipe, recipe_from_mapping
 from rl.run_folder import RunFolder
+from rl.simulation import Simulation
 from rl.train import train
 
 ROOT = Path(__file__).parent.parent
+MOMENTS = ("exp_avg", "exp_avg_sq")
 COLOURS = ("red", "green", "blue", "yellow")
 LAUNCHERS = {
     "single_node.sh": ["--gpus", "2"],
@@ -45,6 +49,13 @@ done
 code=0
 for task in "${tasks[@]}"; do wait "$task" || code=$?; done
 exit $code
+"""
+# Plays the part of ssh, to this machine: DeepSpeed asks each host of a hostfile for its name.
+FAKE_SSH = """\
+#!/bin/sh
+while [ "$1" = -o ]; do shift 2; done
+shift
+exec "$@"
 """
 FAKE_SCONTROL = "#!/bin/sh\necho localhost\necho node1\n"
 
@@ -250,6 +261,16 @@ def test_zero3_shards_alone_make_the_same_export(sharded, tmp_path):
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+def test_the_planned_optimizer_is_what_a_rank_saves(sharded):
+    recipe = load_recipe(sharded.config)
+    plan = make_plan(recipe, Simulation(planned_model(recipe.model)), gpus=2, memory=80 * GIB)
+    for file in sharded.path.glob("checkpoint-2/global_step2/*_optim_states.pt"):
+        saved = torch.load(file, weights_only=False)["optimizer_state_dict"]
+        moments = [state[key] for state in saved["optimizer_state_dict"]["state"].values() for key in MOMENTS]
+        held = sum(tensor.nbytes for tensor in (*saved["fp32_flat_groups"], *moments))
+        assert plan.part("optimizer") == pytest.approx(held, rel=1e-3)  # each weight is padded to the ranks
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
@@ -272,12 +293,15 @@ def test_two_nodes(settings, one_process, tmp_path):
 
 
 @pytest.mark.slow
-def test_deepspeed_hostfile_and_zero2_shards(settings, one_process, tmp_path):
+def test_deepspeed_hostfile_and_zero2_shards(settings, one_process, tmp_path, monkeypatch):
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
     from rl.zero_shards import ZeroShards
 
     recipe = write_recipe(settings, tmp_path, deepspeed("zero2"))
+    (tmp_path / "ssh").write_text(FAKE_SSH)
+    (tmp_path / "ssh").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     done = launch("deepspeed_hostfile.sh", *options("deepspeed_hostfile.sh", tmp_path), str(recipe))
     assert done.returncode == 0, done.stderr[-3000:]
     require_same(RunFolder(tmp_path / "run"), one_process)
