@@ -54,6 +54,10 @@ count_gpus() {
     echo $((found))
 }
 
+# What torchrun does when it is told to stop: it passes SIGTERM and SIGUSR1 on to the processes, and gives them ten minutes
+# to finish their update and save. (Without this, half a minute, and SIGUSR1 ends torchrun itself.)
+export PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 PET_SHUTDOWN_TIMEOUT=600
+
 # start WHAT COMMAND...: says what is started, and becomes it unless this is a dry run.
 start() {
     local what="$1"

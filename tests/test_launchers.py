@@ -6,15 +6,18 @@ Each launcher gives the same run: the metrics and weights of one process.
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from rl.checkpoints import newest_good
 from rl.plan import GIB, make_plan
 from rl.planned_model import planned_model
 from rl.recipe import load_recipe, recipe_from_mapping
@@ -241,6 +244,7 @@ def sharded(settings, tmp_path_factory) -> RunFolder:
 
 def test_single_node(sharded, one_process):
     require_same(sharded, one_process)
+    assert "`torchrun --nproc_per_node 2 -m rl.train recipe.yaml`" in (sharded.final / "README.md").read_text()
 
 
 def test_zero3_shards_alone_make_the_same_export(sharded, tmp_path):
@@ -348,3 +352,23 @@ def test_offload(settings, one_process, tmp_path):
     done = launch("single_node.sh", "--gpus", "2", str(write_recipe(settings, tmp_path, config)))
     assert done.returncode == 0, done.stderr[-3000:]
     require_same(RunFolder(tmp_path / "run"), one_process)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_to_the_launcher_saves_first(settings, tmp_path, number):
+    settings = {**settings, "trainer": {**settings["trainer"], "max_steps": 5000, "save_steps": 5000}}
+    recipe, run = write_recipe(settings, tmp_path, None), RunFolder(tmp_path / "run")
+    command = ["bash", str(ROOT / "launch" / "single_node.sh"), "--gpus", "2", str(recipe)]
+    with (tmp_path / "log").open("w") as log:
+        launcher = subprocess.Popen(
+            command, env={**os.environ, "PYTHON": sys.executable}, stdout=log, stderr=subprocess.STDOUT
+        )
+        deadline = time.monotonic() + 300
+        while len(run.read()) < 3 and launcher.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.5)
+        launcher.send_signal(number)
+        launcher.wait(timeout=120)
+    said = (tmp_path / "log").read_text()
+    assert "stopped by " in said, said[-3000:]
+    assert newest_good(run.path) is not None
