@@ -8,7 +8,7 @@ from torch import nn
 
 from rewards.base import RewardBatch
 from rewards.linear_head import LinearHead
-from rewards.model_reward import ModelReward, Precision
+from rewards.model_reward import ModelReward, Precision, numbers_only
 from rewards.open_clip_model import OpenClip
 from rewards.weights import check_weights, find_file, read_weights
 
@@ -67,7 +67,7 @@ class Aesthetic(ModelReward):
     def score(self, batch: RewardBatch) -> torch.Tensor:
         """(B,) float32 on the CPU."""
         self.load()
-        return self.encoded(batch.images, self._rate)
+        return numbers_only(self.encoded(batch.images, self._rate))
 
     def _rate(self, images: Sequence[Image.Image]) -> torch.Tensor:
         pixels_BCHW = torch.stack([self._preprocess(image) for image in images]).to(self._device, self.dtype)

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from rewards.base import RewardBatch
-from rewards.model_reward import ModelReward, Precision, cosines
+from rewards.model_reward import ModelReward, Precision, cosines, numbers_only
 from rewards.open_clip_model import OpenClip
 
 
@@ -57,7 +57,8 @@ class ClipScore(ModelReward):
         """(B,) float32 on the CPU."""
         self.load()
         texts_BD = self.encoded_once(batch.prompts, self._encode_texts)
-        return self.scale * cosines(self.encoded(batch.images, self._encode_images), texts_BD)
+        images_BD = self.encoded(batch.images, self._encode_images)
+        return numbers_only(self.scale * cosines(images_BD, texts_BD))
 
     def _encode_texts(self, prompts: Sequence[str]) -> torch.Tensor:
         return self._model.encode_text(self._tokenize(list(prompts)).to(self._device), normalize=False)

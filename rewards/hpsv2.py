@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from rewards.base import RewardBatch
-from rewards.model_reward import ModelReward, Precision, cosines
+from rewards.model_reward import ModelReward, Precision, cosines, numbers_only
 from rewards.open_clip_model import OpenClip
 from rewards.pixels import padded
 from rewards.weights import find_file
@@ -52,7 +52,7 @@ class HPSv2(ModelReward):
         """(B,) float32 on the CPU."""
         self.load()
         texts_BD = self.encoded_once(batch.prompts, self._encode_texts)
-        return cosines(self.encoded(batch.images, self._encode_images), texts_BD)
+        return numbers_only(cosines(self.encoded(batch.images, self._encode_images), texts_BD))
 
     def _encode_texts(self, prompts: Sequence[str]) -> torch.Tensor:
         return self._model.encode_text(self._tokenize(list(prompts)).to(self._device))

@@ -7,7 +7,7 @@ from PIL import Image
 
 from rewards.base import RewardBatch
 from rewards.blip import LARGE, MED, BlipReward, published_name
-from rewards.model_reward import ModelReward, Precision
+from rewards.model_reward import ModelReward, Precision, numbers_only
 from rewards.pixels import center_cropped
 from rewards.weights import find_file, load_weights, read_weights
 
@@ -71,7 +71,7 @@ class ImageReward(ModelReward):
         """(B,) float32 on the CPU."""
         self.load()
         pairs = list(zip(batch.images, batch.prompts, strict=True))
-        return (self.encoded(pairs, self._raw) - MEAN) / STD
+        return numbers_only((self.encoded(pairs, self._raw) - MEAN) / STD)
 
     def _raw(self, pairs: Sequence[tuple[Image.Image, str]]) -> torch.Tensor:
         images, prompts = zip(*pairs, strict=True)

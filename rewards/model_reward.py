@@ -68,6 +68,14 @@ class ModelReward(Reward):
         return self.encoded(distinct, encode)[[distinct.index(text) for text in texts]]
 
 
+def numbers_only(scores: torch.Tensor) -> torch.Tensor:
+    """The scores. Raises FloatingPointError where one is NaN or infinite: a NaN would say that the reward does not
+    apply, and a model that overflows would go unnoticed."""
+    if not scores.isfinite().all():
+        raise FloatingPointError("the model gave NaN or an infinity; with dtype float16, try bfloat16 or float32")
+    return scores
+
+
 def cosines(images_BD: torch.Tensor, texts_BD: torch.Tensor) -> torch.Tensor:
     """(B,) cosines of B pairs of float32 features."""
     return (nn.functional.normalize(images_BD, dim=-1) * nn.functional.normalize(texts_BD, dim=-1)).sum(dim=1)

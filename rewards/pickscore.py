@@ -7,11 +7,11 @@ import torch
 from PIL import Image
 
 from rewards.base import RewardBatch
-from rewards.model_reward import ModelReward, Precision, cosines
+from rewards.model_reward import ModelReward, Precision, cosines, numbers_only
 from rewards.pixels import center_cropped
 from rewards.weights import find_file, load_weights, read_weights
 
-_PUBLISHED = {  # CLIP ViT-H/14; what is not named is as in every CLIP
+PUBLISHED = {  # CLIP ViT-H/14; what is not named is as in every CLIP
     "projection_dim": 1024,
     "text_config": {
         "hidden_size": 1024,
@@ -61,7 +61,7 @@ class PickScore(ModelReward):
         from transformers import CLIPConfig, CLIPModel
 
         if Path(self.weights).expanduser().is_file():
-            config = CLIPConfig(**_PUBLISHED)
+            config = CLIPConfig(**PUBLISHED)
         else:
             config = CLIPConfig.from_json_file(find_file(self.weights, "config.json"))
         path = find_file(self.weights, "model.safetensors", "pytorch_model.bin")
@@ -77,8 +77,9 @@ class PickScore(ModelReward):
         """(B,) float32 on the CPU."""
         self.load()
         texts_BD = self.encoded_once(batch.prompts, self._encode_texts)
+        images_BD = self.encoded(batch.images, self._encode_images)
         scale = self._model.logit_scale.float().exp().cpu()
-        return scale * cosines(self.encoded(batch.images, self._encode_images), texts_BD)
+        return numbers_only(scale * cosines(images_BD, texts_BD))
 
     def _encode_texts(self, prompts: Sequence[str]) -> torch.Tensor:
         # What stands behind the end token is never looked at: the text tower is causal and read at that token.

@@ -19,6 +19,7 @@ A score is null where the reward does not apply, or failed: then `failures` has 
 import base64
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -286,8 +287,8 @@ def _result(score: Any, failure: Any, details: Any) -> Any:
         )
     if score is not None:
         number = isinstance(score, int | float) and not isinstance(score, bool)
-        # An integer beyond the range of a float is compared, not converted.
-        if not number or not -math.inf < score < math.inf:
+        # JSON's integers have no end, a float has: compared, because converting such a one raises.
+        if not number or not -sys.float_info.max <= score <= sys.float_info.max:
             return ServedFailure(f"the server answered {_shown(score)}, a finite number or null is needed")
     return score if not isinstance(details, dict) else {**details, "score": score}
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from rewards.model_reward import numbers_only
 from uniar.errors import UserError
 
 QUESTION = 'Does this figure show "{prompt}"? Please answer Yes or No.'
@@ -52,7 +53,7 @@ class Answers:
         """Logits of the first token → the probability of a yes for each sample, and the likeliest token."""
         logits_BV = logits_BV.float().cpu()
         said = [self.tokenizer.decode([token]) for token in logits_BV.argmax(1).tolist()]
-        return yes_probability(logits_BV, self.yes, self.no).tolist(), said
+        return numbers_only(yes_probability(logits_BV, self.yes, self.no)).tolist(), said
 
 
 def single_tokens(tokenizer: Any, words: Sequence[str], key: str) -> list[int]:

@@ -223,19 +223,21 @@ def test_mask_box():
     assert mask_box(mask) == (3, 2, 6, 5)
 
 
-def test_the_detector_end_to_end(detector_folder):
+@pytest.mark.parametrize(
+    ("size", "resized", "padded"), [((72, 48), (96, 64), (96, 64)), ((50, 80), (60, 96), (64, 96))]
+)
+def test_the_detector_end_to_end(detector_folder, size, resized, padded):
     from transformers import Mask2FormerForUniversalSegmentation
 
-    images = pictures(3)
+    images = pictures(3, size)
     found = Detector(str(detector_folder), OBJECT_NAMES, **SIDES).eval()(images, 0.05)
     model = Mask2FormerForUniversalSegmentation.from_pretrained(detector_folder).eval()
     compared = 0
     for image, of_image in zip(images, found, strict=True):
-        pixels = prepare_pixels([image], (96, 64))  # 72 × 48 fits 96 × 64 with nothing over
         with torch.no_grad():
-            output = model(pixel_values=pixels)
+            output = model(pixel_values=prepare_pixels([image], resized))
         class_logits, mask_logits = output.class_queries_logits[0].numpy(), output.masks_queries_logits[0].numpy()
-        plain = plain_instances(class_logits, mask_logits, (64, 96), (64, 96), (48, 72))
+        plain = plain_instances(class_logits, mask_logits, padded[::-1], resized[::-1], size[::-1])
         compared += len(same_instances(of_image, plain, 0.05))
     assert compared > 5
 
@@ -262,6 +264,7 @@ def test_colours_are_clips_zero_shot_classes(clip_folder):
     crops, names = pictures(12, size=(30, 26), seed=3), ["dog", "tv remote"] * 6
     expected = []
     for crop, name in zip(crops, names, strict=True):
+        features = classifier._color_features(name)
         with torch.no_grad():
             image = model.encode_image(preprocess(crop)[None])[0]
             cosines = []
@@ -273,6 +276,7 @@ def test_colours_are_clips_zero_shot_classes(clip_folder):
                 ]
                 texts = [model.encode_text(tokenize([prompt]))[0] for prompt in prompts]
                 mean = sum(text / text.norm() for text in texts) / 3
+                assert torch.allclose(features[len(cosines)], mean / mean.norm(), atol=1e-5)
                 cosines.append(float(image @ mean / (image.norm() * mean.norm())))
         expected.append(COLORS[cosines.index(max(cosines))])
     assert classifier(crops, names) == expected

@@ -20,7 +20,7 @@ from reference_towers import (
 )
 from safetensors.torch import save_file
 
-from rewards import RewardBatch, RewardSuite
+from rewards import RewardBatch, RewardError, RewardSuite
 from rewards.pickscore import PickScore
 from uniar.errors import UserError
 
@@ -175,6 +175,15 @@ def test_where_the_weights_are_looked_for(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     assert f"folder {tmp_path} has no model.safetensors or pytorch_model.bin" in load_error(weights=str(tmp_path))
     assert "yuvalkirstain/PickScore_v1 is no file or folder here, and config.json cannot be downloaded" in load_error()
+
+
+def test_a_model_that_overflows_is_an_error_not_a_missing_score(folder, weights):
+    """NaN from a model must not pass for "does not apply"."""
+    broken = {**weights, "visual_projection.weight": torch.full((12, 16), math.inf)}
+    save_file(broken, folder / "model.safetensors")
+    batch = RewardBatch(PROMPTS, random_images(*SIZES))
+    with pytest.raises(RewardError, match="the model gave NaN or an infinity; with dtype float16, try bfloat16"):
+        score(batch, weights=str(folder))
 
 
 def test_to_moves_the_weights(folder):

@@ -5,18 +5,13 @@ import hmac
 import io
 import json
 import math
-import os
 import re
-import signal
 import socket
 import struct
-import subprocess
-import sys
 import threading
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import httpx2
 import numpy as np
@@ -485,54 +480,7 @@ def test_on_this_machine_no_token_is_needed_but_a_short_one_is_refused():
             check_access("127.0.0.1", token)
 
 
-# The command ---------------------------------------------------------------------------------------------------------
-
-SLOW = """
-import time
-from pathlib import Path
-
-def slow(prompts, images):
-    Path("begun").touch()
-    time.sleep(1.5)
-    return [image.getpixel((0, 0))[0] for image in images]
-"""
-
-
-def test_a_signal_ends_the_server_after_what_is_in_flight(tmp_path, client):
-    (tmp_path / "slow.py").write_text(SLOW)
-    (tmp_path / "rewards.yaml").write_text("rewards: ['slow.py:slow']\n")
-    process = serve(tmp_path, "rewards.yaml", "--port", "0")
-    try:
-        url = started(process)
-        with ThreadPoolExecutor(1) as pool:
-            asked = pool.submit(post, client, url, {"samples": [sample()]})
-            deadline = time.monotonic() + 20
-            while not (tmp_path / "begun").exists() and time.monotonic() < deadline:
-                time.sleep(0.02)
-            process.send_signal(signal.SIGTERM)
-            assert asked.result().json()["scores"] == {"slow": [255.0]}
-        assert process.wait(20) == 0
-        assert process.stdout.read().endswith("ended\n")
-    finally:
-        process.kill()
-    with pytest.raises(httpx2.ConnectError):
-        client.get(f"{url}/health")
-
-
-def serve(folder, *arguments):
-    command = [sys.executable, "-m", "rl.cli", "rewards", "serve", *arguments]
-    root = str(Path(__file__).parents[1])
-    return subprocess.Popen(
-        command, cwd=folder, env={**os.environ, "PYTHONPATH": root}, stdout=subprocess.PIPE, text=True
-    )
-
-
-def started(process):
-    """The URL, once the server says that it serves."""
-    for line in process.stdout:
-        if line.startswith("serving "):
-            return line.split()[-1]
-    raise AssertionError("the server ended before it served")
+# The file -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

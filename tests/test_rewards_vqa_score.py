@@ -9,7 +9,7 @@ import torch
 from reference_towers import random_images
 
 from rewards import RewardBatch, RewardError, RewardSuite
-from rewards.yes_no import ANSWERS, QUESTION, Question, single_tokens, yes_probability
+from rewards.yes_no import ANSWERS, QUESTION, Answers, Question, single_tokens, yes_probability
 from uniar.errors import UserError
 
 PROMPTS = ["a red square", "two blue circles on a green star", "a red square"]
@@ -156,6 +156,21 @@ def test_the_default_answers():
             return {"Yes": [7], " Yes": [7], "yes": [9], " yes": [3, 4]}[text]
 
     assert single_tokens(Words(), ANSWERS, "answers") == [7, 9]
+
+
+def test_logits_that_are_no_numbers_are_an_error():
+    class Words:
+        def encode(self, text, add_special_tokens):
+            return [0]
+
+        def decode(self, ids):
+            return str(ids)
+
+    with pytest.raises(FloatingPointError, match="NaN or an infinity"):
+        Answers(Words(), ["Yes"], None).read(torch.tensor([[1.0, math.nan]]))
+    scores, said = Answers(Words(), ["Yes"], None).read(torch.tensor([[1.0, -math.inf], [0.0, 0.0]]))
+    assert scores == pytest.approx([1.0, 0.5])
+    assert said == ["[0]", "[0]"]
 
 
 def test_probabilities_are_exact_where_they_are_tiny():

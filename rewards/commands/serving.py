@@ -2,9 +2,11 @@
 
 import argparse
 import os
+import warnings
 from pathlib import Path
 
 import yaml
+from PIL import Image
 
 from rewards.suite import RewardSuite
 from uniar.errors import UserError, did_you_mean
@@ -52,6 +54,8 @@ def run(arguments: argparse.Namespace) -> None:
     for name, least in (("max_body_mb", 0.001), ("max_samples", 1), ("max_pixels", 1), ("drain_seconds", 0)):
         if not least <= getattr(arguments, name) < 1e9:
             raise UserError(f"--{name.replace('_', '-')} is {getattr(arguments, name):g}; at least {least} is needed.")
+    # Pillow warns of pictures that the limit on pixels refuses, or that it was raised for.
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
     token = read_token(arguments.token_file)
     check_access(arguments.host, token)
     suite = read_suite(arguments.config)
