@@ -1,4 +1,4 @@
-"""What rl/trainer.py relies on in TRL's private code. TRL is pinned; this fails when a new pin moves any of it."""
+"""What rl/chassis.py and rl/trainer.py rely on in TRL's private code; fails when a new pin of TRL moves any of it."""
 
 import inspect
 from importlib.metadata import version

@@ -1,0 +1,150 @@
+"""TRL's GRPOTrainer as chassis: what of it is extended for runs that resume to the bit, whatever they train on.
+
+Order of prompts, checkpoints that are whole or not there, seconds of each phase. rl/trainer.py builds on it.
+"""
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from trl import GRPOTrainer
+from trl.models.utils import unwrap_model_for_generation
+from trl.trainer.utils import RepeatSampler
+
+from rl.checkpoints import PREFIX, SAVING, publish, rotate
+from uniar.errors import UserError
+from uniar.seeds import seed_of
+
+if TYPE_CHECKING:
+    from uniar.modeling_uniar import UniARForConditionalGeneration
+
+
+class PromptSampler(RepeatSampler):
+    """TRL's RepeatSampler, whose order in an epoch depends on the seed and the epoch alone.
+
+    TRL's own draws each epoch's order from what the epochs before have left of one generator, so a run resumed in a
+    later epoch would see other prompts than the uninterrupted one. The epoch is asked for, not told: after a resume on
+    several processes no one tells it.
+    """
+
+    def __init__(self, *args: Any, epoch: Callable[[], int], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        if self.shuffle:
+            self.generator.manual_seed(seed_of("prompt order", self.seed, self.epoch()))
+        return super().__iter__()
+
+
+class Chassis(GRPOTrainer):
+    """TRL's trainer without its own ideas of a rollout and a loss."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._saving = False
+        self._seconds: dict[str, float] = {}
+        self._logged_step = 0
+        super().__init__(*args, **kwargs)
+
+    @contextmanager
+    def policy(self) -> Iterator["UniARForConditionalGeneration"]:
+        """The bare model, gathered if sharded, without gradients and in the precision of the update."""
+        with (
+            torch.no_grad(),
+            unwrap_model_for_generation(self.model_wrapped, self.accelerator) as unwrapped,
+            self.accelerator.autocast(),
+        ):
+            yield unwrapped.get_base_model() if hasattr(unwrapped, "get_base_model") else unwrapped
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Adds what happens inside to the seconds of a phase, logged as seconds an update."""
+        started = time.perf_counter()
+        yield
+        self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - started
+
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> "PromptSampler":
+        """TRL's order of prompts, but with the seed of the data and the same after a resume."""
+        return PromptSampler(
+            data_source=self.train_dataset if dataset is None else dataset,
+            mini_repeat_count=self.num_generations,
+            batch_size=self.args.generation_batch_size // self.num_generations,
+            repeat_count=self._micro_batches_of_rollout,
+            shuffle=self.shuffle_dataset,
+            seed=self.args.data_seed,
+            epoch=lambda: int(self.state.epoch or 0),
+        )
+
+    @property
+    def updates_of_rollout(self) -> int:
+        """Optimizer updates that each rollout serves; checkpoints fall between rollouts."""
+        return max(1, self._micro_batches_of_rollout // self.args.gradient_accumulation_steps)
+
+    @property
+    def _micro_batches_of_rollout(self) -> int:
+        """Micro-batches that are taken from a rollout before the next is drawn."""
+        return self.args.steps_per_generation * self.num_iterations
+
+    @property
+    def _serves_several_updates(self) -> bool:
+        return self.args.gradient_accumulation_steps % self._micro_batches_of_rollout != 0
+
+    # Checkpoints -----------------------------------------------------------------------------------------------------
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Written under another name and renamed when complete (rl/checkpoints.py). Raises UserError where it can't be.
+
+        Skips TRL's own override, which adds a model card to the run folder.
+        """
+        run, main = Path(self.args.output_dir), self.accelerator.is_main_process
+        try:
+            if main:
+                shutil.rmtree(run / SAVING, ignore_errors=True)
+                (run / SAVING).mkdir(parents=True)
+            self.accelerator.wait_for_everyone()
+            self._saving = True
+            super(GRPOTrainer, self)._save_checkpoint(model, trial)
+            self._saving = False
+            self.accelerator.wait_for_everyone()
+            if main:
+                publish(run, f"{PREFIX}{self.state.global_step}")
+                rotate(run, self.args.save_total_limit)
+            self.accelerator.wait_for_everyone()
+        except OSError as error:
+            raise UserError(
+                f"the checkpoint of step {self.state.global_step} could not be written to {run}: {error}; earlier "
+                "checkpoints are as they were."
+            ) from error
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(Path(self.args.output_dir) / SAVING) if self._saving else super()._get_output_dir(trial)
+
+    # Logging ---------------------------------------------------------------------------------------------------------
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        before, started = sum(self._seconds.values()), time.perf_counter()
+        loss = super().training_step(*args, **kwargs)
+        elsewhere = sum(self._seconds.values()) - before
+        self._seconds["update"] = self._seconds.get("update", 0.0) + time.perf_counter() - started - elsewhere
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        steps = self.state.global_step - self._logged_step
+        if "loss" in logs and steps > 0:
+            logs |= {f"seconds/{name}": total / steps for name, total in self._seconds.items()}
+            self._seconds.clear()
+            self._logged_step = self.state.global_step
+        super().log(logs, start_time)
+
+    def _record(self, metrics: dict[str, float]) -> None:
+        for name, value in metrics.items():
+            self._metrics["train"][name].append(float(value))
+
+    def _mean_over_ranks(self, value: Tensor) -> float:
+        return self.accelerator.gather(value.detach().float().reshape(1)).mean().item()
