@@ -28,8 +28,8 @@ COLORS = {
 }
 """RGB of each colour, 0 to 255."""
 
-BACKGROUNDS = {"white": (246, 246, 246), "grey": (172, 172, 172), "black": (22, 22, 22)}
-"""RGB of each background: neutral, where every colour is saturated."""
+BACKGROUNDS = {"white": (250, 250, 250), "grey": (200, 200, 200), "black": (22, 22, 22)}
+"""RGB of each background: neutral, where every colour is saturated; as few colours as can be are as bright as one."""
 
 SIZES = {"small": 12, "medium": 16, "large": 20}
 """Width and height of a thing in pixels."""
@@ -133,6 +133,11 @@ def somewhere(rng: random.Random, shape: str, color: str, size: str) -> Thing:
 @cache
 def _mask(shape: str, extent: int) -> Image.Image:
     """(extent, extent) of mode L: how much of each pixel the shape covers."""
+    return outline(shape, extent).reduce(SUPERSAMPLING)
+
+
+def outline(shape: str, extent: int) -> Image.Image:
+    """The shape in a box of `extent` pixels as a mask of mode L with SUPERSAMPLING² samples a pixel, 0 or 255."""
     side = extent * SUPERSAMPLING
     mask = Image.new("L", (side, side))
     draw = ImageDraw.Draw(mask)
@@ -158,4 +163,4 @@ def _mask(shape: str, extent: int) -> Image.Image:
             draw.ellipse((width, width, last - width, last - width), fill=0)
         case _:
             raise ValueError(f"{shape!r} is no shape of this world: {', '.join(SHAPES)}.")
-    return mask.reduce(SUPERSAMPLING)
+    return mask
