@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 NUMBER = r"[-+]?[0-9]+(?:\.[0-9]+)?"
+_NO_MORE = r"(?!\.?[0-9]|[A-Za-z]|\s*(?:[-–~]|to\b)\s*[0-9])"
 _ROUNDING = 1e-3  # log-probabilities of near certain tokens may come out above 0 by this much
 
 
@@ -26,9 +27,9 @@ class Rating:
 
 def label_pattern(label: str) -> str:
     """A regular expression for a line such as "Style Score (1-5): 4", for `label` "Style Score", with "/5" after the
-    number or without, and Markdown around it or not. Its group is the number."""
+    number or without, and Markdown around it or not. Its group is the number; "4-5", "4 to 5" and "4th" are none."""
     words = r"\s+".join(re.escape(word) for word in label.split())
-    return rf"(?i)\b{words}\b[*_\s]*(?:\([^)\n]*\))?[*_\s]*[:=][*_\s]*({NUMBER})(?!\.?[0-9])"
+    return rf"(?i)\b{words}\b[*_\s]*+(?:\([^)\n]{{0,200}}\)[*_\s]*+)?[:=][*_\s]*+({NUMBER}){_NO_MORE}"
 
 
 def read_rating(answer: str, pattern: str, scale: tuple[float, float], what: str) -> Rating:

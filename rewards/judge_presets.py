@@ -11,7 +11,7 @@ class JudgePreset:
     prompt: str
     scale: tuple[float, float]
     ratings: Mapping[str, float]
-    normalize: str
+    rescale: str
 
 
 _PLAIN = """\

@@ -27,7 +27,7 @@ from rewards.wire_images import encode_image
 from uniar.errors import UserError, did_you_mean
 
 _PLACEHOLDER = re.compile(r"\{([A-Za-z_][\w.]*)\}")
-_BARE_NUMBER = rf"\A\s*[*_]*({NUMBER})[*_]*\s*(?:(?:/|out of)\s*{NUMBER})?[*_]*\s*\.?\s*\Z"
+_BARE_NUMBER = rf"\A\s*+[*_]*+({NUMBER})[*_]*+\s*+(?:(?:/|out of)\s*+{NUMBER})?[*_]*+\s*+\.?+\s*+\Z"
 _MOST_ANSWER = 100_000  # characters
 _TOP_LOGPROBS = 20
 
@@ -41,7 +41,7 @@ class VLMJudge(Reward):
     Args:
         url: the API's base, such as http://127.0.0.1:8000/v1; or a list of servers with the same model.
         model: the name it is served under; null where each server has just one.
-        preset: unified_reward sets prompt, scale, ratings and normalize as UniAR's own RL run did; whatever is given
+        preset: unified_reward sets prompt, scale, ratings and rescale as UniAR's own RL run did; whatever is given
             besides wins.
         prompt: what the judge is asked. {prompt} stands for the sample's prompt, {task} for its task, {metadata.KEY}
             for an entry of its metadata: a sample that lacks it has no score. Other braces stay as they are.
@@ -51,7 +51,7 @@ class VLMJudge(Reward):
         parser: text reads "NAME: 4" for each rating (for the single one also an answer that is only a number), json
             the number under the key NAME of a JSON object.
         pattern: for text and a single rating, a regular expression instead, whose first group is the number.
-        normalize: range maps the scale to 0 to 1, max divides by the highest rating, none leaves it as it is.
+        rescale: range maps the scale to 0 to 1, max divides by the highest rating, none leaves it as it is.
         expectation: true to insist on log-probabilities, false to do without, null to use them if the server has them.
         max_tokens: that the judge may write.
         temperature: at which it writes.
@@ -76,7 +76,7 @@ class VLMJudge(Reward):
         ratings: Mapping[str, float] | None = None,
         parser: Literal["text", "json"] = "text",
         pattern: str | None = None,
-        normalize: Literal["range", "max", "none"] | None = None,
+        rescale: Literal["range", "max", "none"] | None = None,
         expectation: bool | None = None,
         max_tokens: int = 512,
         temperature: float = 0.0,
@@ -92,10 +92,10 @@ class VLMJudge(Reward):
         self.prompt = _checked_template(given.prompt if prompt is None else prompt)
         self.scale = _checked_scale(given.scale if scale is None else scale)
         self.ratings = _checked_ratings(given.ratings if ratings is None else ratings)
-        self.normalize = normalize or given.normalize
+        self.rescale = rescale or given.rescale
         self.pattern = _checked_pattern(pattern, parser, self.ratings)
-        if self.normalize == "max" and self.scale[1] <= 0:
-            raise UserError(f"normalize is max, but the highest rating is {self.scale[1]:g}; one above 0 is needed.")
+        if self.rescale == "max" and self.scale[1] <= 0:
+            raise UserError(f"rescale is max, but the highest rating is {self.scale[1]:g}; one above 0 is needed.")
         if expectation and not can_take_expectation(self.scale):
             low, high = self.scale
             raise UserError(f"expectation needs a scale of single digits, 0 to 9; found {low:g} to {high:g}.")
@@ -180,7 +180,7 @@ class VLMJudge(Reward):
                 if expected is None and self.expectation:
                     raise Unreadable(f"the server returned no log-probabilities for the judge's {name}")
                 value = value if expected is None else expected
-            total += weight * self._normalized(value)
+            total += weight * self._rescaled(value)
         return total
 
     def _read(self, answer: str, name: str) -> Rating:
@@ -192,11 +192,11 @@ class VLMJudge(Reward):
             return read_rating(answer, _BARE_NUMBER, self.scale, name)
         return read_rating(answer, label_pattern(name), self.scale, name)
 
-    def _normalized(self, value: float) -> float:
+    def _rescaled(self, value: float) -> float:
         low, high = self.scale
-        if self.normalize == "range":
+        if self.rescale == "range":
             return (value - low) / (high - low)
-        return value / high if self.normalize == "max" else value
+        return value / high if self.rescale == "max" else value
 
     def _body(self, question: str, image: Image.Image) -> bytes:
         url = "data:image/png;base64," + base64.b64encode(encode_image(image)).decode("ascii")

@@ -11,13 +11,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 class Hostile:
     """`answer(request)` is called for each POST, in a thread of its own; see `Request`.
 
-    Attributes: `url`; `posts`, the bodies as they came; `gets`, the paths that were asked for; `most_at_a_time`, POSTs
-    that were answered at the same time; `connections`, as many as were made; `well`, whether /health says so.
+    Attributes: `url`; `posts`, the bodies as they came, with their `paths` and `headers`; `gets`, the paths that were
+    asked for; `most_at_a_time`, POSTs that were answered at the same time; `connections`, as many as were made; `well`,
+    whether /health says so.
     """
 
     def __init__(self, answer, listing):
         self.answer, self.listing, self.well = answer, listing, True
-        self.posts, self.gets, self.headers, self.connections = [], [], [], 0
+        self.posts, self.paths, self.gets, self.headers, self.connections = [], [], [], [], 0
         self.most_at_a_time, self._at_a_time, self._lock = 0, 0, threading.Lock()
 
     def respond(self, handler):
@@ -25,6 +26,7 @@ class Hostile:
         with self._lock:
             self.posts.append(json.loads(body))
             self.headers.append(dict(handler.headers))
+            self.paths.append(handler.path)
             number = len(self.posts)
             self._at_a_time += 1
             self.most_at_a_time = max(self.most_at_a_time, self._at_a_time)
