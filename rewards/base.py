@@ -117,7 +117,7 @@ class Reward:
         that is missing or wrong, which stops the run whatever `on_error` says."""
 
     def to(self, device: str | torch.device) -> None:
-        """Moves the weights, for instance off the GPU between scoring phases. May come before `load`."""
+        """Moves the weights: to the GPU for scoring and to the CPU between, with `offload`. May come before `load`."""
 
     def close(self) -> None:
         """Gives back what outlives a batch: connections, threads. The reward may be used again afterwards."""

@@ -15,6 +15,11 @@ Precision = Literal["float32", "bfloat16", "float16"]
 Item = TypeVar("Item")
 
 
+def default_device() -> torch.device:
+    """Where models run that name no device: this process's GPU, if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 class ModelReward(Reward):
     """A reward whose model a subclass makes in `build`.
 
@@ -34,7 +39,7 @@ class ModelReward(Reward):
             self._own_device = None if device is None else torch.device(device)
         except RuntimeError as error:
             raise UserError(f"device is {device!r}; 'cpu', 'cuda' or 'cuda:N' is needed.") from error
-        self._device = self._own_device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = self._own_device or default_device()
         self._model: nn.Module | None = None
 
     def build(self) -> nn.Module:

@@ -9,7 +9,7 @@ from typing import Any, Literal, Union
 
 from uniar.errors import UserError, did_you_mean
 
-RECIPE_KEYS = ("use", "name", "weight", "tasks", "clip", "normalize", "on_error", "retries")
+RECIPE_KEYS = ("use", "name", "weight", "tasks", "clip", "normalize", "on_error", "retries", "offload")
 """Keys that every reward of a recipe has; all others are the reward's own parameters."""
 
 

@@ -32,6 +32,7 @@ class RewardSpec:
         normalize: (low, high), mapped to 0 and 1 after clipping; True for the reward's own usual range.
         on_error: "stop" ends the run when it fails, "skip" leaves the samples that failed without this score.
         retries: further attempts after it raised, 0 to 10.
+        offload: whether its weights wait on the CPU while nothing is scored.
         params: the reward's own parameters.
         folder: where a relative plug-in path is looked up if the current folder has no such file.
     """
@@ -44,6 +45,7 @@ class RewardSpec:
     normalize: Interval | bool | None = None
     on_error: str = "stop"
     retries: int = 1
+    offload: bool = False
     params: Mapping[str, Any] = field(default_factory=dict)
     folder: Path | None = None
 
@@ -63,6 +65,8 @@ class RewardSpec:
             raise UserError(
                 f"retries of reward {self.name!r} is {self.retries!r}, a whole number from 0 to {MAX_RETRIES} is valid."
             )
+        if not isinstance(self.offload, bool):
+            raise UserError(f"offload of reward {self.name!r} is {self.offload!r}, true or false is needed.")
         if self.tasks is not None:
             listed = isinstance(self.tasks, list | tuple) and len(self.tasks) > 0
             if not listed or not all(isinstance(task, str) for task in self.tasks):

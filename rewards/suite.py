@@ -18,6 +18,7 @@ from rewards.attempt import Fault, Outcome, score_samples
 from rewards.base import Reward, RewardBatch, RewardError
 from rewards.combine import term
 from rewards.contract import Details, counted, described
+from rewards.model_reward import default_device
 from rewards.spec import RewardSpec
 from uniar.errors import UserError, did_you_mean
 
@@ -89,6 +90,7 @@ class RewardSuite:
         self._ranges = [spec.range_for(reward) for spec, reward in zip(self.specs, self.rewards, strict=True)]
         self._loaded = False
         self._loop: _BackgroundLoop | None = None
+        self._users, self._moving = 0, threading.Lock()
 
     @classmethod
     def from_recipe(cls, entries: Sequence[Any], key: str = "rewards", folder: Path | None = None) -> "RewardSuite":
@@ -124,8 +126,10 @@ class RewardSuite:
         rollout. Raises UserError."""
         if self._loaded:
             return
-        for reward in self.rewards:
+        for spec, reward in zip(self.specs, self.rewards, strict=True):
             try:
+                if spec.offload and not self._users:
+                    reward.to("cpu")
                 reward.load()
             except UserError as error:
                 raise UserError(f"reward {reward.name!r}: {error}") from error
@@ -133,10 +137,26 @@ class RewardSuite:
                 raise UserError(f"reward {reward.name!r} does not load: {described(error)}") from error
         self._loaded = True
 
-    def to(self, device: str | torch.device) -> None:
-        """Moves the weights of every reward, for instance off the GPU between scoring phases."""
-        for reward in self.rewards:
-            reward.to(device)
+    @contextmanager
+    def on_device(self) -> Iterator[None]:
+        """Within the block, rewards with `offload` have their weights on the GPU, outside of it on the CPU. `score`
+        enters it itself; around several calls, it saves copies."""
+        with self._moving:
+            if self._users == 0:
+                self._move(default_device())
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._moving:
+                self._users -= 1
+                if self._users == 0:
+                    self._move("cpu")
+
+    def _move(self, device: str | torch.device) -> None:
+        for spec, reward in zip(self.specs, self.rewards, strict=True):
+            if spec.offload:
+                reward.to(device)
 
     def weights_for(self, tasks: Sequence[str | None]) -> torch.Tensor:
         """(B, R) float64: the weight of each reward for samples of these tasks, 0 where it does not score them."""
@@ -184,7 +204,7 @@ class RewardSuite:
             if rows and (only is None or spec.name in only):
                 calls.append((column, rows))
         waiting = [call for call in calls if self.rewards[call[0]].is_async]
-        with ThreadPoolExecutor(max_workers=max(1, len(waiting))) as pool:
+        with self.on_device(), ThreadPoolExecutor(max_workers=max(1, len(waiting))) as pool:
             if waiting and self._loop is None:
                 self._loop = _BackgroundLoop()
             futures = {column: pool.submit(self._score_column, column, batch, rows, first) for column, rows in waiting}

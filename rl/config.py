@@ -152,6 +152,11 @@ class RewardEntry:
         "stop",
     )
     retries: int = setting("Further attempts after it failed.", 1, ge=0, le=10)
+    offload: bool = setting(
+        "Keep its weights in the machine's memory and copy them to the GPU for each decoding and scoring phase, which "
+        "frees that memory for rollouts and updates.",
+        False,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

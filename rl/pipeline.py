@@ -49,7 +49,7 @@ def decode_and_score(
     after = [name for name in rewards.names if name not in beside]
     images: list[Image.Image] = []
     size = chunk_size(settings.decode_batch_size)
-    with ScoringBeside(rewards, beside) as scoring:
+    with rewards.on_device(), ScoringBeside(rewards, beside) as scoring:
         with phase("decode"):
             for start in range(0, len(samples), size):
                 rows = slice(start, start + size)

@@ -15,7 +15,7 @@ from rl.evaluate import SAMPLES_AT_ONCE
 from rl.model_states import PHASES, ModelStates, Part
 from rl.policy_model import DTYPES
 from rl.recipe import check_batches, check_size
-from rl.reward_sizes import reward_models
+from rl.reward_sizes import RewardSizes
 from rl.simulation import Simulation
 from uniar.generation import sample_bytes
 
@@ -47,6 +47,8 @@ class Plan:
     """bytes that one process keeps in the machine's memory"""
     host_loading: int
     """and while it loads models"""
+    movable_rewards: tuple[str, ...]
+    """keys of the reward entries whose models could leave the GPU while nothing is scored"""
     not_counted: tuple[str, ...]
     """rewards whose size is not known here"""
 
@@ -94,12 +96,13 @@ def make_plan(recipe: Recipe, simulation: Simulation, gpus: int, memory: int, pr
     policy = simulation.policy(recipe)
     states = ModelStates.of(recipe, policy, model.config.text_config.hidden_size)
     decoder = Decoder.of(*simulation.decoder(DTYPES[decode.dtype or recipe.model.dtype]), policy)
-    rewards, not_counted = reward_models(recipe)
+    rewards = RewardSizes.of(recipe)
 
     parts = [
         *states.parts(gpus),
         *states.reference_parts(gpus),
-        Part("reward models", rewards),
+        Part("reward models", rewards.always),
+        Part("offloaded reward models", rewards.scoring, frozenset({"decode"})),
         Part("rollout data", rollout_bytes(recipe, share, bits, generation > accumulation)),
         *cache_parts(recipe, policy, share, prefix, tokens, rollout.guidance != "none", "rollout"),
         Part("replay activations", simulation.replay(recipe, micro, prefix, tokens), frozenset({"replay"})),
@@ -112,7 +115,7 @@ def make_plan(recipe: Recipe, simulation: Simulation, gpus: int, memory: int, pr
         parts.append(Part("decoder", decoder.weights))
         working = simulation.decode(recipe, min(decode.batch_size, share))
         parts.append(Part("decoding", working, frozenset({"decode"})))
-    host = states.host(gpus) + (0 if decode.device == "gpu" else decoder.weights)
+    host = states.host(gpus) + rewards.host + (0 if decode.device == "gpu" else decoder.weights)
     return Plan(
         gpus=gpus,
         memory=memory,
@@ -127,7 +130,8 @@ def make_plan(recipe: Recipe, simulation: Simulation, gpus: int, memory: int, pr
         states=states,
         host=host,
         host_loading=host + states.whole * (2 if states.has_reference else 1),
-        not_counted=not_counted,
+        movable_rewards=rewards.movable,
+        not_counted=rewards.unknown,
     )
 
 

@@ -92,6 +92,8 @@ def _changes(recipe: Recipe, plan: Plan) -> Iterator[tuple[tuple[str, ...], str]
         yield tuple(changed), "smaller micro-batches"
     if plan.states.has_reference and recipe.model.reference_device == "gpu" and zero.stage != 3:
         yield ("model.reference_device=cpu",), "a copy of the reference each rollout"
+    if plan.movable_rewards:
+        yield tuple(f"{key}.offload=true" for key in plan.movable_rewards), "a copy of reward models each rollout"
     if recipe.decode.device == "gpu" and recipe.decode.dtype is None and recipe.model.dtype == "float32":
         yield ("decode.dtype=bfloat16",), "other rounding in the decoder"
     if zero.stage < 2 and plan.gpus > 1:

@@ -2,7 +2,10 @@
 
 import functools
 import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,24 +18,49 @@ from rl.config import Recipe
 from uniar.errors import UserError
 
 
-def reward_models(recipe: Recipe) -> tuple[int, tuple[str, ...]]:
-    """Bytes of the reward models that run on the GPU, and the names of rewards whose size is not known here: those of a
-    plug-in, and of models that only their weight files describe."""
-    total, unknown = 0, []
-    for entry in [*recipe.rewards, *recipe.eval_rewards]:
+@dataclass(frozen=True)
+class RewardSizes:
+    """Bytes of the reward models of a recipe that run on the GPU."""
+
+    always: int
+    """there all the time"""
+    scoring: int
+    """there only while something is decoded and scored"""
+    host: int
+    """of the latter, what the machine's memory holds"""
+    movable: tuple[str, ...]
+    """keys of the entries that are there all the time, such as rewards.0"""
+    unknown: tuple[str, ...]
+    """names of rewards whose size is not known: those of a plug-in, and of models that only weight files describe"""
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> "RewardSizes":
+        lists = [_sized(getattr(recipe, key), key, recipe) for key in ("rewards", "eval_rewards")]
+        every = [found for entries in lists for found in entries]
+        # Training and evaluation take turns, each with its own models.
+        scoring = [sum(size or 0 for spec, _, size in entries if spec.offload) for entries in lists]
+        return cls(
+            always=sum(size or 0 for spec, _, size in every if not spec.offload),
+            scoring=max(scoring),
+            host=sum(scoring),
+            movable=tuple(key for spec, key, size in every if size and not spec.offload),
+            unknown=tuple(dict.fromkeys(spec.name for spec, _, size in every if size is None)),
+        )
+
+
+def _sized(entries: Sequence[Any], key: str, recipe: Recipe) -> list[tuple[RewardSpec, str, int | None]]:
+    """Each entry's spec, its key and its bytes on the GPU, None where they are not known."""
+    found = []
+    for index, entry in enumerate(entries):
         spec = RewardSpec.from_mapping(entry, Path(recipe.source).parent)
         if spec.params.get("device") == "cpu":
             continue
         try:
-            reward = spec.build()
+            size = _bytes(spec.build())
         except UserError:
-            unknown.append(spec.name)  # a plug-in that is not here, say: training will tell
-            continue
-        size = _bytes(reward)
-        if size is None:
-            unknown.append(spec.name)
-        total += size or 0
-    return total, tuple(dict.fromkeys(unknown))
+            size = None  # a plug-in that is not here, say: training will tell
+        found.append((spec, f"{key}.{index}", size))
+    return found
 
 
 def _bytes(reward: Reward) -> int | None:

@@ -244,6 +244,19 @@ def test_rewards_are_counted_or_named(settings, tmp_path):
     assert plan.not_counted == ("mine",)
 
 
+def test_offloaded_rewards_are_counted_while_something_is_scored(settings):
+    clip = {"use": "clip_score", "model": "RN50", "weights": "openai"}
+    size = 4 * 102_007_137
+    kept = plan_of(recipe_from_mapping({**settings, "rewards": ["color", clip], "eval_rewards": [clip]}))
+    assert kept.movable_rewards == ("rewards.1", "eval_rewards.0")
+    away = {**clip, "offload": True}
+    moved = plan_of(recipe_from_mapping({**settings, "rewards": ["color", away], "eval_rewards": [away]}))
+    assert moved.movable_rewards == ()
+    assert kept.held("rollout") - moved.held("rollout") == 2 * size
+    assert kept.held("decode") - moved.held("decode") == size  # training and evaluation take turns
+    assert moved.host - kept.host == 2 * size
+
+
 # Configs -------------------------------------------------------------------------------------------------------------
 
 

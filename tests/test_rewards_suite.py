@@ -177,14 +177,43 @@ def test_suite_keeps_names_and_weights_in_order():
     assert [reward.name for reward in suite.rewards] == ["compressibility", "color"]
 
 
-def test_weights_are_loaded_once_and_moved_together():
+def test_weights_are_loaded_once_and_stay_where_they_are():
     first, second = Numbered(), Numbered()
     suite = suite_of(first, second)
-    suite.to("cpu")
     suite.score(make_batch())
     suite.score(make_batch())
     assert (first.loads, second.loads) == (1, 1)
-    assert (first.devices, second.devices) == (["cpu"], ["cpu"])
+    assert first.devices == second.devices == []
+
+
+def test_offloaded_weights_are_on_the_device_only_while_something_is_scored(monkeypatch):
+    """No GPU here: "meta" stands for it."""
+    monkeypatch.setattr("rewards.suite.default_device", lambda: torch.device("meta"))
+    gpu, cpu = torch.device("meta"), "cpu"
+
+    class Fails(Numbered):
+        def score(self, batch):
+            raise ValueError("no")
+
+    moved, kept, failing = Numbered(), Numbered(), Fails()
+    suite = suite_of(moved, kept, failing)
+    offload = (True, False, True)
+    suite.specs = tuple(
+        RewardSpec(Numbered, name=name, retries=0, offload=away)
+        for name, away in zip(suite.names, offload, strict=True)
+    )
+    suite.load()
+    assert moved.devices == [cpu]  # before it is loaded: its weights never see the GPU until they are needed
+    with pytest.raises(RewardError, match="raised ValueError: no"):
+        suite.score(make_batch())
+    assert moved.devices == failing.devices == [cpu, gpu, cpu]
+    with suite.on_device():
+        assert moved.devices[3:] == [gpu]
+        for _ in range(2):
+            suite.score(make_batch(), only=["r0", "r1"])
+        assert moved.devices[3:] == [gpu]
+    assert moved.devices[3:] == [gpu, cpu]
+    assert kept.devices == []
 
 
 def test_a_reward_that_does_not_load_stops_the_run_even_under_skip():
