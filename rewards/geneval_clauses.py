@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from rewards.geneval_request import COLORS, Include, Request
+from rewards.geneval_request import Include, Request
 
 Box = tuple[float, float, float, float]
 
@@ -159,7 +159,8 @@ def _count_credit(count: int, wanted: int) -> float:
 
 
 def _color_fault(clause: Include, colors: list[str]) -> str:
-    listed = " and ".join(f"{colors.count(color)} {color}" for color in COLORS if color in colors)
+    ordered = sorted(set(colors), key=lambda color: (color != clause.color, color))
+    listed = " and ".join(f"{colors.count(color)} {color}" for color in ordered)
     return f"{clause.count} {clause.color} {clause.name} asked for, {listed} found"
 
 

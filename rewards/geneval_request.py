@@ -58,10 +58,13 @@ class Request:
     tag: str | None = None
 
 
-def read_request(metadata: Mapping[str, Any]) -> Request | None:
+def read_request(
+    metadata: Mapping[str, Any], names: tuple[str, ...] = OBJECT_NAMES, colors: tuple[str, ...] = COLORS
+) -> Request | None:
     """The request in a record's metadata: `{"tag", "include": [{"class", "count", "color", "position"}], "exclude":
     [{"class", "count"}]}` with `position` as [relation, index of an earlier clause]. A key whose value is None counts
-    as left out, `count` is then 1. None where the metadata has no clause at all.
+    as left out, `count` is then 1. None where the metadata has no clause at all. `names` and `colors` are those that it
+    may use.
 
     Raises UserError for what cannot be read: an unknown tag, class, colour, relation or key, a count below 1.
     """
@@ -72,8 +75,8 @@ def read_request(metadata: Mapping[str, Any]) -> Request | None:
     if tag is not None:
         _check_known(tag, SKILLS, "tag")
     return Request(
-        include=tuple(_include(clause, index) for index, clause in enumerate(include)),
-        exclude=tuple(_exclude(clause, index) for index, clause in enumerate(exclude)),
+        include=tuple(_include(clause, index, names, colors) for index, clause in enumerate(include)),
+        exclude=tuple(_exclude(clause, index, names) for index, clause in enumerate(exclude)),
         tag=tag,
     )
 
@@ -86,12 +89,12 @@ def _clauses(metadata: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
     return [{name: value for name, value in clause.items() if value is not None} for clause in clauses]
 
 
-def _include(clause: Mapping[str, Any], index: int) -> Include:
+def _include(clause: Mapping[str, Any], index: int, names: tuple[str, ...], colors: tuple[str, ...]) -> Include:
     where = f"include[{index}]"
     _check_keys(clause, ("class", "count", "color", "position"), where)
     color, relation, target = clause.get("color"), None, None
     if color is not None:
-        _check_known(color, COLORS, f"{where} color")
+        _check_known(color, colors, f"{where} color")
     if "position" in clause:
         position = clause["position"]
         if not isinstance(position, list | tuple) or len(position) != 2:
@@ -100,19 +103,20 @@ def _include(clause: Mapping[str, Any], index: int) -> Include:
         _check_known(relation, RELATIONS, f"{where} position")
         if not isinstance(target, int) or isinstance(target, bool) or not 0 <= target < index:
             raise UserError(f"{where} position refers to clause {target!r}; the index of an earlier one is needed.")
-    return Include(_name(clause, where), _count(clause, where), color, relation, target)
+    return Include(_name(clause, names, where), _count(clause, where), color, relation, target)
 
 
-def _exclude(clause: Mapping[str, Any], index: int) -> Exclude:
+def _exclude(clause: Mapping[str, Any], index: int, names: tuple[str, ...]) -> Exclude:
     where = f"exclude[{index}]"
     _check_keys(clause, ("class", "count"), where)
-    return Exclude(_name(clause, where), _count(clause, where))
+    return Exclude(_name(clause, names, where), _count(clause, where))
 
 
-def _name(clause: Mapping[str, Any], where: str) -> str:
+def _name(clause: Mapping[str, Any], names: tuple[str, ...], where: str) -> str:
     name = clause.get("class")
-    name = COCO_NAMES.get(name, name) if isinstance(name, str) else name
-    _check_known(name, OBJECT_NAMES, f"{where} class")
+    if isinstance(name, str) and name not in names:
+        name = COCO_NAMES.get(name, name)
+    _check_known(name, names, f"{where} class")
     return name
 
 

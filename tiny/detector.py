@@ -12,16 +12,20 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from tiny.world import COLORS, SHAPES, SIDE, SIZES, SUPERSAMPLING, outline
+from tiny.world import BACKGROUNDS, COLORS, SHAPES, SIDE, SIZES, SUPERSAMPLING, Scene, Thing, outline
 
 UNCLEAR = "unclear"
 """A shape or colour that is none of the world's."""
 
 CONTRAST = 40.0  # distance from the background in RGB (0 to 255) from which a pixel is part of something
 SOLID = 0.45  # share of its part's own contrast from which a pixel is inside rather than at the edge
-SMALLEST = 16  # pixels; a smaller part is no thing
+SMALLEST = 36  # pixels; a smaller part is a speck
 COLOR_DISTANCE = 95.0  # in RGB; a colour farther than this from all the world's is unclear
-LIKENESS = 0.9  # with its shape, from which a part is a thing: see `_likeness`
+IMPURITY = 0.3  # of a part's contrast; a part whose pixels differ by more from shares of its colour has no one colour
+LIKENESS = 0.94
+"""From which likeness to it (see `_likeness`) a part counts as a shape. Sharp, blurred and noisy shapes have 0.95 or
+more, a half circle or a triangle upside down less than 0.9; the likest of different shapes, circle and diamond, have
+0.97."""
 
 CANVAS = 32  # pixels; the shapes' side when they are compared
 EXTENTS = range(min(SIZES.values()) - 3, max(SIZES.values()) + 4)
@@ -54,17 +58,47 @@ class Sighting:
         return self.x - half, self.y - half, self.x + half, self.y + half
 
 
-def detect(image: Image.Image) -> list[Sighting]:
-    """What is in a picture, the likest to its shape first. A picture of another size is scaled to SIDE × SIDE."""
+def detect(image: Image.Image, likeness: float = LIKENESS) -> list[Sighting]:
+    """What is in a picture, the likest to its shape first; UNCLEAR shapes are those below `likeness`. A picture of
+    another size is scaled to SIDE × SIDE."""
+    pixels_HWC = _pixels(image)
+    background_C = _background(pixels_HWC)
+    offsets_HWC = pixels_HWC - background_C
+    parts, count = _parts(np.linalg.norm(offsets_HWC, axis=2))
+    sightings = [_sighting(offsets_HWC, background_C, parts, part, likeness) for part in range(1, count + 1)]
+    return sorted(sightings, key=lambda sighting: -sighting.likeness)
+
+
+def seen_scene(image: Image.Image) -> Scene | None:
+    """A picture as a scene, to ask questions about; None where it has nothing, something unclear, or more things than
+    this world's pictures."""
+    sightings = detect(image)
+    if not 1 <= len(sightings) <= 4 or any(UNCLEAR in (each.shape, each.color) for each in sightings):
+        return None
+    background_C = _background(_pixels(image))
+    background = min(BACKGROUNDS, key=lambda name: np.linalg.norm(background_C - BACKGROUNDS[name]))
+    return Scene(
+        tuple(
+            Thing(each.shape, each.color, _nearest_size(each.extent), round(each.x), round(each.y))
+            for each in sightings
+        ),
+        background,
+    )
+
+
+def _nearest_size(extent: float) -> str:
+    return min(SIZES, key=lambda size: abs(SIZES[size] - extent))
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
     image = image.convert("RGB")
     if image.size != (SIDE, SIDE):
         image = image.resize((SIDE, SIDE), Image.Resampling.BOX)
-    pixels_HWC = np.asarray(image, dtype=np.float32)
-    offsets_HWC = pixels_HWC - np.median(pixels_HWC, axis=(0, 1))  # things cover less than half of a picture
-    parts, count = _parts(np.linalg.norm(offsets_HWC, axis=2))
-    background_C = pixels_HWC[0, 0] - offsets_HWC[0, 0]
-    sightings = [_sighting(offsets_HWC, background_C, parts, part) for part in range(1, count + 1)]
-    return sorted(sightings, key=lambda sighting: -sighting.likeness)
+    return np.asarray(image, dtype=np.float32)
+
+
+def _background(pixels_HWC: np.ndarray) -> np.ndarray:
+    return np.median(pixels_HWC, axis=(0, 1))  # things cover less than half of a picture
 
 
 def _parts(contrast_HW: np.ndarray) -> tuple[np.ndarray, int]:
@@ -82,7 +116,9 @@ def _parts(contrast_HW: np.ndarray) -> tuple[np.ndarray, int]:
     return numbers[labels], len(kept)
 
 
-def _sighting(offsets_HWC: np.ndarray, background_C: np.ndarray, parts: np.ndarray, part: int) -> Sighting:
+def _sighting(
+    offsets_HWC: np.ndarray, background_C: np.ndarray, parts: np.ndarray, part: int, threshold: float
+) -> Sighting:
     inside = parts == part
     own = offsets_HWC[inside]
     strength = np.linalg.norm(own, axis=1)
@@ -90,10 +126,11 @@ def _sighting(offsets_HWC: np.ndarray, background_C: np.ndarray, parts: np.ndarr
     around = ndimage.binary_dilation(inside, iterations=2) & ((parts == 0) | inside)
     share_HW = np.clip(offsets_HWC @ (color_C / (color_C @ color_C)), 0, 1) * around
     row, column = (float((axis * share_HW).sum() / share_HW.sum()) for axis in np.indices(share_HW.shape))
+    impurity = np.linalg.norm(own - share_HW[inside][:, None] * color_C, axis=1).mean() / np.linalg.norm(color_C)
     shape, extent, (right, down), likeness = _likeness(_centered(share_HW, row, column))
     return Sighting(
-        shape if likeness >= LIKENESS else UNCLEAR,
-        _color_name(background_C + color_C),
+        shape if likeness >= threshold else UNCLEAR,
+        _color_name(background_C + color_C) if impurity <= IMPURITY else UNCLEAR,
         column + 0.5 - right,
         row + 0.5 - down,
         extent,
