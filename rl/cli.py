@@ -16,6 +16,7 @@ COMMANDS = {
     "chat": ("uniar.commands.chat", "ask about images"),
     "generate": ("uniar.commands.generate", "draw images from prompts"),
     "edit": ("uniar.commands.edit", "edit images by instruction"),
+    "prompts": ("tiny.prompts_command", "write prompts, questions and edits of UniAR-Tiny's world"),
     "rewards": ("rewards.commands", "list, describe, try, check and serve rewards"),
 }
 """Each module has `add_arguments(parser)` and `run(arguments)`; only the one asked for is imported."""
