@@ -180,9 +180,24 @@ def _resolve_installed(name: str) -> type[Reward] | Callable:
     return target
 
 
-def _load_file(source: str, folder: Path | None) -> tuple[ModuleType, str]:
+def from_current_folder(use: str, folder: Path) -> str:
+    """`use` for a recipe in another folder: a plug-in file found beside this recipe, in `folder`, gets its path from
+    the current folder; anything else stays as it is."""
+    source, colon, attribute = use.rpartition(":")
+    if not colon or not source.endswith(".py"):
+        return use
+    here, *beside = _candidates(source, folder)
+    return use if here.is_file() or not beside or not beside[0].is_file() else f"{beside[0]}:{attribute}"
+
+
+def _candidates(source: str, folder: Path | None) -> list[Path]:
+    """Where a plug-in file may be: from the current folder, else from the recipe's."""
     path = Path(source).expanduser()
-    candidates = [path] if folder is None or path.is_absolute() else [path, Path(folder) / path]
+    return [path] if folder is None or path.is_absolute() else [path, Path(folder) / path]
+
+
+def _load_file(source: str, folder: Path | None) -> tuple[ModuleType, str]:
+    candidates = _candidates(source, folder)
     file = next((candidate.resolve() for candidate in candidates if candidate.is_file()), None)
     if file is None:
         looked = " and ".join(str(candidate.absolute()) for candidate in candidates)

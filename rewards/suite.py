@@ -36,7 +36,7 @@ class RewardTable:
         values: (B, R) float64 on the CPU, as the rewards gave them; NaN where a reward does not apply or, under
             `on_error: skip`, failed. What they count for is `RewardSuite.terms` of them, times the weights.
         weights: (B, R) float64 on the CPU, each sample's by its task; 0 where the recipe has none for that task.
-        failures: for each reward, how many of those NaNs are failures.
+        failed: (B, R) bool, which of those NaNs are failures.
         seconds: for each reward, the wall time it took.
         details: what rewards say about each of the B samples besides its score, None where they say nothing; only of
             rewards that say something.
@@ -45,9 +45,14 @@ class RewardTable:
     names: tuple[str, ...]
     values: torch.Tensor
     weights: torch.Tensor
-    failures: dict[str, int]
+    failed: torch.Tensor
     seconds: dict[str, float]
     details: dict[str, list[Details | None]] = field(default_factory=dict)
+
+    @property
+    def failures(self) -> dict[str, int]:
+        """For each reward, on how many samples it failed."""
+        return dict(zip(self.names, self.failed.sum(0).tolist(), strict=True))
 
     def column(self, name: str) -> torch.Tensor:
         """(B,) scores of one reward."""
@@ -63,7 +68,7 @@ class RewardTable:
             names=names,
             values=torch.cat([table.values for table in tables]),
             weights=torch.cat([table.weights for table in tables]),
-            failures={name: sum(table.failures[name] for table in tables) for name in names},
+            failed=torch.cat([table.failed for table in tables]),
             seconds={name: sum(table.seconds[name] for table in tables) for name in names},
             details={
                 name: [row for table in tables for row in table.details.get(name, [None] * len(table.values))]
@@ -197,7 +202,8 @@ class RewardSuite:
         """
         self.load()
         values = torch.full((len(batch), len(self.specs)), math.nan, dtype=torch.float64)
-        failures, seconds, details = dict.fromkeys(self.names, 0), dict.fromkeys(self.names, 0.0), {}
+        failed = torch.zeros_like(values, dtype=torch.bool)
+        seconds, details = dict.fromkeys(self.names, 0.0), {}
         calls = []
         for column, spec in enumerate(self.specs):
             rows = [row for row, task in enumerate(batch.tasks) if spec.weight_for(task) is not None]
@@ -218,11 +224,11 @@ class RewardSuite:
             name = self.names[column]
             outcome, seconds[name] = results[column]
             values[rows, column] = torch.tensor(outcome.scores, dtype=torch.float64)
-            failures[name] = len(outcome.faults)
+            failed[[rows[fault] for fault in outcome.faults], column] = True
             if outcome.details:
                 said = dict(zip(rows, outcome.details, strict=True))
                 details[name] = [said.get(row) for row in range(len(batch))]
-        return RewardTable(self.names, values, self.weights_for(batch.tasks), failures, seconds, details)
+        return RewardTable(self.names, values, self.weights_for(batch.tasks), failed, seconds, details)
 
     def close(self) -> None:
         """Closes every reward, and ends the thread that serves the `async` ones, if there is one."""

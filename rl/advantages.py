@@ -64,15 +64,18 @@ def compute_advantages(
     values = torch.where(expected & present, table, 0.0)
 
     if estimator == "gdpo":
-        score = (_normalised(values, counts, index, count, scale) * factors).sum(1)
-        advantages = _normalised(score[:, None], counts, torch.zeros_like(index), 1, "group")[:, 0]
+        # A reward that does not apply to a group is not a score of 0 there: it stays out of the reward's statistics.
+        applies = expected & counts[:, None]
+        score = (_normalised(values, applies, index, count, scale) * factors).sum(1, keepdim=True)
+        advantages = _normalised(score, counts[:, None], torch.zeros_like(index), 1, "group")[:, 0]
     else:
-        score = (values * factors).sum(1)
-        advantages = _normalised(score[:, None], counts, index, count, scale, leave_one_out=estimator == "rloo")[:, 0]
+        score = (values * factors).sum(1, keepdim=True)
+        leave_one_out = estimator == "rloo"
+        advantages = _normalised(score, counts[:, None], index, count, scale, leave_one_out=leave_one_out)[:, 0]
 
     total = (values * factors).sum(1)[counts]
-    _, deviation, size = _statistics(score[:, None], counts, index, count)
-    alive = size > 0
+    _, deviation, size = _statistics(score, counts[:, None], index, count)
+    alive = size[:, 0] > 0
     metrics = {
         "reward": total.mean().item(),
         "reward_std": _std(total),
@@ -90,27 +93,29 @@ def compute_advantages(
 def _normalised(
     values: Tensor, counts: Tensor, index: Tensor, count: int, scale: Scale, leave_one_out: bool = False
 ) -> Tensor:
-    """(B, C) values minus their group's mean, over the standard deviation that `scale` names; 0 where not counted."""
+    """(B, C) values minus their group's mean, over the standard deviation that `scale` names; 0 where `counts` (B, C)
+    is false."""
     mean, deviation, size = _statistics(values, counts, index, count)
     centred = values - mean[index]
     if leave_one_out:
         # r minus the mean of the n - 1 others is n / (n - 1) times r minus the mean of all n.
-        centred = centred * (size / (size - 1).clamp(min=1))[index, None]
+        centred = centred * (size / (size - 1).clamp(min=1))[index]
     if scale == "group":
         centred = centred / (deviation[index] + EPS)
     elif scale == "batch":
         _, everywhere, _ = _statistics(values, counts, torch.zeros_like(index), 1)
         centred = centred / (everywhere + EPS)
-    return torch.where(counts[:, None], centred, 0.0)
+    return torch.where(counts, centred, 0.0)
 
 
 def _statistics(values: Tensor, counts: Tensor, index: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and unbiased standard deviation (M, C) of the values that count, by group, and how many they are (M,)."""
-    inside = counts.double()[:, None]
+    """Mean and unbiased standard deviation of the values that `counts` (B, C), by group, and how many they are: each
+    (M, C)."""
+    inside = counts.double()
     size = _group_sum(inside, index, count)
     mean = _group_sum(values * inside, index, count) / size.clamp(min=1)
     squares = _group_sum((values - mean[index]).square() * inside, index, count)
-    return mean, (squares / (size - 1).clamp(min=1)).sqrt(), size[:, 0]
+    return mean, (squares / (size - 1).clamp(min=1)).sqrt(), size
 
 
 def _group_sum(values: Tensor, index: Tensor, count: int) -> Tensor:

@@ -12,6 +12,11 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def is_first_process() -> bool:
+    """Whether this is the process that speaks for all, known before any process group exists."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def local_device() -> torch.device:
     """This process's accelerator, known before any process group exists."""
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None

@@ -1,4 +1,8 @@
-"""`uniar-rl evaluate`: held-out prompts of a recipe, drawn and scored with any checkpoint."""
+"""`uniar-rl evaluate`: held-out prompts of a recipe, drawn and scored with any checkpoint.
+
+uniar-rl evaluate RECIPE --model runs/NAME/final --output scores
+torchrun --nproc_per_node 8 -m rl.cli evaluate RECIPE --output scores        the same scores, sooner
+"""
 
 import argparse
 import dataclasses
@@ -6,11 +10,16 @@ import json
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 
+from rl.config import Recipe
+from rl.distributed import local_device, world_size
+from rl.evaluate import Evaluation
 from rl.pictures import sample_grid
 from rl.policy_model import checkpoint_of, load_policy, load_processor
 from rl.recipe import check_size, load_recipe
-from rl.train import build_evaluator, build_rewards, held_out_prompts, load_decoder
+from rl.run_folder import json_ready
+from rl.train import build_eval_rewards, build_evaluator, held_out_prompts, load_decoder
 from uniar.checkpoint import require_parts, resolve_checkpoint
 from uniar.errors import UserError
 
@@ -22,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--model", help="checkpoint folder or hub id to evaluate; default: the recipe's own")
     parser.add_argument("--output", type=Path, help="folder for scores.json, details.json and samples.png")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
+    parser.add_argument("--device", help="such as cpu or cuda:1; default: a GPU if there is one")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -30,33 +39,46 @@ def run(arguments: argparse.Namespace) -> None:
     records = held_out_prompts(recipe)
     if not records:
         raise UserError(f"{recipe.source}: evaluate.prompts is null; name the held-out prompts to evaluate on.")
-    rewards = build_rewards(recipe, "eval_rewards" if recipe.eval_rewards else "rewards", records)
+    rewards = build_eval_rewards(recipe, records)
     if arguments.model:
         source = resolve_checkpoint(arguments.model)
         require_parts(source, decoder=True)
     else:
         source = checkpoint_of(recipe.model)
-    model = load_policy(recipe.model, source).to(arguments.device).eval()
+    device = local_device() if arguments.device is None else torch.device(arguments.device)
+    # Of several processes each has a device of its own, whichever was named.
+    accelerator = Accelerator(cpu=device.type == "cpu") if world_size() > 1 else None
+    device = device if accelerator is None else accelerator.device
+    model = load_policy(recipe.model, source).to(device).eval()
     check_size(recipe.rollout.height, recipe.rollout.width, model.config.vision_config.pixels_per_token)
-    decoder = load_decoder(recipe, source, arguments.device)
+    decoder = load_decoder(recipe, source, device)
     rewards.load()
-    evaluation = build_evaluator(recipe, records, load_processor(source), decoder, rewards).run(model)
+    try:
+        evaluation = build_evaluator(recipe, records, load_processor(source), decoder, rewards).run(model, accelerator)
+    finally:
+        rewards.close()
+    if accelerator is None or accelerator.is_main_process:
+        _report(evaluation, recipe, source, arguments.output)
+    if accelerator is not None:
+        accelerator.end_training()
 
+
+def _report(evaluation: Evaluation, recipe: Recipe, source: Path, output: Path | None) -> None:
     for name, value in evaluation.metrics().items():
         print(f"{name.removeprefix('eval_')}: {value:.4f}")
-    if arguments.output is None:
+    if output is None:
         return
-    arguments.output.mkdir(parents=True, exist_ok=True)
+    output.mkdir(parents=True, exist_ok=True)
     scores = {
         "checkpoint": str(source),
         "recipe": recipe.source,
         "evaluate": dataclasses.asdict(recipe.evaluate),
         "metrics": evaluation.metrics(),
     }
-    (arguments.output / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
+    (output / "scores.json").write_text(json.dumps(json_ready(scores), indent=2) + "\n")
     if evaluation.details:
-        (arguments.output / "details.json").write_text(json.dumps(evaluation.details, indent=2) + "\n")
+        (output / "details.json").write_text(json.dumps(json_ready(evaluation.details), indent=2) + "\n")
     if evaluation.shown:
         tiles = [(image, record.prompt, total) for record, image, total in evaluation.shown]
-        sample_grid(tiles, arguments.output / "samples.png", notes=evaluation.notes)
-    print(f"written to {arguments.output}")
+        sample_grid(tiles, output / "samples.png", notes=evaluation.notes)
+    print(f"written to {output}")

@@ -18,11 +18,11 @@ from torch import Tensor
 from rl import bernoulli
 from rl.bernoulli import MAX_LOG_RATIO, KLEstimator
 from rl.config import Loss, RatioLevel
+from rl.loss_settings import CISPO_CAP, misfit
 from uniar.errors import UserError
 
 EPSILON = 0.2
 EPSILON_HIGH_DAPO = 0.28
-CISPO_CAP = 5.0
 DELTA = 0.1
 """Default of dppo_tv: how far ε = 0.2 lets a bit of probability 1/2 move."""
 DPPO_MAX_RATIO = 20.0
@@ -335,15 +335,5 @@ def _check_settings(
     for name, value, known in (("loss", loss, Loss), ("ratio_level", level, RatioLevel)):
         if value not in typing.get_args(known):
             raise UserError(f"algorithm.{name} is {value!r}, expected one of {', '.join(typing.get_args(known))}.")
-    only = {"gspo": "sequence", "dppo_tv": "bit"}.get(loss, level)
-    if level != only:
-        raise UserError(f"algorithm.ratio_level is {level}, and {loss} needs {only}.")
-    if loss == "dppo_tv" and (epsilon is not None or epsilon_high is not None):
-        raise UserError("algorithm.epsilon and epsilon_high have no use in dppo_tv; set algorithm.delta.")
-    if loss != "dppo_tv" and delta is not None:
-        raise UserError(f"algorithm.delta is {delta:g}; it has no use in {loss}, only in dppo_tv.")
-    if loss == "cispo" and epsilon_high is not None and epsilon_high <= 1:
-        raise UserError(
-            f"algorithm.epsilon_high is {epsilon_high:g}; for cispo it is the cap of the ratio itself, so at most 1 "
-            f"would scale every gradient alike; expected above 1, such as {CISPO_CAP:g}."
-        )
+    if found := misfit(loss, level, epsilon, epsilon_high, delta):
+        raise UserError(found[1])

@@ -121,13 +121,13 @@ class ScoringBeside:
 def _merged(table: RewardTable, other: RewardTable, names: Sequence[str]) -> RewardTable:
     """The table with the columns `names` from `other`."""
     columns = [table.names.index(name) for name in names]
-    values = table.values.clone()
-    values[:, columns] = other.values[:, columns]
+    values, failed = table.values.clone(), table.failed.clone()
+    values[:, columns], failed[:, columns] = other.values[:, columns], other.failed[:, columns]
     return RewardTable(
         names=table.names,
         values=values,
         weights=table.weights,
-        failures={**table.failures, **{name: other.failures[name] for name in names}},
+        failed=failed,
         seconds={**table.seconds, **{name: other.seconds[name] for name in names}},
         details={**table.details, **{name: said for name, said in other.details.items() if name in names}},
     )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from rl.config import Recipe
-from rl.evaluate import SAMPLES_AT_ONCE
+from rl.evaluate import samples_at_once
 from rl.model_states import PHASES, ModelStates, Part
 from rl.policy_model import DTYPES
 from rl.recipe import check_batches, check_size
@@ -110,7 +110,8 @@ def make_plan(recipe: Recipe, simulation: Simulation, gpus: int, memory: int, pr
     ]
     if recipe.evaluate.prompts is not None:
         guided = recipe.evaluate.guidance_scale != 1
-        parts += cache_parts(recipe, policy, SAMPLES_AT_ONCE, prefix, tokens, guided, "evaluate")
+        samples = samples_at_once(recipe.evaluate.samples_per_prompt, decode.batch_size)
+        parts += cache_parts(recipe, policy, samples, prefix, tokens, guided, "evaluate")
     if decode.device == "gpu":
         parts.append(Part("decoder", decoder.weights))
         working = simulation.decode(recipe, min(decode.batch_size, share))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rl.config import Recipe, RewardEntry
+from rl.loss_settings import misfit
 from rl.settings import Origins, build, key_of, origin_of, settings_of
 from rl.trainer_arguments import check_trainer_arguments
 from rl.yaml_files import parse_yaml, read_yaml
@@ -154,24 +155,9 @@ def _check_choices(recipe: Recipe, origins: Origins) -> None:
             f"rollout.guidance_scale is 1 with rollout.guidance {rollout.guidance}, which needs a scale above 1; "
             "without guidance set rollout.guidance to none.",
         )
-    if algorithm.loss == "gspo" and algorithm.level != "sequence":
-        refuse("algorithm.ratio_level", f"algorithm.ratio_level is {algorithm.level}; gspo needs sequence (or null).")
-    if algorithm.loss == "cispo" and algorithm.epsilon_high is not None and algorithm.epsilon_high <= 1:
-        refuse(
-            "algorithm.epsilon_high",
-            f"algorithm.epsilon_high is {algorithm.epsilon_high:g}; for cispo it is the cap of the ratio itself, so it "
-            "must be above 1, such as 5.",
-        )
-    if algorithm.loss == "dppo_tv":
-        if algorithm.level != "bit":
-            refuse("algorithm.ratio_level", f"algorithm.ratio_level is {algorithm.level}; dppo_tv needs bit (or null).")
-        for key in ("epsilon", "epsilon_high"):
-            if getattr(algorithm, key) is not None:
-                refuse(
-                    f"algorithm.{key}", f"algorithm.{key} has no use in dppo_tv; set algorithm.delta, or leave it null."
-                )
-    elif algorithm.delta is not None:
-        refuse("algorithm.delta", f"algorithm.delta has no use in {algorithm.loss}; it belongs to dppo_tv.")
+    found = misfit(algorithm.loss, algorithm.level, algorithm.epsilon, algorithm.epsilon_high, algorithm.delta)
+    if found:
+        refuse(f"algorithm.{found[0]}", found[1])
 
 
 def _check_rollout_boundaries(recipe: Recipe, origins: Origins) -> None:
@@ -241,6 +227,20 @@ def check_batches(recipe: Recipe, world_size: int, prompt_count: int | None = No
             "a smaller batch."
         )
     return prompts
+
+
+def rounding_risk(recipe: Recipe) -> str | None:
+    """A sentence for a recipe whose weights are too coarse to be trained; None where nothing is wrong with them.
+
+    Half of the spacing of bfloat16 is 0.2 to 0.4 % of a number, and a usual update is smaller.
+    """
+    if recipe.model.dtype != "bfloat16" or recipe.model.lora is not None or recipe.trainer.get("deepspeed"):
+        return None
+    return (
+        f"{recipe.source}: model.dtype bfloat16 without DeepSpeed keeps no float32 copy of the weights, so an update "
+        "below about 0.3 % of a weight is rounded away and most of the model learns nothing; train under ZeRO "
+        "(trainer.deepspeed: configs/deepspeed/zero2.json), or set model.dtype: float32 and trainer.bf16: true."
+    )
 
 
 def check_size(height: int, width: int, multiple: int, section: str = "rollout") -> None:

@@ -14,7 +14,7 @@ import dataclasses
 import difflib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from rewards import RewardTable
+from rewards.registry import from_current_folder
 from rl.checkpoints import checkpoints
 from rl.config import Recipe
 from rl.evaluate import Evaluation
@@ -68,7 +69,12 @@ class RunFolder:
         try:
             for part in (folder.samples, folder.evaluations):
                 part.mkdir(parents=True, exist_ok=True)
-            resolved = dataclasses.replace(recipe, output_dir=str(folder.path)).to_yaml()
+            resolved = dataclasses.replace(
+                recipe,
+                output_dir=str(folder.path),
+                rewards=_from_current_folder(recipe, recipe.rewards),
+                eval_rewards=_from_current_folder(recipe, recipe.eval_rewards),
+            ).to_yaml()
             if folder.config.exists():
                 print_changes(folder.config.read_text(), resolved)
             folder.config.write_text(resolved)
@@ -83,7 +89,7 @@ class RunFolder:
 
     def append(self, step: int, values: dict[str, Any]) -> None:
         """One line of metrics.jsonl; a value that is no finite number becomes null, as JSON has no NaN."""
-        line = {"step": step, **{key: _json_value(value) for key, value in values.items()}}
+        line = {"step": step, **json_ready(values)}
         with self.metrics.open("a") as file:
             file.write(json.dumps(line) + "\n")
 
@@ -107,20 +113,19 @@ class RunFolder:
             return
         with self.details.open("a") as file:
             for row, prompt in enumerate(prompts):
-                scores = dict(zip(table.names, map(_json_value, table.values[row].tolist()), strict=True))
+                scores = dict(zip(table.names, table.values[row].tolist(), strict=True))
                 said = {name: rows[row] for name, rows in table.details.items() if rows[row]}
-                file.write(json.dumps({"step": step, "prompt": prompt, "scores": scores, "details": said}) + "\n")
+                line = {"step": step, "prompt": prompt, "scores": scores, "details": said}
+                file.write(json.dumps(json_ready(line)) + "\n")
 
     def save_evaluation(self, step: int, evaluation: Evaluation) -> None:
         """Totals and scores of all samples, in the order of the prompts: what a paired comparison needs."""
-        columns = evaluation.values.T.tolist()
-        scores = {
-            "total": [_json_value(total) for total in evaluation.totals.tolist()],
-            **{name: [_json_value(v) for v in column] for name, column in zip(evaluation.names, columns, strict=True)},
-        }
-        (self.evaluations / f"step-{step:06d}.json").write_text(json.dumps(scores) + "\n")
+        columns = dict(zip(evaluation.names, evaluation.values.T.tolist(), strict=True))
+        scores = {"total": evaluation.totals.tolist(), **columns}
+        (self.evaluations / f"step-{step:06d}.json").write_text(json.dumps(json_ready(scores)) + "\n")
         if evaluation.details:
-            (self.evaluations / f"details-{step:06d}.json").write_text(json.dumps(evaluation.details) + "\n")
+            details = json.dumps(json_ready(evaluation.details))
+            (self.evaluations / f"details-{step:06d}.json").write_text(details + "\n")
 
     def evaluated_totals(self) -> dict[int, Tensor]:
         """Step → (N,) totals of its evaluation."""
@@ -130,6 +135,12 @@ class RunFolder:
             values = [math.nan if total is None else total for total in totals]
             found[int(file.stem.removeprefix("step-"))] = torch.tensor(values, dtype=torch.float64)
         return found
+
+
+def _from_current_folder(recipe: Recipe, entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Reward entries for the config of a run, which stands in another folder than the recipe."""
+    folder = Path(recipe.source).parent
+    return [{**entry, "use": from_current_folder(entry["use"], folder)} for entry in entries]
 
 
 def print_changes(before: str, after: str) -> None:
@@ -147,5 +158,10 @@ def _lines(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().split("\n")[:-1]] if file.exists() else []
 
 
-def _json_value(value: Any) -> Any:
+def json_ready(value: Any) -> Any:
+    """Plain values with null for every number that JSON has no word for: NaN and the infinities."""
+    if isinstance(value, Mapping):
+        return {key: json_ready(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_ready(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -10,6 +10,7 @@ exact KL term to the starting model. No critic, no reward model training, no tex
 """
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,13 +27,13 @@ from rewards import RewardSuite
 from rl.callbacks import RunCallback
 from rl.checkpoints import newest_good
 from rl.config import Recipe
-from rl.distributed import local_device, prepare_deepspeed_on_cpu, world_size
+from rl.distributed import is_first_process, local_device, prepare_deepspeed_on_cpu, world_size
 from rl.evaluate import Evaluator, paired_gain
 from rl.export import export_model
 from rl.model_card import card_of_run
 from rl.policy_model import DTYPES, checkpoint_of, load_config, load_policy, load_processor, reference_for, trainable
 from rl.prompts import PromptRecord, load_prompts
-from rl.recipe import check_batches, check_size, load_recipe
+from rl.recipe import check_batches, check_size, load_recipe, rounding_risk
 from rl.rollout import DrawSettings
 from rl.run_folder import RunFolder
 from rl.stopping import Stopper
@@ -40,6 +41,8 @@ from rl.trainer import UniARTrainer
 from rl.watch import Watch
 from uniar.errors import UserError
 from uniar.modeling_decoder import UniARVisualDecoder
+
+logger = logging.getLogger(__name__)
 
 
 def train(recipe: Recipe, resume: bool = False) -> RunFolder | None:
@@ -50,9 +53,11 @@ def train(recipe: Recipe, resume: bool = False) -> RunFolder | None:
     """
     records = load_prompts(recipe.data.prompts, recipe.data.image_root, _data_seed(recipe))
     check_batches(recipe, world_size(), len(records))
+    if (risk := rounding_risk(recipe)) and is_first_process():
+        logger.warning("WARNING: %s", risk)
     held_out = held_out_prompts(recipe)
     rewards = build_rewards(recipe, "rewards", records)
-    eval_rewards = build_rewards(recipe, "eval_rewards", held_out) if recipe.eval_rewards else rewards
+    eval_rewards = build_eval_rewards(recipe, held_out, rewards)
     source = checkpoint_of(recipe.model)
     vision = load_config(source).vision_config
     check_size(recipe.rollout.height, recipe.rollout.width, vision.pixels_per_token)
@@ -127,6 +132,23 @@ def build_rewards(recipe: Recipe, key: str, records: Sequence[PromptRecord]) -> 
     """The rewards under `key`; plug-in files are named relative to the recipe."""
     suite = RewardSuite.from_recipe(getattr(recipe, key), key=key, folder=Path(recipe.source).parent)
     suite.check_tasks(record.task for record in records if record.task is not None)
+    return suite
+
+
+def build_eval_rewards(
+    recipe: Recipe, held_out: Sequence[PromptRecord], rewards: RewardSuite | None = None
+) -> RewardSuite:
+    """The rewards of evaluations: `eval_rewards`, or where that is empty `rewards`, which may be built already."""
+    if recipe.eval_rewards:
+        return build_rewards(recipe, "eval_rewards", held_out)
+    suite = rewards or RewardSuite.from_recipe(recipe.rewards, folder=Path(recipe.source).parent)
+    if held_out:
+        try:
+            suite.check_tasks(record.task for record in held_out if record.task is not None)
+        except UserError as error:
+            raise UserError(
+                f"evaluate.prompts {recipe.evaluate.prompts}, scored with `rewards` as eval_rewards is empty: {error}"
+            ) from error
     return suite
 
 

@@ -132,8 +132,8 @@ class UniARTrainer(Chassis):
             measured=values,
         )
         self._record(metrics)
-        failed = torch.tensor([float(table.failures[name]) for name in self.rewards.names])
-        failed = self.accelerator.reduce(failed.to(self.accelerator.device), reduction="sum").tolist()
+        failed = table.failed.sum(0).float().to(self.accelerator.device)
+        failed = self.accelerator.reduce(failed, reduction="sum").tolist()
         self._record({f"rewards/{name}/failed": count for name, count in zip(self.rewards.names, failed, strict=True)})
         start = self.accelerator.process_index * len(table.values)
         return advantages[start : start + len(table.values)].to(self.accelerator.device, torch.float32)

@@ -175,3 +175,20 @@ def test_what_does_not_fit_is_refused(change, message):
     arguments = {"rewards": torch.zeros(4, 2), "weights": [1.0, 1.0], "group_size": 2} | change
     with pytest.raises(ValueError, match=message):
         compute_advantages(arguments.pop("rewards"), arguments.pop("weights"), **arguments)
+
+
+def test_gdpo_by_batch_leaves_groups_without_the_reward_out_of_its_deviation():
+    """A reward for some prompts only is normalised as if the others were not there, not as if they scored 0."""
+    with_it = [[1.0, 0.2], [3.0, 0.9], [2.0, 0.1], [5.0, 0.4]]
+    without = [[4.0, NAN], [1.0, NAN]] * 8
+    rewards = np.array([row[0] for row in with_it + without])
+    second = np.array([row[1] for row in with_it])
+
+    def centred(values):
+        return np.concatenate([group - group.mean() for group in np.split(values, len(values) // 2)])
+
+    score = centred(rewards) / (std(rewards) + 1e-4)
+    score[:4] += centred(second) / (std(second) + 1e-4)
+    expected = (score - score.mean()) / (std(score) + 1e-4)
+    found = advantages_of(with_it + without, group_size=2, estimator="gdpo", scale="batch")
+    assert np.allclose(found, expected, atol=1e-12)

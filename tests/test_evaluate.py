@@ -54,3 +54,18 @@ def test_evaluations_are_paired(nano_model, nano_processor, nano_decoder):
         nano_model.output_layer_vistok[-1].weight.mul_(-1)
     after = held_out.run(nano_model)
     assert not torch.equal(before.totals, after.totals)
+
+
+def test_a_sample_that_a_reward_failed_on_has_no_total(nano_model, nano_processor, nano_decoder, tmp_path):
+    """Its other rewards alone would be another quantity, and leave the mean better or worse by which samples fail."""
+    (tmp_path / "picky.py").write_text(
+        "def picky(prompts, images):\n    return ['no number' if p.endswith('3') else 1.0 for p in prompts]\n"
+    )
+    picky = {"use": f"{tmp_path / 'picky.py'}:picky", "on_error": "skip"}
+    entries = [{"use": "compressibility"}, picky, {**picky, "name": "watched", "weight": 0}]
+    evaluation = evaluator(nano_processor, nano_decoder, RewardSuite.from_recipe(entries)).run(nano_model)
+    assert evaluation.totals.isnan().tolist() == [number in (6, 7) for number in range(10)]
+    assert not evaluation.values[:, 0].isnan().any()
+    assert evaluation.metrics()["eval_excluded_samples"] == 2
+    watched = evaluator(nano_processor, nano_decoder, RewardSuite.from_recipe([entries[0], entries[2]])).run(nano_model)
+    assert not watched.totals.isnan().any()

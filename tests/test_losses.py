@@ -389,10 +389,10 @@ def test_gradients_stay_finite_when_policies_are_opposites(loss, level):
     [
         ({"loss": "ppo"}, "algorithm.loss is 'ppo', expected one of grpo, dr_grpo"),
         ({"level": "token"}, "algorithm.ratio_level is 'token', expected one of bit, visual_token, sequence"),
-        ({"loss": "gspo", "level": "bit"}, "ratio_level is bit, and gspo needs sequence"),
-        ({"loss": "dppo_tv", "level": "sequence"}, "ratio_level is sequence, and dppo_tv needs bit"),
-        ({"loss": "dppo_tv", "epsilon": 0.2}, "have no use in dppo_tv; set algorithm.delta"),
-        ({"loss": "grpo", "delta": 0.1}, "algorithm.delta is 0.1; it has no use in grpo"),
+        ({"loss": "gspo", "level": "bit"}, "ratio_level is bit; gspo needs sequence"),
+        ({"loss": "dppo_tv", "level": "sequence"}, "ratio_level is sequence; dppo_tv needs bit"),
+        ({"loss": "dppo_tv", "epsilon": 0.2}, "has no use in dppo_tv; set algorithm.delta"),
+        ({"loss": "grpo", "delta": 0.1}, "algorithm.delta has no use in grpo"),
         ({"loss": "cispo", "epsilon_high": 0.28}, "epsilon_high is 0.28; for cispo it is the cap of the ratio itself"),
     ],
 )

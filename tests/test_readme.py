@@ -59,8 +59,28 @@ def test_a_reward_of_ones_own(tmp_path, monkeypatch, capsys):
     assert "final" in capsys.readouterr().out
 
 
+def test_the_commands_for_a_run(tmp_path, monkeypatch, capsys):
+    """In the order shown, on a run of two updates that stopped after the first."""
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+    lines = next(block.splitlines() for block in blocks("bash") if "--resume" in block)
+    short = ["rollout.samples_per_prompt=2", "trainer.per_device_train_batch_size=2", "trainer.save_steps=1"]
+    short += ["evaluate.samples_per_prompt=1", "evaluate.limit=2", "evaluate.at_start=false", "output_dir=runs/NAME"]
+    assert main(["train", "configs/quickstart.yaml", *short, "trainer.max_steps=1"]) == 0
+    assert len(lines) == 4
+    for line in lines:
+        line = (
+            line.split(" # ")[0].replace("checkpoint-100", "checkpoint-2").replace("RECIPE", "configs/quickstart.yaml")
+        )
+        command = line.removeprefix("torchrun --nproc_per_node 8 -m rl.cli ").removeprefix("uniar-rl ")
+        more = [*short, "trainer.max_steps=2"] if "export" not in command else []
+        assert main([*shlex.split(command), *more]) == 0, line
+    for made in ("runs/NAME/final", "scores/scores.json", "too/scores.json", "my-uniar/config.json"):
+        assert (tmp_path / made).exists(), made
+
+
 def test_the_launch_lines_name_recipes_that_load():
-    lines = shell_lines("torchrun")
+    lines = [line for line in shell_lines("torchrun") if "-m rl.train" in line]
     assert len(lines) == 2
     for line in lines:
         recipe, *overrides = line.split("-m rl.train ")[1].split()

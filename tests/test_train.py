@@ -14,11 +14,14 @@ from safetensors.torch import load_file
 
 from rl.checkpoints import newest_good
 from rl.cli import main
+from rl.guidance import policy_gap
+from rl.losses import LossInputs, policy_loss
+from rl.policy import Branch, replay
 from rl.prompts import load_prompts
 from rl.recipe import recipe_from_mapping
 from rl.run_folder import RunFolder
 from rl.train import train
-from rl.trainer import RolloutMismatch
+from rl.trainer import RolloutMismatch, UniARTrainer
 from uniar.modeling_uniar import UniARForConditionalGeneration
 
 ROOT = Path(__file__).parent.parent
@@ -149,6 +152,58 @@ def test_every_loss_trains_with_several_updates_a_rollout(settings, algorithm):
     assert logged(folder, "kl")[-1] != 0  # k1 can be negative on a sample
 
 
+@pytest.mark.parametrize("old_logp", ["replay", "rollout"])
+def test_later_updates_compare_with_the_policy_from_before_the_first(settings, monkeypatch, nano_checkpoint, old_logp):
+    """Four updates a rollout: each sample's old policy is the one that drew it, not the one an update ago."""
+    batches = record_loss_inputs(monkeypatch)
+    folder = run(
+        settings,
+        algorithm={"num_iterations": 2, "old_logp": old_logp},
+        trainer={"max_steps": 8, "save_steps": 4, "steps_per_generation": 2, "per_device_train_batch_size": 4},
+    )
+    assert len(batches) == 8
+    for number, (batch, seen) in enumerate(batches):
+        drew = nano_checkpoint if number < 4 else folder.path / "checkpoint-4"
+        model = UniARForConditionalGeneration.from_pretrained(drew)
+        prompt, twin = Branch.from_dict(batch, "prompt_"), Branch.from_dict(batch, "twin_")
+        with torch.no_grad():
+            expected = guided(*replay(model, batch["bits"], prompt, twin, "guided"))
+        assert torch.allclose(seen.old_gap, expected, atol=1e-4)
+        moved = (seen.gap.detach() - expected).abs().mean()
+        assert moved < 1e-5 if number % 4 == 0 else moved > 1e-3
+        from_rollout = guided(batch["rollout_cond"], batch["rollout_uncond"])
+        assert torch.equal(seen.old_gap, from_rollout) == (old_logp == "rollout")
+        assert ("old_cond" in batch) == (old_logp == "replay")
+
+
+def test_one_update_a_rollout_needs_no_old_policy(settings, monkeypatch):
+    batches = record_loss_inputs(monkeypatch)
+    run(settings, trainer={"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2})
+    assert len(batches) == 6
+    assert all(torch.equal(seen.old_gap, seen.gap.detach()) and "old_cond" not in batch for batch, seen in batches)
+
+
+def guided(cond: torch.Tensor, uncond: torch.Tensor) -> torch.Tensor:
+    return policy_gap(cond, uncond, convention="guided", scale=2.0, temperature=1.0)
+
+
+def record_loss_inputs(monkeypatch) -> list[tuple[dict, LossInputs]]:
+    """Filled during a run: each micro-batch, and what the loss was given of it."""
+    batches: list[tuple[dict, LossInputs]] = []
+    compute = UniARTrainer._compute_loss
+
+    def computing(self, model, inputs):
+        def looking(given, **chosen):
+            batches.append((inputs, given))
+            return policy_loss(given, **chosen)
+
+        monkeypatch.setattr("rl.trainer.policy_loss", looking)
+        return compute(self, model, inputs)
+
+    monkeypatch.setattr(UniARTrainer, "_compute_loss", computing)
+    return batches
+
+
 def test_lora_starts_at_its_reference_and_leaves_the_base(settings, nano_checkpoint):
     folder = run(settings, model={"lora": {"r": 4, "alpha": 8}})
     assert logged(folder, "kl")[0] == 0
@@ -160,8 +215,9 @@ def test_lora_starts_at_its_reference_and_leaves_the_base(settings, nano_checkpo
     assert all(".layers." in name or name.startswith("visual_decoder.") for name in changed)
 
 
-def test_bfloat16_passes_the_step_one_check(settings):
+def test_bfloat16_passes_the_step_one_check(settings, caplog):
     folder = run(settings, model={"dtype": "bfloat16"})
+    assert "configs/deepspeed/zero2.json), or set model.dtype: float32 and trainer.bf16: true" in caplog.text
     assert 0 < max(logged(folder, "rollout/logp_difference")) < 0.02
     assert {t.dtype for name, t in weights(folder).items() if "bsq" not in name} == {torch.float32}
 
@@ -196,6 +252,7 @@ def test_two_processes_draw_and_learn_what_one_does(settings, tmp_path, strategy
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.strip().splitlines()[-1].startswith("held-out reward: ")
     halves = RunFolder(tmp_path / "two")
+    assert logged(whole, "eval_reward")[0] == logged(halves, "eval_reward")[0]
     for key in ("reward", "eval_reward"):
         assert logged(whole, key) == pytest.approx(logged(halves, key), abs=1e-6), key
     for key in ("kl", "entropy", "grad_norm"):

@@ -1,0 +1,34 @@
+"""Held-out work shared among processes so that the result does not depend on how many there are.
+
+A result depends in its last digits on the batch it was computed in, and a drawn bit can turn on them. So the batches
+are fixed beforehand, and whole batches are handed out.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+from accelerate.utils import gather_object
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+Row = TypeVar("Row")
+
+
+def fixed_batches(count: int, size: int) -> list[range]:
+    """The numbers 0 to count - 1 in batches of `size`, the last one shorter."""
+    return [range(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def share_of(batches: Sequence[range], accelerator: "Accelerator | None") -> list[range]:
+    """The batches of this process: every n-th of n processes."""
+    if accelerator is None:
+        return list(batches)
+    return list(batches[accelerator.process_index :: accelerator.num_processes])
+
+
+def in_order(rows: dict[int, Row], accelerator: "Accelerator | None") -> list[Row]:
+    """Rows by number, of all processes together, in the order of their numbers; the same list on every process."""
+    if accelerator is not None and accelerator.num_processes > 1:
+        rows = {number: row for share in gather_object([rows]) for number, row in share.items()}
+    return [rows[number] for number in sorted(rows)]
