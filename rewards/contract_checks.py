@@ -134,8 +134,9 @@ class _Scoring:
         changed = [name for name, value in _fingerprint(self.samples).items() if value != before[name]]
         said = f"score changed the {' and '.join(changed)} it was given, which others read too" if changed else ""
         yield Finding("it leaves the samples as they are", said, wrong=bool(changed))
-        yield self._compared("the same samples have the same scores", self.samples, first.scores, "a second time")
-        if self.reward.pointwise:
+        again = self._compared("the same samples have the same scores", self.samples, first.scores, "a second time")
+        yield again
+        if self.reward.pointwise and not again.wrong:  # where they never agree, the rest would say the same
             yield from self._pointwise(first.scores)
 
     def _pointwise(self, scores: Sequence[float]) -> Iterator[Finding]:

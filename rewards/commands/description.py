@@ -4,6 +4,7 @@ import argparse
 import inspect
 import re
 import textwrap
+import types
 import typing
 from collections.abc import Callable
 from typing import Any
@@ -58,21 +59,33 @@ def parameters_of(target: Callable) -> list[tuple[inspect.Parameter, Any]]:
 
 def described(parameter: inspect.Parameter, hint: Any) -> tuple[str, str]:
     """("float", " = 0.3")."""
-    kind = "any" if hint is Any else hint.__name__ if inspect.isclass(hint) else re.sub(r"(\w+\.)+", "", str(hint))
-    return kind, ", required" if parameter.default is parameter.empty else f" = {parameter.default!r}"
+    return _kind(hint), ", required" if parameter.default is parameter.empty else f" = {parameter.default!r}"
+
+
+def _kind(hint: Any) -> str:
+    """An annotation in few words: "str | None", "'text' | 'json'"."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " | ".join(map(_kind, arguments))
+    if origin is typing.Literal:
+        return " | ".join(map(repr, arguments))
+    if hint in (Any, type(None)):
+        return "any" if hint is Any else "None"
+    return hint.__name__ if inspect.isclass(hint) and not arguments else re.sub(r"(\w+\.)+", "", str(hint))
 
 
 def split_doc(doc: str) -> tuple[str, dict[str, str]]:
     """A docstring as what stands before its `Args:` section, and the help of each argument in it."""
     about, _, rest = doc.partition("\nArgs:\n")
     helps: dict[str, str] = {}
-    name = None
+    names: list[str] = []
     for line in rest.splitlines():
         if line and not line.startswith(" "):
             break
-        match = re.match(r" {4}(\w+): (.*)", line)
+        match = re.match(r" {4}(\w+(?:, \w+)*): (.*)", line)
         if match:
-            name, helps[match[1]] = match[1], match[2]
-        elif name is not None and line.strip():
-            helps[name] += " " + line.strip()
+            names = match[1].split(", ")
+            helps.update(dict.fromkeys(names, match[2]))
+        elif line.strip():
+            helps.update({name: f"{helps[name]} {line.strip()}" for name in names})
     return about.strip(), helps
