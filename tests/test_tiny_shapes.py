@@ -91,13 +91,26 @@ def off_color(image, rng):
     return Image.fromarray((np.asarray(image) + rng.normal(0, 12, 3)).clip(0, 255).astype("uint8"))
 
 
+def wavering(image, rng):
+    """Every outline up to a pixel or two off, as a small decoder draws it."""
+    offsets = [ndimage.gaussian_filter(rng.normal(size=(SIDE, SIDE)), 3) for _ in range(2)]
+    places = [
+        grid + 0.6 * offset / offset.std() for grid, offset in zip(np.indices((SIDE, SIDE)), offsets, strict=True)
+    ]
+    channels = [
+        ndimage.map_coordinates(channel, places, order=1, mode="nearest")
+        for channel in np.asarray(image).transpose(2, 0, 1)
+    ]
+    return Image.fromarray(np.stack(channels, axis=2))
+
+
 def blurred_and_noisy(image, rng):
     return noisy(blurred(off_color(image, rng), rng), rng)
 
 
 @pytest.mark.parametrize(
     ("damage", "wanted"),
-    [(blurred, 0.99), (noisy, 0.99), (off_color, 0.99), (blurred_and_noisy, 0.98), (jpeg, 0.95)],
+    [(blurred, 0.99), (noisy, 0.99), (off_color, 0.99), (blurred_and_noisy, 0.98), (wavering, 0.95), (jpeg, 0.95)],
 )
 def test_damaged_pictures(damage, wanted):
     """All things of free scenes, which are smaller and closer than those of drawings. JPEG halves the resolution of

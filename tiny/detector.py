@@ -22,10 +22,9 @@ SOLID = 0.45  # share of its part's own contrast from which a pixel is inside ra
 SMALLEST = 36  # pixels; a smaller part is a speck
 COLOR_DISTANCE = 95.0  # in RGB; a colour farther than this from all the world's is unclear
 IMPURITY = 0.3  # of a part's contrast; a part whose pixels differ by more from shares of its colour has no one colour
-LIKENESS = 0.94
+LIKENESS = 0.92
 """From which likeness to it (see `_likeness`) a part counts as a shape. Sharp, blurred and noisy shapes have 0.95 or
-more, a half circle or a triangle upside down less than 0.9; the likest of different shapes, circle and diamond, have
-0.97."""
+more, nearly all whose outline wavers by a pixel 0.92; a half circle or a triangle upside down has less than 0.9."""
 
 CANVAS = 32  # pixels; the shapes' side when they are compared
 EXTENTS = range(min(SIZES.values()) - 3, max(SIZES.values()) + 4)
