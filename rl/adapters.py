@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rl.ema import averaged_weights
 from rl.tensor_files import TensorFiles
 from rl.zero_shards import ZeroShards
 from uniar.errors import UserError
@@ -59,10 +60,10 @@ class MergedAdapter(Mapping[str, Tensor]):
         return len(self.base)
 
 
-def merge_checkpoint(checkpoint: Path, source: Path) -> MergedAdapter:
-    """The model in `source` with the adapter of a checkpoint folder added."""
+def merge_checkpoint(checkpoint: Path, source: Path, *, average: bool = False) -> MergedAdapter:
+    """The model in `source` with the adapter of a checkpoint folder added, or with the average of that adapter."""
     scale = lora_scale(read_config(checkpoint), str(checkpoint))
-    return MergedAdapter(TensorFiles(source), trained_adapter(checkpoint), scale)
+    return MergedAdapter(TensorFiles(source), trained_adapter(checkpoint, average=average), scale)
 
 
 def merge_state(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> MergedAdapter:
@@ -96,8 +97,12 @@ def lora_scale(config: Mapping[str, Any], where: str) -> float:
     return config["lora_alpha"] / rank
 
 
-def trained_adapter(checkpoint: Path) -> dict[str, Tensor]:
-    """A checkpoint's adapter as peft stores it: of its file, or, where it has none, of its ZeRO shards."""
+def trained_adapter(checkpoint: Path, *, average: bool = False) -> dict[str, Tensor]:
+    """A checkpoint's adapter as peft stores it: of its file, or, where it has none, of its ZeRO shards. `average`: the
+    average of the adapter instead. Raises UserError for a checkpoint without one."""
+    if average:
+        averaged = averaged_weights(checkpoint)
+        return {name.replace(".default.", "."): averaged[name] for name in averaged}
     if (checkpoint / ADAPTER_WEIGHTS).is_file():
         stored = TensorFiles(checkpoint)
         return {name: stored[name] for name in stored}

@@ -1,6 +1,8 @@
 """What happens beside the updates: held-out evaluation, metrics, plots, sample grids, the console."""
 
+from collections.abc import Callable
 from copy import copy
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -19,19 +21,23 @@ PLOT_EVERY = 20
 
 
 class RunCallback(TrainerCallback):
-    """Keeps the run folder: metrics.jsonl, metrics.png, samples/, and a line on the console for each log."""
+    """Keeps the run folder: metrics.jsonl, metrics.png, samples/, best/, and a line on the console for each log.
+
+    `export` writes the policy as it is to a folder; every rank calls it.
+    """
 
     def __init__(
         self,
         folder: RunFolder,
         evaluator: Evaluator | None,
         stopper: Stopper,
+        export: Callable[[Path], None],
         *,
         every: int | None,
         at_start: bool,
         at_end: bool,
     ) -> None:
-        self.folder, self.evaluator, self.stopper = folder, evaluator, stopper
+        self.folder, self.evaluator, self.stopper, self.export = folder, evaluator, stopper, export
         self.every, self.at_start, self.at_end = every, at_start, at_end
         self.trainer: UniARTrainer | None = None
         self._evaluated_step: int | None = None
@@ -83,15 +89,25 @@ class RunCallback(TrainerCallback):
     def _evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl) -> None:
         if self.evaluator is None:
             return
-        with self.trainer.policy() as policy:
-            evaluation = self.evaluator.run(policy, self.trainer.accelerator)
+        with self.trainer.evaluated_weights():
+            with self.trainer.policy() as policy:
+                evaluation = self.evaluator.run(policy, self.trainer.accelerator)
+            if state.is_world_process_zero:
+                self.folder.save_evaluation(state.global_step, evaluation)
+            early_stop = self.trainer.features.early_stop
+            # The starting model is there already.
+            if (
+                early_stop is not None
+                and early_stop.evaluated(state.global_step, evaluation.metrics(), control)
+                and state.global_step
+            ):
+                self.export(self.folder.best)
         self._evaluated_step = state.global_step
         # Straight to the callbacks: the trainer's own `log` would close the training metrics under way. The handler
         # takes the log for the one that is due, so it gets a copy of the flags.
         self.trainer.callback_handler.on_log(args, state, copy(control), evaluation.metrics())
         if not state.is_world_process_zero:
             return
-        self.folder.save_evaluation(state.global_step, evaluation)
         if evaluation.shown:
             path = self.folder.samples / f"step-{state.global_step:06d}.png"
             tiles = [(image, record.prompt, total) for record, image, total in evaluation.shown]

@@ -5,7 +5,7 @@ Order of prompts, checkpoints that are whole or not there, seconds of each phase
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,11 +13,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from datasets import Dataset
 from torch import Tensor
+from transformers import TrainerCallback
 from trl import GRPOTrainer
 from trl.models.utils import unwrap_model_for_generation
 from trl.trainer.utils import RepeatSampler
 
 from rl.checkpoints import PREFIX, SAVING, publish, rotate
+from rl.keeper import Keeper
+from rl.weight_slices import WeightSlices
 from uniar.errors import UserError
 from uniar.seeds import seed_of
 
@@ -46,11 +49,21 @@ class PromptSampler(RepeatSampler):
 class Chassis(GRPOTrainer):
     """TRL's trainer without its own ideas of a rollout and a loss."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self, *, keepers: Sequence[Keeper] = (), callbacks: Sequence[TrainerCallback] = (), **kwargs: Any
+    ) -> None:
+        self.keepers = list(keepers)
+        self.resumed_from: Path | None = None
         self._saving = False
         self._seconds: dict[str, float] = {}
         self._logged_step = 0
-        super().__init__(*args, **kwargs)
+        super().__init__(callbacks=[*self.keepers, *callbacks], **kwargs)
+        for keeper in self.keepers:
+            keeper.attach(self)
+
+    def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:
+        self.resumed_from = None if resume_from_checkpoint is None else Path(resume_from_checkpoint)
+        return super().train(resume_from_checkpoint, **kwargs)
 
     @contextmanager
     def policy(self) -> Iterator["UniARForConditionalGeneration"]:
@@ -61,6 +74,12 @@ class Chassis(GRPOTrainer):
             self.accelerator.autocast(),
         ):
             yield unwrapped.get_base_model() if hasattr(unwrapped, "get_base_model") else unwrapped
+
+    def trained_weights(self, device: torch.device | str | None = None) -> WeightSlices:
+        """A copy of the weights that are trained, in float32, shared among the ranks."""
+        model = self.accelerator.unwrap_model(self.model)
+        trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        return WeightSlices.copied(trained, self.accelerator, device=device)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -111,6 +130,8 @@ class Chassis(GRPOTrainer):
             self._saving = True
             super(GRPOTrainer, self)._save_checkpoint(model, trial)
             self._saving = False
+            for keeper in self.keepers:
+                keeper.save(run / SAVING / f"{PREFIX}{self.state.global_step}")
             self.accelerator.wait_for_everyone()
             if main:
                 publish(run, f"{PREFIX}{self.state.global_step}")

@@ -37,6 +37,24 @@ class LoraSection:
 
 
 @dataclasses.dataclass(frozen=True)
+class EmaSection:
+    """An exponential moving average of the trained weights, kept beside them in float32."""
+
+    decay: float = setting(
+        "Share of itself that the average keeps when it moves: decay · average + (1 − decay) · weights.",
+        0.99,
+        ge=0,
+        lt=1,
+    )
+    update_every: int = setting("Updates between two moves of the average.", 1, ge=1)
+    device: Place = setting(
+        "Where the average waits: gpu is the training device, where it takes 4 bytes a trained weight, divided by the "
+        "processes; cpu the machine's memory.",
+        "gpu",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelSection:
     """The policy to train and the frozen reference it is held to."""
 
@@ -51,6 +69,9 @@ class ModelSection:
         "Attention implementation; flash_attention_2 needs the flash-attn package.", "sdpa"
     )
     lora: LoraSection | None = setting("Train adapters; null: full fine-tuning.", None)
+    ema: EmaSection | None = setting(
+        "Keep an average of the weights; `evaluate.ema` and `uniar-rl export --ema` use it. null: none.", None
+    )
     reference_device: Place = setting(
         "Where a separate reference model waits between uses: gpu keeps it on the training device, cpu frees that "
         "memory for the price of copying it each time. LoRA needs no separate reference.",
@@ -160,6 +181,17 @@ class RewardEntry:
 
 
 @dataclasses.dataclass(frozen=True)
+class EarlyStopSection:
+    """When held-out scores stop rising."""
+
+    metric: str = setting(
+        "What must rise: reward, the total, or the name of one of the evaluation's rewards.", "reward"
+    )
+    patience: int = setting("Evaluations in a row without an improvement that end training.", 3, ge=1)
+    min_delta: float = setting("An improvement is a gain over the best so far by more than this.", 0.0, ge=0)
+
+
+@dataclasses.dataclass(frozen=True)
 class EvaluateSection:
     """Evaluation on held-out prompts with `eval_rewards`, at its own temperature and guidance, same noise each time."""
 
@@ -174,6 +206,14 @@ class EvaluateSection:
     limit: int | None = setting("Use only the first so many prompts; null: all.", None, ge=1)
     seed: int = setting("Seed of the noise, the same at every evaluation, so that they are paired.", 0, ge=0)
     grid_prompts: int = setting("Prompts shown in the sample grids.", 8, ge=0)
+    early_stop: EarlyStopSection | None = setting(
+        "End training when a held-out score has stopped rising, and keep the best model, as evaluated, in the run's "
+        "best/, in the released layout. null: train to the end.",
+        None,
+    )
+    ema: bool = setting(
+        "Evaluate the averaged weights of model.ema, not the trained ones, and export them at the end.", False
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,6 +228,14 @@ class AdvantageSection:
     scale: Literal["group", "batch", "none"] = setting(
         "Divide by the standard deviation of the group, of the whole batch, or not at all.", "group"
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class KLControlSection:
+    """An adaptive weight of the KL term, beta · (1 + rate · clip(KL / target − 1, −0.2, 0.2)) after each update."""
+
+    target: float = setting("KL to the reference that beta is steered to, in nats a bit, as the metric kl.", gt=0)
+    rate: float = setting("Gain of the controller: at 0.1 beta changes by 2 % an update at most.", 0.1, gt=0, le=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,6 +269,10 @@ class AlgorithmSection:
     beta: float = setting("Weight of the KL divergence to the reference policy; 0: no reference model.", 0.01, ge=0)
     kl: Literal["exact", "k1", "k2", "k3"] = setting(
         "The KL divergence in closed form, or one of the sampled estimators, for comparison with other work.", "exact"
+    )
+    kl_control: KLControlSection | None = setting(
+        "Steer beta so that the policy keeps a given KL to the reference; beta is then its start. null: beta is fixed.",
+        None,
     )
     advantage: AdvantageSection = setting("How rewards become advantages.", factory=AdvantageSection)
     entropy_coef: float = setting("Weight of an entropy bonus.", 0.0)

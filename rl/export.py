@@ -6,6 +6,7 @@ are read, merged, cast and written a tensor at a time: a shard is all that has t
 
 import json
 import shutil
+from collections import ChainMap
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from rl.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, merge_checkpoint, merge_state, read_config, trained_adapter
+from rl.ema import averaged_weights
 from rl.tensor_files import TensorFiles, save_tensors, write_like
 from rl.zero_shards import ZeroShards
 from uniar.checkpoint import copy_untrained_parts, require_parts
@@ -52,16 +54,20 @@ def export_checkpoint(
     source: Path,
     target: Path,
     *,
+    average: bool = False,
     max_shard_size: int = MAX_SHARD_SIZE,
     card: str | None = None,
 ) -> None:
     """A `checkpoint-N` folder of a run → `target`: whole, ZeRO-2 or ZeRO-3 shards alone, or a LoRA adapter, which is
-    merged into `source`. Raises UserError as `export_model` does, and for a folder that is no checkpoint."""
+    merged into `source`; with `average` the averaged weights. Raises UserError as `export_model` does, and for a folder
+    that is no checkpoint or has no average."""
     require_parts(source, decoder=True)
-    _write_checkpoint(trained_weights(checkpoint, source), source, target, max_shard_size, card)
+    _write_checkpoint(trained_weights(checkpoint, source, average=average), source, target, max_shard_size, card)
 
 
-def export_adapter(checkpoint: Path, base: str, target: Path, *, card: str | None = None) -> None:
+def export_adapter(
+    checkpoint: Path, base: str, target: Path, *, average: bool = False, card: str | None = None
+) -> None:
     """The adapter of a LoRA checkpoint alone, in peft's format, to be put on the model `base` (hub id or folder).
 
     Raises UserError for a checkpoint without one, and for `target` as `export_model` does.
@@ -70,16 +76,19 @@ def export_adapter(checkpoint: Path, base: str, target: Path, *, card: str | Non
         raise UserError(f"{checkpoint} has no {ADAPTER_CONFIG}: it holds no adapter, but a whole model.")
     config = read_config(checkpoint) | {"base_model_name_or_path": base, "inference_mode": True}
     with _appearing(target, ADAPTER_CONFIG) as folder:
-        save_tensors(trained_adapter(checkpoint), folder / ADAPTER_WEIGHTS)
+        save_tensors(trained_adapter(checkpoint, average=average), folder / ADAPTER_WEIGHTS)
         (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         if card is not None:
             (folder / CARD).write_text(card)
 
 
-def trained_weights(checkpoint: Path, source: Path) -> Mapping[str, Tensor]:
-    """All weights of a checkpoint under the model's names, read at the look-up; adapters merged into `source`."""
+def trained_weights(checkpoint: Path, source: Path, *, average: bool = False) -> Mapping[str, Tensor]:
+    """All weights of a checkpoint under the model's names, read at the look-up; adapters merged into `source`. With
+    `average`, those that were trained are the averages."""
     if (checkpoint / ADAPTER_CONFIG).is_file():
-        return merge_checkpoint(checkpoint, source)
+        return merge_checkpoint(checkpoint, source, average=average)
+    if average:
+        return ChainMap(averaged_weights(checkpoint), trained_weights(checkpoint, source))
     if not (checkpoint / "config.json").is_file():
         raise UserError(f"{checkpoint} has neither config.json (full checkpoint) nor {ADAPTER_CONFIG} (LoRA).")
     if any(checkpoint.glob("*.safetensors")):

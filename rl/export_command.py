@@ -30,6 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="largest weight file, such as 2GB; also what has to fit in memory. Default: 5GB",
     )
     parser.add_argument(
+        "--ema", action="store_true", help="write the averaged weights of the run (model.ema), not the trained ones"
+    )
+    parser.add_argument(
         "--adapter-only", action="store_true", help="of a LoRA checkpoint, write the adapter alone, in peft's format"
     )
     parser.add_argument(
@@ -50,7 +53,8 @@ def run(arguments: argparse.Namespace) -> None:
     if (checkpoint / MANIFEST).is_file() and (wrong := fault(checkpoint)) is not None:
         raise UserError(f"{checkpoint} is damaged: {wrong}.")
     max_shard_size = parse_size(arguments.max_shard_size)
-    origin = origin_of(checkpoint, arguments.source)
+    average = arguments.ema
+    origin = origin_of(checkpoint, arguments.source, average=average)
     source = _source(checkpoint, arguments.source)
     dtype = main_dtype(source)
     name = repository or output.name
@@ -59,13 +63,13 @@ def run(arguments: argparse.Namespace) -> None:
         # Under a preset's name nobody could load it.
         base = origin.base if origin.recipe is None or origin.recipe.model.path is not None else str(source)
         card = model_card(name, origin, dtype, adapter_base=base)
-        export_adapter(checkpoint, base, output, card=card)
+        export_adapter(checkpoint, base, output, average=average, card=card)
     else:
         card = model_card(name, origin, dtype)
-        export_checkpoint(checkpoint, source, output, max_shard_size=max_shard_size, card=card)
-    print(f"exported {checkpoint} to {output}")
+        export_checkpoint(checkpoint, source, output, average=average, max_shard_size=max_shard_size, card=card)
+    print(f"exported {'the averaged weights of ' if average else ''}{checkpoint} to {output}")
     if arguments.verify:
-        difference = verify(output, checkpoint, source, dtype, base)
+        difference = verify(output, checkpoint, source, dtype, base, average=average)
         print(f"verified: logits differ by at most {difference:.1e} from the checkpoint's")
     if repository is not None:
         print(f"uploaded to {push_to_hub(output, repository, private=arguments.private)}")

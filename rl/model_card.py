@@ -76,6 +76,8 @@ class Origin:
     recipe: Recipe | None = None
     steps: int | None = None
     processes: int | None = None
+    average: bool = False
+    """its weights are the averages of model.ema"""
     evaluated: tuple[int, int] | None = None
     """the updates after which `rewards` were measured"""
     rewards: Sequence[RewardChange] = field(default_factory=tuple)
@@ -86,9 +88,9 @@ def loading_snippet(path: str, dtype: torch.dtype, base: str | None = None) -> s
     return (LOADING if base is None else LOADING_ADAPTER).format(path=path, dtype=dtype, base=base)
 
 
-def origin_of(checkpoint: Path, base: str | None = None) -> Origin:
-    """What the run's folder around `checkpoint` tells. Raises UserError when neither it nor `base` says where training
-    started."""
+def origin_of(checkpoint: Path, base: str | None = None, *, average: bool = False) -> Origin:
+    """What the run's folder around `checkpoint`, or around its averaged weights, tells. Raises UserError when neither
+    it nor `base` says where training started."""
     folder = RunFolder(checkpoint.parent)
     steps = int(number) if (number := checkpoint.name.removeprefix("checkpoint-")).isdigit() else None
     if not folder.config.is_file():
@@ -96,15 +98,19 @@ def origin_of(checkpoint: Path, base: str | None = None) -> Origin:
             raise UserError(
                 f"{folder.config} is not there to say where training started; name that checkpoint with --source."
             )
-        return Origin(base, steps=steps)
+        return Origin(base, steps=steps, average=average)
     recipe = load_recipe(folder.config)
+    origin = Origin(base or base_name(recipe.model), recipe, steps, _processes(checkpoint), average)
+    if recipe.evaluate.ema != average:
+        return origin  # the run's evaluations are of other weights
     evaluated, rewards = _rewards(folder, steps)
-    return Origin(base or base_name(recipe.model), recipe, steps, _processes(checkpoint), evaluated, rewards)
+    return replace(origin, evaluated=evaluated, rewards=rewards)
 
 
 def card_of_run(folder: RunFolder, source: Path, steps: int, processes: int) -> str:
     """The card of what a run has trained when it ends after `steps` updates on so many processes."""
-    origin = replace(origin_of(folder.final), steps=steps, processes=processes)
+    average = load_recipe(folder.config).evaluate.ema
+    origin = replace(origin_of(folder.final, average=average), steps=steps, processes=processes)
     return model_card(folder.path.name, origin, main_dtype(source))
 
 
@@ -123,13 +129,22 @@ def model_card(name: str, origin: Origin, dtype: torch.dtype, *, adapter_base: s
         f"# {name}\n",
         f"A [UniAR](https://huggingface.co/ShareLab-SII/UniAR-SFT) {made} after reinforcement learning with uniar-rl"
         f"{f', {origin.steps} updates' if origin.steps is not None else ''}. It started from `{origin.base}`"
-        + (f" and was trained with {_method(origin.recipe)}.\n" if origin.recipe else ".\n"),
+        + (f" and was trained with {_method(origin.recipe)}." if origin.recipe else ".")
+        + f"{_averaging(origin)}\n",
         _reward_table(origin),
         f"## Use\n\n```python\n{_snippet(name, origin, dtype, adapter_base)}```\n",
         _how_it_was_made(origin),
         _versions(),
     ]
     return "\n".join(part for part in parts if part)
+
+
+def _averaging(origin: Origin) -> str:
+    if not origin.average:
+        return ""
+    section = None if origin.recipe is None else origin.recipe.model.ema
+    how = "" if section is None else f" (decay {section.decay:g}, moved every {section.update_every} updates)"
+    return f" Its weights are the exponential moving average of the trained ones{how}."
 
 
 def _front_matter(origin: Origin, adapter: bool) -> str:

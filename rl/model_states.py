@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -96,6 +96,8 @@ class ModelStates:
     reference_on_gpu: bool
     states_a_weight: int
     zero: ZeroSettings
+    average: Literal["gpu", "cpu"] | None = None
+    """where the averaged weights of model.ema wait"""
 
     @classmethod
     def of(cls, recipe: Recipe, policy: nn.Module, hidden: int) -> "ModelStates":
@@ -119,11 +121,16 @@ class ModelStates:
             reference_on_gpu=recipe.model.reference_device == "gpu",
             states_a_weight=_optimizer_states(str(recipe.trainer.get("optim", "adamw_torch"))),
             zero=zero,
+            average=None if recipe.model.ema is None else recipe.model.ema.device,
         )
 
     @property
     def trained_bytes(self) -> int:
         return sum(number * size for number, size in self.trained)
+
+    def average_bytes(self, gpus: int) -> int:
+        """Each process's share of the averaged weights, in float32."""
+        return 0 if self.average is None else 4 * self.counts["trained"] // gpus
 
     def parts(self, gpus: int) -> list[Part]:
         """Weights, gradients and optimizer of one GPU, and what DeepSpeed and DDP need beside them."""
@@ -183,6 +190,8 @@ class ModelStates:
             total += self.whole // gpus
         if self.has_reference and not self.reference_on_gpu and self.zero.stage != 3:
             total += self.whole
+        if self.average == "cpu":
+            total += self.average_bytes(gpus)
         return total
 
     def covered_by_deepspeed(self, gpus: int) -> int:

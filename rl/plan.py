@@ -101,6 +101,7 @@ def make_plan(recipe: Recipe, simulation: Simulation, gpus: int, memory: int, pr
     parts = [
         *states.parts(gpus),
         *states.reference_parts(gpus),
+        Part("averaged weights", states.average_bytes(gpus) if states.average == "gpu" else 0),
         Part("reward models", rewards.always),
         Part("offloaded reward models", rewards.scoring, frozenset({"decode"})),
         Part("rollout data", rollout_bytes(recipe, share, bits, generation > accumulation)),

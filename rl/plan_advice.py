@@ -94,6 +94,8 @@ def _changes(recipe: Recipe, plan: Plan) -> Iterator[tuple[tuple[str, ...], str]
         yield ("model.reference_device=cpu",), "a copy of the reference each rollout"
     if plan.movable_rewards:
         yield tuple(f"{key}.offload=true" for key in plan.movable_rewards), "a copy of reward models each rollout"
+    if plan.states.average == "gpu":
+        yield ("model.ema.device=cpu",), "the average is moved on the CPU"
     if recipe.decode.device == "gpu" and recipe.decode.dtype is None and recipe.model.dtype == "float32":
         yield ("decode.dtype=bfloat16",), "other rounding in the decoder"
     if zero.stage < 2 and plan.gpus > 1:

@@ -143,6 +143,15 @@ def _check_choices(recipe: Recipe, origins: Origins) -> None:
         refuse(
             "model.lora.dropout", f"model.lora.dropout is {model.lora.dropout:g}, expected 0: dropout is always off."
         )
+    if algorithm.kl_control is not None and algorithm.beta == 0:
+        refuse("algorithm.kl_control", "algorithm.kl_control steers algorithm.beta, which is 0; start it above 0.")
+    if recipe.evaluate.early_stop is not None and (recipe.evaluate.prompts is None or recipe.evaluate.every is None):
+        refuse(
+            "evaluate.early_stop",
+            "evaluate.early_stop looks at evaluations during training; set evaluate.prompts and evaluate.every.",
+        )
+    if recipe.evaluate.ema and model.ema is None:
+        refuse("evaluate.ema", "evaluate.ema is true, but there is no average to evaluate; set model.ema, such as {}.")
     if rollout.guidance == "none" and rollout.guidance_scale != 1:
         refuse(
             "rollout.guidance_scale",

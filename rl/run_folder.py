@@ -7,6 +7,7 @@ samples/step-N.png   the same held-out prompts each time, reward under each imag
 evaluations/         step-N.json: scores of all held-out samples; details-N.json: what rewards say about them
 metrics.png          reward, KL and entropy over the steps
 checkpoint-N/        to resume from
+best/                with evaluate.early_stop: the exported checkpoint of the best evaluation
 final/               the exported checkpoint
 """
 
@@ -42,6 +43,7 @@ class RunFolder:
         self.plot = self.path / "metrics.png"
         self.samples = self.path / "samples"
         self.evaluations = self.path / "evaluations"
+        self.best = self.path / "best"
         self.final = self.path / "final"
 
     @classmethod

@@ -24,10 +24,11 @@ def setting(
     factory: Any = dataclasses.MISSING,
     ge: float | None = None,
     gt: float | None = None,
+    lt: float | None = None,
     le: float | None = None,
 ) -> Any:
     """A dataclass field with its help text and, for numbers, its range. Without a default it must be given."""
-    metadata = {"help": help, "ge": ge, "gt": gt, "le": le}
+    metadata = {"help": help, "ge": ge, "gt": gt, "lt": lt, "le": le}
     return dataclasses.field(default=default, default_factory=factory, metadata=metadata)
 
 
@@ -134,12 +135,13 @@ def _in_words(option: Any, metadata: Mapping) -> list[str]:
     return [{bool: "true or false", str: "a text"}.get(option, "a mapping")]
 
 
-_BOUNDS = {"ge": "≥", "gt": ">", "le": "≤"}
+_BOUNDS = {"ge": "≥", "gt": ">", "lt": "<", "le": "≤"}
 
 
 def _in_range(value: Any, hint: Any, path: tuple[str, ...], origins: Origins, metadata: Mapping) -> Any:
-    ge, gt, le = (metadata.get(key) for key in _BOUNDS)
-    if (ge is not None and value < ge) or (gt is not None and value <= gt) or (le is not None and value > le):
+    ge, gt, lt, le = (metadata.get(key) for key in _BOUNDS)
+    too_low = (ge is not None and value < ge) or (gt is not None and value <= gt)
+    if too_low or (lt is not None and value >= lt) or (le is not None and value > le):
         raise UserError(
             f"{origin_of(path, origins)}: {key_of(path)} is {value:g}, expected {expected(hint, metadata)}."
         )

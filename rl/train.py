@@ -28,8 +28,10 @@ from rl.callbacks import RunCallback
 from rl.checkpoints import newest_good
 from rl.config import Recipe
 from rl.distributed import is_first_process, local_device, prepare_deepspeed_on_cpu, world_size
+from rl.early_stop import check_metric
 from rl.evaluate import Evaluator, paired_gain
 from rl.export import export_model
+from rl.features import Features
 from rl.model_card import card_of_run
 from rl.policy_model import DTYPES, checkpoint_of, load_config, load_policy, load_processor, reference_for, trainable
 from rl.prompts import PromptRecord, load_prompts
@@ -58,6 +60,7 @@ def train(recipe: Recipe, resume: bool = False) -> RunFolder | None:
     held_out = held_out_prompts(recipe)
     rewards = build_rewards(recipe, "rewards", records)
     eval_rewards = build_eval_rewards(recipe, held_out, rewards)
+    check_metric(recipe, eval_rewards.names)
     source = checkpoint_of(recipe.model)
     vision = load_config(source).vision_config
     check_size(recipe.rollout.height, recipe.rollout.width, vision.pixels_per_token)
@@ -74,7 +77,15 @@ def train(recipe: Recipe, resume: bool = False) -> RunFolder | None:
     evaluator = build_evaluator(recipe, held_out, processor, decoder, eval_rewards)
     stopper = Stopper(None if recipe.max_runtime is None else recipe.max_runtime * 3600)
     held = recipe.evaluate
-    callback = RunCallback(folder, evaluator, stopper, every=held.every, at_start=held.at_start, at_end=held.at_end)
+    callback = RunCallback(
+        folder,
+        evaluator,
+        stopper,
+        lambda target: export_from_trainer(trainer, source, folder, target),
+        every=held.every,
+        at_start=held.at_start,
+        at_end=held.at_end,
+    )
     trainer = UniARTrainer(
         recipe,
         args,
@@ -85,6 +96,7 @@ def train(recipe: Recipe, resume: bool = False) -> RunFolder | None:
         records,
         Watch(recipe.watch),
         reference_for(recipe.model, source, recipe.algorithm.beta),
+        features=Features.of(recipe),
         callbacks=[callback, stopper],
     )
     for ours in (callback, stopper):
@@ -102,7 +114,11 @@ def train(recipe: Recipe, resume: bool = False) -> RunFolder | None:
     if stopper.stopped:
         print(f"stopped by {stopper.stopped} after update {trainer.state.global_step}; go on with --resume", flush=True)
         return None
-    export_from_trainer(trainer, source, folder)
+    early_stop = trainer.features.early_stop
+    if early_stop is not None and args.process_index == 0:
+        print(early_stop.report(trainer.state.global_step, folder.best), flush=True)
+    with trainer.evaluated_weights():
+        export_from_trainer(trainer, source, folder, folder.final)
     return folder
 
 
@@ -216,14 +232,14 @@ def trainer_arguments(recipe: Recipe, bits_an_image: int) -> GRPOConfig:
         raise UserError(f"{recipe.source}: the trainer section does not work: {error}") from error
 
 
-def export_from_trainer(trainer: UniARTrainer, source: Path, folder: RunFolder) -> None:
-    """Writes the trained policy as a self-contained checkpoint; collective where weights are sharded."""
+def export_from_trainer(trainer: UniARTrainer, source: Path, folder: RunFolder, target: Path) -> None:
+    """Writes the policy of a run as a self-contained checkpoint; collective where weights are sharded."""
     accelerator = trainer.accelerator
     # Asked of the engine itself: accelerate refuses where the recipe leaves checkpoints sharded.
     state = trainer.model_wrapped._zero3_consolidated_16bit_state_dict() if is_deepspeed_zero3_enabled() else None
     if accelerator.is_main_process:
         card = card_of_run(folder, source, trainer.state.global_step, accelerator.num_processes)
-        export_model(accelerator.unwrap_model(trainer.model), source, folder.final, state, card=card)
+        export_model(accelerator.unwrap_model(trainer.model), source, target, state, card=card)
     accelerator.wait_for_everyone()
 
 

@@ -6,6 +6,7 @@ rl/chassis.py extends it. tests/test_trl_contract.py fails when what is relied o
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +20,7 @@ from rl.advantages import compute_advantages
 from rl.bernoulli import log_prob
 from rl.chassis import Chassis
 from rl.config import Recipe
+from rl.features import Features
 from rl.guidance import conditional_mismatch, policy_gap
 from rl.losses import LossInputs, policy_loss
 from rl.pipeline import decode_and_score
@@ -54,10 +56,11 @@ class UniARTrainer(Chassis):
         records: Sequence[PromptRecord],
         watch: Watch,
         reference: FrozenCopy | AdapterOff | None = None,
+        features: Features | None = None,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
         self.recipe, self.decoder, self.rewards, self.records = recipe, decoder, rewards, list(records)
-        self.watch, self.reference = watch, reference
+        self.watch, self.reference, self.features = watch, reference, features or Features()
         self.settings = DrawSettings.for_training(recipe)
         self.processor = processor
         self.last_scored: tuple[list[Sample], RewardTable] | None = None
@@ -71,9 +74,14 @@ class UniARTrainer(Chassis):
             args=args,
             train_dataset=prompts,
             processing_class=processor,
+            keepers=self.features.keepers,
             callbacks=[*callbacks, watch],
         )
         watch.attach(self)
+
+    def evaluated_weights(self) -> AbstractContextManager:
+        """The weights that the recipe has evaluated and exported are the policy's inside the block. Collective."""
+        return self.features.average.in_place() if self.recipe.evaluate.ema else nullcontext()
 
     # Rollout ---------------------------------------------------------------------------------------------------------
 
@@ -155,7 +163,7 @@ class UniARTrainer(Chassis):
     # Loss ------------------------------------------------------------------------------------------------------------
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        algorithm, bits = self.recipe.algorithm, inputs["bits"]
+        algorithm, kl_control, bits = self.recipe.algorithm, self.features.kl_control, inputs["bits"]
         gap = self._policy_gap(self._replay(model, inputs))
         drawn_with = self._policy_gap(_from(inputs, "rollout_"))
         if self._step % self._micro_batches_of_rollout < self.args.gradient_accumulation_steps:
@@ -179,12 +187,16 @@ class UniARTrainer(Chassis):
             epsilon=algorithm.epsilon,
             epsilon_high=algorithm.epsilon_high,
             delta=algorithm.delta,
-            beta=algorithm.beta,
+            beta=algorithm.beta if kl_control is None else kl_control.beta,
             kl=algorithm.kl,
             entropy_coef=algorithm.entropy_coef,
             importance_cap=algorithm.importance_cap if algorithm.old_logp == "rollout" else None,
         )
-        self._record({name: self._mean_over_ranks(value) for name, value in metrics.items()})
+        metrics = {name: self._mean_over_ranks(value) for name, value in metrics.items()}
+        if kl_control is not None:
+            kl_control.measure(metrics["kl"])
+            metrics["beta"] = kl_control.beta
+        self._record(metrics)
         self.watch.loss(loss.detach(), inputs)
         return loss / self.current_gradient_accumulation_steps
 

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor
+from torch.nn import Module
 
 from rl.adapters import ADAPTER_CONFIG
+from rl.ema import averaged_weights
 from rl.model_card import loading_snippet
 from rl.policy import Branch, replay
 from rl.zero_shards import ZeroShards
@@ -22,11 +24,20 @@ TOLERANCE = 1e-5
 """of the largest logit; both sides hold the same rounded weights, so what remains is the order of additions"""
 
 
-def verify(folder: Path, checkpoint: Path, source: Path, dtype: torch.dtype, base: str | None = None) -> float:
+def verify(
+    folder: Path,
+    checkpoint: Path,
+    source: Path,
+    dtype: torch.dtype,
+    base: str | None = None,
+    *,
+    average: bool = False,
+) -> float:
     """The largest difference in logits between an export and the checkpoint it was made of, text and visual bits.
 
     The checkpoint is loaded by the libraries that wrote it (transformers, peft), or from its ZeRO shards; one model is
-    in memory at a time. `base`: `folder` is an adapter of that model. Raises UserError past a relative `TOLERANCE`.
+    in memory at a time. `base`: `folder` is an adapter of that model. `average`: it was made of the averaged weights.
+    Raises UserError past a relative `TOLERANCE`.
     """
     names: dict[str, Any] = {}
     exec(compile(loading_snippet(str(folder), dtype, base), f"{folder}/README.md", "exec"), names)
@@ -34,7 +45,7 @@ def verify(folder: Path, checkpoint: Path, source: Path, dtype: torch.dtype, bas
     exported = _logits(names.pop("model"), processor)
     names.clear()
     gc.collect()
-    trained = _logits(_trained_model(checkpoint, source, dtype), processor)
+    trained = _logits(_trained_model(checkpoint, source, dtype, average), processor)
     worst = 0.0
     for name, expected in trained.items():
         difference = (exported[name] - expected).abs().max().item()
@@ -48,17 +59,24 @@ def verify(folder: Path, checkpoint: Path, source: Path, dtype: torch.dtype, bas
     return worst
 
 
-def _trained_model(checkpoint: Path, source: Path, dtype: torch.dtype) -> UniARForConditionalGeneration:
+def _trained_model(checkpoint: Path, source: Path, dtype: torch.dtype, average: bool) -> UniARForConditionalGeneration:
     load = UniARForConditionalGeneration.from_pretrained
     if (checkpoint / ADAPTER_CONFIG).is_file():
-        return PeftModel.from_pretrained(load(source, torch_dtype=dtype), checkpoint).merge_and_unload()
-    if any(checkpoint.glob("*.safetensors")):
-        return load(checkpoint, torch_dtype=dtype)
-    model = load(source, torch_dtype=dtype)
-    shards: Mapping[str, Tensor] = ZeroShards(checkpoint)
+        model = PeftModel.from_pretrained(load(source, torch_dtype=dtype), checkpoint)
+    elif any(checkpoint.glob("*.safetensors")):
+        model = load(checkpoint, torch_dtype=dtype)
+    else:
+        model = load(source, torch_dtype=dtype)
+        _put(ZeroShards(checkpoint), model)
+    if average:
+        _put(averaged_weights(checkpoint), model)
+    return model.merge_and_unload() if isinstance(model, PeftModel) else model
+
+
+def _put(weights: Mapping[str, Tensor], model: Module) -> None:
     for name, tensor in model.state_dict().items():
-        tensor.copy_(shards[name])
-    return model
+        if name in weights:
+            tensor.copy_(weights[name])
 
 
 @torch.no_grad()

@@ -64,7 +64,9 @@ def simulation_of(section: ModelSection) -> Simulation:
 
 
 @pytest.mark.parametrize(
-    "model", [{}, {"lora": {"r": 4}, "dtype": "bfloat16"}], ids=["full, float32", "LoRA, bfloat16"]
+    "model",
+    [{}, {"lora": {"r": 4}, "dtype": "bfloat16", "ema": {}}],
+    ids=["full, float32", "LoRA, bfloat16, averaged"],
 )
 def test_weights_gradients_optimizer_and_reference_are_exact(settings, monkeypatch, model):
     trainers, gradients = [], []
@@ -87,6 +89,7 @@ def test_weights_gradients_optimizer_and_reference_are_exact(settings, monkeypat
     assert plan.parameters["trained"] == sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     if not model:
         assert plan.part("reference") == sum(p.nbytes for p in trainer.reference.model.parameters())
+    assert plan.part("averaged weights") == sum(keeper.slices.bytes for keeper in trainer.keepers)
     decoder = trainer.decoder
     held = [*decoder.parameters(), *decoder.sd3_transformer.buffers()]
     assert plan.part("decoder") == sum(tensor.nbytes for tensor in held)
