@@ -56,12 +56,8 @@ def compute_advantages(
     table = rewards.detach().double()
     factors = torch.as_tensor(weights, dtype=torch.float64, device=table.device)
     index, count = _group_index(len(table), group_size, groups, table.device)
+    values, expected, counts = _counted(table, factors, index, count)
     present = ~table.isnan()
-
-    # Where a reward applies to some sample of the group, every sample of the group must have it.
-    expected = (_group_sum(present.double(), index, count) > 0)[index] & (factors != 0)
-    counts = expected.any(1) & (present | ~expected).all(1)
-    values = torch.where(expected & present, table, 0.0)
 
     if estimator == "gdpo":
         # A reward that does not apply to a group is not a score of 0 there: it stays out of the reward's statistics.
@@ -88,6 +84,32 @@ def compute_advantages(
         metrics[f"rewards/{name}/std"] = _std(scores)
         metrics[f"rewards/{name}/missing"] = float(len(table) - len(scores))
     return advantages.to(rewards.dtype), {key: value for key, value in metrics.items() if not math.isnan(value)}
+
+
+def group_deviations(
+    rewards: Tensor, weights: Tensor | Sequence[float], *, group_size: int, estimator: Estimator = "grpo"
+) -> Tensor:
+    """(M,) how far the rewards of each group's samples differ: the standard deviation of their weighted sum or, with
+    gdpo, the largest of a reward's, times its weight. 0: the group's advantages are 0. Arguments as above.
+    """
+    _checked(rewards, weights, None, estimator, "group")
+    table = rewards.detach().double()
+    factors = torch.as_tensor(weights, dtype=torch.float64, device=table.device)
+    index, count = _group_index(len(table), group_size, None, table.device)
+    values, expected, counts = _counted(table, factors, index, count)
+    weighted = values * factors
+    if estimator != "gdpo":
+        return _statistics(weighted.sum(1, keepdim=True), counts[:, None], index, count)[1][:, 0]
+    return _statistics(weighted, expected & counts[:, None], index, count)[1].amax(1)
+
+
+def _counted(table: Tensor, factors: Tensor, index: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(B, R) rewards with 0 where there is none to count; where a reward has to be there (B, R): it applies to some
+    sample of the group, and has a weight; which samples have all of those (B,)."""
+    present = ~table.isnan()
+    expected = (_group_sum(present.double(), index, count) > 0)[index] & (factors != 0)
+    counts = expected.any(1) & (present | ~expected).all(1)
+    return torch.where(expected & present, table, 0.0), expected, counts
 
 
 def _normalised(

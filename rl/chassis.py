@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from datasets import Dataset
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import TrainerCallback
 from trl import GRPOTrainer
 from trl.models.utils import unwrap_model_for_generation
@@ -20,7 +20,6 @@ from trl.trainer.utils import RepeatSampler
 
 from rl.checkpoints import PREFIX, SAVING, publish, rotate
 from rl.keeper import Keeper
-from rl.weight_slices import WeightSlices
 from uniar.errors import UserError
 from uniar.seeds import seed_of
 
@@ -75,11 +74,16 @@ class Chassis(GRPOTrainer):
         ):
             yield unwrapped.get_base_model() if hasattr(unwrapped, "get_base_model") else unwrapped
 
-    def trained_weights(self, device: torch.device | str | None = None) -> WeightSlices:
-        """A copy of the weights that are trained, in float32, shared among the ranks."""
+    @property
+    def bare_policy(self) -> "UniARForConditionalGeneration":
+        """The model without wrappers, its weights as the engine leaves them."""
         model = self.accelerator.unwrap_model(self.model)
-        trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-        return WeightSlices.copied(trained, self.accelerator, device=device)
+        return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+    def trained_parameters(self) -> dict[str, nn.Parameter]:
+        """The weights that are trained, under the names that the policy itself has for them."""
+        model = self.accelerator.unwrap_model(self.model)
+        return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:

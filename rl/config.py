@@ -106,6 +106,23 @@ class DataSection:
 
 
 @dataclasses.dataclass(frozen=True)
+class DynamicSamplingSection:
+    """Groups whose rewards do not differ are replaced by groups of further prompts (DAPO)."""
+
+    max_rounds: int = setting(
+        "Further rounds that a rollout may take, each as large as what is missing. What is missing after them is "
+        "filled with the groups that were to be replaced.",
+        3,
+        ge=1,
+    )
+    min_std: float = setting(
+        "A group is replaced unless its rewards' standard deviation is above this; gdpo: the largest of a reward's.",
+        1e-8,
+        ge=0,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class RolloutSection:
     """How the policy draws visual bits."""
 
@@ -126,6 +143,9 @@ class RolloutSection:
     )
     guidance_scale: float = setting(
         "Strength s of guidance, u + s·(c − u) on logits: 1 with guidance none, above 1 otherwise.", 1.0, ge=1
+    )
+    dynamic_sampling: DynamicSamplingSection | None = setting(
+        "Replace groups without variance in their rewards, which teach nothing; null: keep them.", None
     )
     memory_budget_gb: float | None = setting(
         "Memory in GB (10⁹ bytes) that the key-value caches of a rollout may take; larger batches are drawn in parts. "
@@ -239,6 +259,16 @@ class KLControlSection:
 
 
 @dataclasses.dataclass(frozen=True)
+class ReferenceRefreshSection:
+    """A reference that follows the policy: (1 − mix) · reference + mix · policy after every so many updates."""
+
+    every: int = setting("Updates between two refreshes.", ge=1)
+    mix: float = setting(
+        "Share of the policy in the refreshed reference; 1: the policy itself. LoRA needs 1.", 1.0, gt=0, le=1
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class AlgorithmSection:
     """The loss. Formulas and papers are in docs/algorithms.md."""
 
@@ -273,6 +303,9 @@ class AlgorithmSection:
     kl_control: KLControlSection | None = setting(
         "Steer beta so that the policy keeps a given KL to the reference; beta is then its start. null: beta is fixed.",
         None,
+    )
+    reference_refresh: ReferenceRefreshSection | None = setting(
+        "Let the reference follow the policy; null: it stays as it was at the start.", None
     )
     advantage: AdvantageSection = setting("How rewards become advantages.", factory=AdvantageSection)
     entropy_coef: float = setting("Weight of an entropy bonus.", 0.0)
@@ -347,6 +380,11 @@ class Recipe:
         None,
     )
     source: str = dataclasses.field(default="recipe", compare=False)  # the file, for messages
+
+    @property
+    def data_seed(self) -> int:
+        """Seed of the order of the prompts and of what a mix takes of a file."""
+        return self.seed if self.data.seed is None else self.data.seed
 
     @property
     def default_folder(self) -> str:

@@ -31,7 +31,8 @@ class WeightAverage(Keeper):
         self.slices: WeightSlices | None = None
 
     def begin(self) -> None:
-        self.slices = self.trainer.trained_weights(device="cpu" if self.section.device == "cpu" else None)
+        device = "cpu" if self.section.device == "cpu" else None
+        self.slices = WeightSlices.copied(self.trainer.trained_parameters(), self.trainer.accelerator, device=device)
 
     def place(self, checkpoint: Path) -> Path:
         return checkpoint / FOLDER

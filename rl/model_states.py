@@ -96,6 +96,8 @@ class ModelStates:
     reference_on_gpu: bool
     states_a_weight: int
     zero: ZeroSettings
+    keeps_old_adapters: bool = False
+    """as the reference of algorithm.reference_refresh"""
     average: Literal["gpu", "cpu"] | None = None
     """where the averaged weights of model.ema wait"""
 
@@ -121,6 +123,7 @@ class ModelStates:
             reference_on_gpu=recipe.model.reference_device == "gpu",
             states_a_weight=_optimizer_states(str(recipe.trainer.get("optim", "adamw_torch"))),
             zero=zero,
+            keeps_old_adapters=recipe.model.lora is not None and recipe.algorithm.reference_refresh is not None,
             average=None if recipe.model.ema is None else recipe.model.ema.device,
         )
 
@@ -175,6 +178,8 @@ class ModelStates:
     def reference_parts(self, gpus: int) -> list[Part]:
         """A separate reference model. One that waits on the CPU comes for its replay; ZeRO-3 shards it like the
         policy."""
+        if self.keeps_old_adapters:
+            return [Part("reference", 4 * self.counts["trained"] // gpus)]
         if not self.has_reference:
             return []
         if self.zero.stage == 3:

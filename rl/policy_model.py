@@ -7,8 +7,8 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoProcessor
 
-from rl.config import LoraSection, ModelSection
-from rl.reference import AdapterOff, FrozenCopy
+from rl.config import LoraSection, ModelSection, Recipe
+from rl.reference import AdapterCopy, AdapterOff, FrozenCopy, Reference
 from uniar.checkpoint import require_model_type, require_parts, resolve_checkpoint
 from uniar.configuration_uniar import UniARConfig
 from uniar.errors import UserError
@@ -77,10 +77,11 @@ def trainable(
         ) from error
 
 
-def reference_for(section: ModelSection, folder: Path, beta: float) -> FrozenCopy | AdapterOff | None:
-    """None without a KL term; the adapter switched off under LoRA; else a second model."""
-    if beta == 0:
+def reference_for(recipe: Recipe, folder: Path) -> Reference | None:
+    """None without a KL term; under LoRA the adapters switched off, or older ones; else a second model."""
+    section = recipe.model
+    if recipe.algorithm.beta == 0:
         return None
     if section.lora is not None:
-        return AdapterOff()
+        return AdapterOff() if recipe.algorithm.reference_refresh is None else AdapterCopy()
     return FrozenCopy(load_policy(section, folder), keep_on_device=section.reference_device == "gpu")

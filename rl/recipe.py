@@ -145,6 +145,17 @@ def _check_choices(recipe: Recipe, origins: Origins) -> None:
         )
     if algorithm.kl_control is not None and algorithm.beta == 0:
         refuse("algorithm.kl_control", "algorithm.kl_control steers algorithm.beta, which is 0; start it above 0.")
+    if algorithm.reference_refresh is not None and algorithm.beta == 0:
+        refuse(
+            "algorithm.reference_refresh",
+            "algorithm.reference_refresh has no reference to refresh, as algorithm.beta is 0; set it above 0.",
+        )
+    if model.lora is not None and algorithm.reference_refresh is not None and algorithm.reference_refresh.mix != 1:
+        refuse(
+            "algorithm.reference_refresh.mix",
+            f"algorithm.reference_refresh.mix is {algorithm.reference_refresh.mix:g}, and model.lora needs 1: the "
+            "product of mixed adapter factors is not a mix of the weights.",
+        )
     if recipe.evaluate.early_stop is not None and (recipe.evaluate.prompts is None or recipe.evaluate.every is None):
         refuse(
             "evaluate.early_stop",

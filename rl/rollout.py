@@ -13,7 +13,7 @@ from rl.prompts import PromptRecord
 from rl.seeds import bits_seed, decoder_seed
 from uniar.errors import UserError
 from uniar.generation import Rollout, draw_noise, rollout
-from uniar.processing import build_visual_prompt
+from uniar.processing import VisualPrompt, build_visual_prompt
 
 if TYPE_CHECKING:
     from rl.config import Recipe
@@ -106,19 +106,7 @@ def draw(
 
     Raises UserError for an input image that cannot be opened, and for prompts with and without one in the same batch.
     """
-    records: dict[str, PromptRecord] = {sample.record.id: sample.record for sample in samples}
-    numbers = {identity: number for number, identity in enumerate(records)}
-    owners = [numbers[sample.record.id] for sample in samples]
-    guided = settings.guidance_scale is not None
-    prompt = build_visual_prompt(
-        [record.prompt for record in records.values()],
-        model,
-        processor,
-        height=settings.height,
-        width=settings.width,
-        input_images=_input_images(list(records.values()), settings),
-        unconditional=guided,
-    )
+    prompt, owners = _prefixes(model, processor, samples, settings)
     seeds = [bits_seed(settings.seed, step, sample.record.id, sample.index) for sample in samples]
     drawn = rollout(
         model,
@@ -131,10 +119,41 @@ def draw(
         show_progress=settings.show_progress,
         memory_budget=settings.memory_budget,
     )
+    return Drawn(*_branches(model, prompt, owners), drawn)
+
+
+def branches(
+    model: "UniARForConditionalGeneration", processor: Any, samples: Sequence[Sample], settings: DrawSettings
+) -> tuple[Branch, Branch | None]:
+    """What samples that are drawn already are replayed with, as `draw` gives it. Needs no weights."""
+    return _branches(model, *_prefixes(model, processor, samples, settings))
+
+
+def _prefixes(
+    model: "UniARForConditionalGeneration", processor: Any, samples: Sequence[Sample], settings: DrawSettings
+) -> tuple[VisualPrompt, list[int]]:
+    """The prefixes of the samples' prompts, each prompt once, and which of them is each sample's."""
+    records: dict[str, PromptRecord] = {sample.record.id: sample.record for sample in samples}
+    numbers = {identity: number for number, identity in enumerate(records)}
+    prompt = build_visual_prompt(
+        [record.prompt for record in records.values()],
+        model,
+        processor,
+        height=settings.height,
+        width=settings.width,
+        input_images=_input_images(list(records.values()), settings),
+        unconditional=settings.guidance_scale is not None,
+    )
+    return prompt, [numbers[sample.record.id] for sample in samples]
+
+
+def _branches(
+    model: "UniARForConditionalGeneration", prompt: VisualPrompt, owners: Sequence[int]
+) -> tuple[Branch, Branch | None]:
     rows = torch.tensor(owners, device=model.device)
     image_token = model.config.image_token_id
-    twin = Branch.of(prompt.unconditional, rows, image_token) if guided else None
-    return Drawn(Branch.of(prompt, rows, image_token), twin, drawn)
+    twin = None if prompt.unconditional is None else Branch.of(prompt.unconditional, rows, image_token)
+    return Branch.of(prompt, rows, image_token), twin
 
 
 def decode(

@@ -7,7 +7,10 @@ are fixed beforehand, and whole batches are handed out.
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeVar
 
+import torch
 from accelerate.utils import gather_object
+
+from rewards import RewardTable
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -32,3 +35,11 @@ def in_order(rows: dict[int, Row], accelerator: "Accelerator | None") -> list[Ro
     if accelerator is not None and accelerator.num_processes > 1:
         rows = {number: row for share in gather_object([rows]) for number, row in share.items()}
     return [rows[number] for number in sorted(rows)]
+
+
+def gathered(table: RewardTable, accelerator: "Accelerator") -> RewardTable:
+    """The scores of all processes, in their order, without details; the same table on every process. Each has equally
+    many rows."""
+    here = torch.cat([table.values, table.weights, table.failed.double()], 1)
+    values, weights, failed = accelerator.gather(here.to(accelerator.device)).cpu().chunk(3, 1)
+    return RewardTable(table.names, values, weights, failed.bool(), table.seconds)

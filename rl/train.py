@@ -53,7 +53,7 @@ def train(recipe: Recipe, resume: bool = False) -> RunFolder | None:
     Returns the run's folder; None when a signal or `max_runtime` ended it early, saved and ready to be resumed. Raises
     UserError for input that cannot work, as far as possible before any weight is loaded.
     """
-    records = load_prompts(recipe.data.prompts, recipe.data.image_root, _data_seed(recipe))
+    records = load_prompts(recipe.data.prompts, recipe.data.image_root, recipe.data_seed)
     check_batches(recipe, world_size(), len(records))
     if (risk := rounding_risk(recipe)) and is_first_process():
         logger.warning("WARNING: %s", risk)
@@ -86,6 +86,7 @@ def train(recipe: Recipe, resume: bool = False) -> RunFolder | None:
         at_start=held.at_start,
         at_end=held.at_end,
     )
+    reference = reference_for(recipe, source)
     trainer = UniARTrainer(
         recipe,
         args,
@@ -95,8 +96,8 @@ def train(recipe: Recipe, resume: bool = False) -> RunFolder | None:
         rewards,
         records,
         Watch(recipe.watch),
-        reference_for(recipe.model, source, recipe.algorithm.beta),
-        features=Features.of(recipe),
+        reference,
+        Features.of(recipe, reference, records),
         callbacks=[callback, stopper],
     )
     for ours in (callback, stopper):
@@ -140,7 +141,7 @@ def held_out_prompts(recipe: Recipe) -> list[PromptRecord]:
     """The prompts of `evaluate`; none where it names none."""
     if recipe.evaluate.prompts is None:
         return []
-    records = load_prompts(recipe.evaluate.prompts, recipe.data.image_root, _data_seed(recipe))
+    records = load_prompts(recipe.evaluate.prompts, recipe.data.image_root, recipe.data_seed)
     return records[: recipe.evaluate.limit]
 
 
@@ -205,7 +206,7 @@ def trainer_arguments(recipe: Recipe, bits_an_image: int) -> GRPOConfig:
     owned = {
         "output_dir": recipe.output_dir,
         "seed": recipe.seed,
-        "data_seed": _data_seed(recipe),
+        "data_seed": recipe.data_seed,
         "shuffle_dataset": recipe.data.shuffle,
         "num_generations": recipe.rollout.samples_per_prompt,
         "num_iterations": recipe.algorithm.num_iterations,
@@ -241,10 +242,6 @@ def export_from_trainer(trainer: UniARTrainer, source: Path, folder: RunFolder, 
         card = card_of_run(folder, source, trainer.state.global_step, accelerator.num_processes)
         export_model(accelerator.unwrap_model(trainer.model), source, target, state, card=card)
     accelerator.wait_for_everyone()
-
-
-def _data_seed(recipe: Recipe) -> int:
-    return recipe.seed if recipe.data.seed is None else recipe.data.seed
 
 
 def _bits_an_image(recipe: Recipe, vision: Any) -> int:

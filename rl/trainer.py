@@ -16,20 +16,23 @@ from transformers import TrainerCallback
 from trl import GRPOConfig
 
 from rewards import RewardSuite, RewardTable
-from rl.advantages import compute_advantages
+from rl.advantages import compute_advantages, group_deviations
 from rl.bernoulli import log_prob
 from rl.chassis import Chassis
 from rl.config import Recipe
+from rl.dynamic_sampling import DynamicSampling
 from rl.features import Features
 from rl.guidance import conditional_mismatch, policy_gap
 from rl.losses import LossInputs, policy_loss
 from rl.pipeline import decode_and_score
 from rl.policy import Branch, Gaps, replay
 from rl.prompts import PromptRecord
-from rl.reference import AdapterOff, FrozenCopy
-from rl.rollout import DrawSettings, Sample, draw
+from rl.reference import Reference
+from rl.rollout import Drawn, DrawSettings, Sample, branches, draw
+from rl.sharing import gathered
 from rl.watch import Watch
 from uniar.errors import RunError
+from uniar.generation import Rollout
 
 if TYPE_CHECKING:
     from uniar.modeling_decoder import UniARVisualDecoder
@@ -55,7 +58,7 @@ class UniARTrainer(Chassis):
         rewards: RewardSuite,
         records: Sequence[PromptRecord],
         watch: Watch,
-        reference: FrozenCopy | AdapterOff | None = None,
+        reference: Reference | None = None,
         features: Features | None = None,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
@@ -77,6 +80,9 @@ class UniARTrainer(Chassis):
             keepers=self.features.keepers,
             callbacks=[*callbacks, watch],
         )
+        self.dynamic_sampling: DynamicSampling | None = None
+        if (prompts := self.features.prompts) is not None:
+            self.dynamic_sampling = DynamicSampling(recipe.rollout.dynamic_sampling, prompts, self.accelerator)
         watch.attach(self)
 
     def evaluated_weights(self) -> AbstractContextManager:
@@ -87,12 +93,47 @@ class UniARTrainer(Chassis):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """A rank's share of a rollout → the dictionary that TRL shuffles and splits into micro-batches by sample."""
+        if self._first_rollout_step is None:
+            self._first_rollout_step = self._logged_step = self.state.global_step
+        batch = self._one_round(inputs) if self.dynamic_sampling is None else self._chosen_groups(len(inputs))
+        with self.phase("replay"):
+            if self._serves_several_updates and self.recipe.algorithm.old_logp == "replay":
+                batch |= _named("old_", self._replay_all(self.model, batch))
+            if self.reference is not None:
+                with self.reference.ready(self.model, self.accelerator) as reference:
+                    batch |= _named("ref_", self._replay_all(reference, batch))
+        return batch
+
+    def _one_round(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         # TRL hands every rank a contiguous share of the global batch, in which a prompt's G rows stand together.
         offset, group = self.accelerator.process_index * len(inputs), self.recipe.rollout.samples_per_prompt
         samples = [Sample(self.records[row["number"]], (offset + place) % group) for place, row in enumerate(inputs)]
+        drawn, scored = self._draw_and_score(samples)
+        table = gathered(scored, self.accelerator)
+        advantages, metrics = self._advantages(table)
+        self._record_scores(samples, scored, table, metrics)
+        return _batch(drawn.prompt, drawn.twin, drawn.rollout, advantages[offset : offset + len(inputs)])
+
+    def _chosen_groups(self, share: int) -> dict[str, Any]:
+        group, ranks = self.recipe.rollout.samples_per_prompt, self.accelerator.num_processes
+
+        def draw_round(samples: list[Sample]) -> tuple[Rollout, RewardTable]:
+            drawn, scored = self._draw_and_score(samples)
+            return drawn.rollout, scored
+
+        filled = self.dynamic_sampling.fill(
+            share * ranks // group, self.state.global_step, draw_round, self._deviations
+        )
+        # Metrics of rewards are those of the first round: what is chosen has more variance, and another mean.
+        _, metrics = self._advantages(filled.first.table)
+        self._record_scores(filled.first.samples, filled.first.scored, filled.first.table, metrics)
+        self._record(filled.metrics)
+        advantages, _ = self._advantages(filled.table)
+        prompt, twin = branches(self.bare_policy, self.processor, filled.samples, self.settings)
+        return _batch(prompt, twin, filled.rollout, advantages[filled.rows])
+
+    def _draw_and_score(self, samples: list[Sample]) -> tuple[Drawn, RewardTable]:
         step = self.state.global_step
-        if self._first_rollout_step is None:
-            self._first_rollout_step = self._logged_step = step
         with self.phase("rollout"), self.policy() as policy:
             drawn = draw(policy, self.processor, samples, self.settings, step=step, return_gaps=True)
         _, table = decode_and_score(
@@ -106,45 +147,37 @@ class UniARTrainer(Chassis):
             step=step,
             phase=self.phase,
         )
-        self.last_scored = (samples, table)
-        with self.phase("reward"):
-            advantages = self._advantages(table)
+        return drawn, table
 
-        batch = {
-            **drawn.prompt.to_dict("prompt_"),
-            **({} if drawn.twin is None else drawn.twin.to_dict("twin_")),
-            "bits": drawn.rollout.bits,
-            "advantages": advantages,
-        }
-        batch |= _named("rollout_", Gaps(drawn.rollout.gap_cond, drawn.rollout.gap_uncond))
-        with self.phase("replay"):
-            if self._serves_several_updates and self.recipe.algorithm.old_logp == "replay":
-                batch |= _named("old_", self._replay_all(self.model, batch))
-            if self.reference is not None:
-                with self.reference.ready(self.model, self.accelerator) as reference:
-                    batch |= _named("ref_", self._replay_all(reference, batch))
-        return batch
-
-    def _advantages(self, table: RewardTable) -> Tensor:
-        """(B,) advantages of this rank's samples, from the statistics of the whole batch's groups."""
-        here = torch.cat([table.values, table.weights], 1).to(self.accelerator.device)
-        values, weights = self.accelerator.gather(here).cpu().chunk(2, 1)
+    def _advantages(self, table: RewardTable) -> tuple[Tensor, dict[str, float]]:
+        """(B,) advantages of all ranks' samples in whole groups, and the metrics of their rewards."""
         settings = self.recipe.algorithm.advantage
         advantages, metrics = compute_advantages(
-            self.rewards.terms(values),
-            weights,
+            self.rewards.terms(table.values),
+            table.weights,
             group_size=self.recipe.rollout.samples_per_prompt,
             estimator=settings.estimator,
             scale=settings.scale,
-            names=self.rewards.names,
-            measured=values,
+            names=table.names,
+            measured=table.values,
         )
+        return advantages.to(self.accelerator.device, torch.float32), metrics
+
+    def _deviations(self, table: RewardTable) -> Tensor:
+        return group_deviations(
+            self.rewards.terms(table.values),
+            table.weights,
+            group_size=self.recipe.rollout.samples_per_prompt,
+            estimator=self.recipe.algorithm.advantage.estimator,
+        )
+
+    def _record_scores(
+        self, samples: list[Sample], scored: RewardTable, table: RewardTable, metrics: dict[str, float]
+    ) -> None:
+        """scored: this rank's samples. table: all ranks'."""
+        self.last_scored = (samples, scored)
         self._record(metrics)
-        failed = table.failed.sum(0).float().to(self.accelerator.device)
-        failed = self.accelerator.reduce(failed, reduction="sum").tolist()
-        self._record({f"rewards/{name}/failed": count for name, count in zip(self.rewards.names, failed, strict=True)})
-        start = self.accelerator.process_index * len(table.values)
-        return advantages[start : start + len(table.values)].to(self.accelerator.device, torch.float32)
+        self._record({f"rewards/{name}/failed": count for name, count in table.failures.items()})
 
     def _replay_all(self, model: Any, batch: dict[str, Any]) -> Gaps:
         """Raw gaps of the whole share without gradient, in the micro-batches of the update."""
@@ -227,6 +260,17 @@ class UniARTrainer(Chassis):
                 f"the replayed policy differs from the one that drew by {difference:.2e} in mean |Δ log π| a bit, more "
                 f"than {tolerance:.2e} (algorithm.step1_tolerance); training would follow wrong importance ratios."
             )
+
+
+def _batch(prompt: Branch, twin: Branch | None, rollout: Rollout, advantages: Tensor) -> dict[str, Any]:
+    """What the update needs of B samples, every entry indexed by sample."""
+    return {
+        **prompt.to_dict("prompt_"),
+        **({} if twin is None else twin.to_dict("twin_")),
+        "bits": rollout.bits,
+        "advantages": advantages,
+        **_named("rollout_", Gaps(rollout.gap_cond, rollout.gap_uncond)),
+    }
 
 
 def _named(prefix: str, gaps: Gaps) -> dict[str, Tensor]:

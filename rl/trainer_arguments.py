@@ -32,6 +32,8 @@ OWNED = {
     "scale_rewards": "algorithm.advantage.scale",
     "entropy_coef": "algorithm.entropy_coef",
     "num_iterations": "algorithm.num_iterations",
+    **dict.fromkeys(["sync_ref_model", "ref_model_sync_steps"], "algorithm.reference_refresh"),
+    "ref_model_mixup_alpha": "algorithm.reference_refresh.mix",
     "vllm_importance_sampling_correction": "algorithm.old_logp",
     "vllm_importance_sampling_mode": "algorithm.old_logp",
     "vllm_importance_sampling_clip_max": "algorithm.importance_cap",
@@ -57,7 +59,6 @@ _NO_FILTER = "every visual bit is sampled from its own probability, without filt
 _NO_LOSS = "it belongs to a loss that is not offered here, see algorithm.loss"
 _NO_LIGER = "its kernels are for text logits, not for visual bits"
 _NO_BEST = "evaluations choose no checkpoint; those that are kept stay in the run folder"
-_FIXED_REFERENCE = "the reference policy stays as it was at the start"
 
 # Arguments without a use here -> why.
 UNUSED = {
@@ -71,7 +72,6 @@ UNUSED = {
     **dict.fromkeys(["vespo_k_pos", "vespo_lambda_pos", "vespo_k_neg", "vespo_lambda_neg"], _NO_LOSS),
     **dict.fromkeys(["use_adaptive_entropy", "entropy_coef_min", "entropy_coef_max"], _NO_LOSS),
     **dict.fromkeys(["entropy_coef_delta", "entropy_target"], _NO_LOSS),
-    **dict.fromkeys(["sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps"], _FIXED_REFERENCE),
     **dict.fromkeys(["use_liger_kernel", "liger_kernel_config"], _NO_LIGER),
     **dict.fromkeys(["load_best_model_at_end", "metric_for_best_model", "greater_is_better"], _NO_BEST),
     "max_tool_calling_iterations": "images are drawn without tools",

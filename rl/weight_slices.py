@@ -75,13 +75,13 @@ class WeightSlices:
     def put(self) -> None:
         """Gives the model these weights, rounded to its type; what the optimizer holds stays. Collective."""
         for name, parameter in self._parameters.items():
-            with _whole(parameter):
-                part = self._slices[name]
-                whole = torch.zeros(parameter.numel(), dtype=part.values.dtype, device=parameter.device)
-                whole[part.start : part.start + len(part.values)] = part.values.to(parameter.device)
+            with whole(parameter, changes=True):
+                (start, values), device = self._slices[name], self._accelerator.device
+                flat = torch.zeros(parameter.numel(), dtype=values.dtype, device=device)
+                flat[start : start + len(values)] = values.to(device)
                 if self._accelerator.num_processes > 1:
-                    torch.distributed.all_reduce(whole)  # each element is another rank's zero
-                parameter.data.copy_(whole.view(parameter.shape))
+                    torch.distributed.all_reduce(flat)  # where one rank has an element, the others have 0
+                parameter.data.copy_(flat.view(parameter.shape))
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -187,10 +187,11 @@ def _shape(parameter: nn.Parameter) -> torch.Size:
     return getattr(parameter, "ds_shape", parameter.shape)
 
 
-def _whole(parameter: nn.Parameter) -> AbstractContextManager:
-    """Under ZeRO-3, a weight that is whole inside the block; what is written to it there goes to all shards."""
+def whole(parameter: nn.Parameter, *, changes: bool = False) -> AbstractContextManager:
+    """Under ZeRO-3, a weight that is whole inside the block; with `changes`, what is written to it there is kept.
+    Collective."""
     if not hasattr(parameter, "ds_tensor"):
         return nullcontext()
     import deepspeed
 
-    return deepspeed.zero.GatheredParameters([parameter], modifier_rank=0)
+    return deepspeed.zero.GatheredParameters([parameter], modifier_rank=0 if changes else None)
