@@ -3,7 +3,12 @@
 Reward models get random weights of the real size, written in the published file's form and read by the reward's own
 loader, so nothing is downloaded; where that is not possible the table says what was used in place. Each reward scores
 the same images (512×512, half as many prompts) once to warm up, then `--repeats` times; the least counts. Preparation
-on the CPU (resizing, tokenizing) is part of it, loading is not and has its own column.
+on the CPU (resizing, tokenizing) is part of it, loading is not and has its own column. The time that the process spent
+on the CPU, all threads together, stands beside the time on the clock: on a shared machine it is the one that tells.
+
+A detector with random weights is sure of nothing, so `geneval` has no colours to name; an object whose colour is asked
+for costs about what an image costs `aesthetic`, which has the same image tower. `vlm_judge` and `remote` wait for
+others: see benchmarks/reward_server.py.
 
     python benchmarks/rewards.py                            # all; 4 images
     python benchmarks/rewards.py pickscore ocr --device cuda --dtype bfloat16 --images 32
@@ -13,6 +18,7 @@ the recipe entry to measure.
 """
 
 import argparse
+import json
 import shutil
 import sys
 import tempfile
@@ -24,6 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from PIL import Image
 from torch import nn
 
@@ -109,6 +116,65 @@ def aesthetic(folder: Path) -> dict[str, Any]:
     return {"use": "aesthetic", "weights": str(folder / "head.pth"), **clip}
 
 
+def geneval(folder: Path) -> dict[str, Any]:
+    from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
+
+    from rewards.geneval_request import OBJECT_NAMES
+
+    swin_small = SwinConfig(
+        embed_dim=96,
+        depths=[2, 2, 18, 2],
+        num_heads=[3, 6, 12, 24],
+        window_size=7,
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )
+    labels = dict(enumerate(OBJECT_NAMES))
+    config = Mask2FormerConfig(backbone_config=swin_small, id2label=labels, label2id={n: i for i, n in labels.items()})
+    Mask2FormerForUniversalSegmentation(config).save_pretrained(folder / "detector")
+    clip = {"clip_weights": str(open_clip_file(folder, "ViT-L-14")), "clip_weights_like": "openai"}
+    return {"use": "geneval", "detector": str(folder / "detector"), **clip}
+
+
+def qwen3_vl_2b(folder: Path) -> dict[str, Any]:
+    """Qwen3-VL's sizes, with the processor of a preset, whose tokenizer is smaller: questions have some tokens more."""
+    from safetensors.torch import save_file
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+    preset = Path(small_uniar(folder))
+    for file in preset.iterdir():
+        if file.is_file() and file.suffix != ".safetensors":
+            shutil.copy(file, folder)
+    tokens = json.loads((preset / "config.json").read_text())
+    config = Qwen3VLConfig(
+        text_config={
+            "hidden_size": 2048,
+            "intermediate_size": 6144,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "vocab_size": 151936,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [24, 20, 20]},
+        },
+        vision_config={
+            "depth": 24,
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+            "num_heads": 16,
+            "out_hidden_size": 2048,
+            "deepstack_visual_indexes": [5, 11, 17],
+        },
+        tie_word_embeddings=True,
+        **{key: value for key, value in tokens.items() if key.endswith("_token_id") and isinstance(value, int)},
+    )
+    config.architectures = ["Qwen3VLForConditionalGeneration"]
+    config.save_pretrained(folder)
+    tensors = random_tensors(shapes_of(lambda: Qwen3VLForConditionalGeneration(config)))
+    tensors.pop("lm_head.weight", None)  # the embeddings
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return {"use": "vqa_score", "model": str(folder), "answers": ["Y"]}
+
+
 def small_uniar(folder: Path) -> str:
     from uniar.presets import build_preset
 
@@ -121,11 +187,8 @@ ENTRIES = [
     Entry("hpsv2", hpsv2, "ViT-H/14"),
     Entry("image_reward", image_reward, "BLIP-large"),
     Entry("aesthetic", aesthetic, "ViT-L/14, image tower"),
-    Entry(
-        "vqa_score",
-        lambda folder: {"use": "vqa_score", "model": small_uniar(folder), "answers": ["Y"]},
-        "the preset `small`, not a real size",
-    ),
+    Entry("geneval", geneval, "Mask2Former with Swin-S, at 800×800"),
+    Entry("vqa_score", qwen3_vl_2b, "Qwen3-VL-2B"),
     Entry(
         "self_vqa",
         lambda folder: {"use": "self_vqa", "judge": small_uniar(folder), "answers": ["Y"]},
@@ -148,26 +211,29 @@ def make_batch(images: int) -> RewardBatch:
         pictures.append(Image.fromarray(coarse).resize((SIZE, SIZE), Image.Resampling.BICUBIC))
     prompts = [f'{" ".join(WORDS)} number {row // 2}, with the sign "OPEN"' for row in range(images)]
     bits = torch.randint(0, 2, (images, (SIZE // 32) ** 2, 4, 4, 16), dtype=torch.uint8)
-    return RewardBatch(prompts, pictures, bits=bits)
+    metadata = [{"include": [{"class": "cat", "count": 1}]}] * images  # for geneval
+    return RewardBatch(prompts, pictures, metadata=metadata, bits=bits)
 
 
 def measure(entry: Entry, batch: RewardBatch, folder: Path, options: dict[str, Any], repeats: int) -> tuple[float, ...]:
-    """Seconds to load, milliseconds an image, millions of parameters."""
+    """Seconds to load, milliseconds an image by the clock and of CPU, millions of parameters."""
     recipe = entry.recipe(folder)
     suite = RewardSuite.from_recipe([{**recipe, **(options if entry.model else {}), "name": entry.name}])
     started = time.perf_counter()
     suite.load()
     loaded = time.perf_counter() - started
-    times = []
+    times, spent = [], []
     for _ in range(repeats + 1):
+        started = time.process_time()
         table = suite.score(batch)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         times.append(table.seconds[entry.name])
+        spent.append(time.process_time() - started)
     model = getattr(suite.rewards[0], "_model", None)
     size = sum(parameter.numel() for parameter in model.parameters()) / 1e6 if isinstance(model, nn.Module) else 0.0
     suite.close()
-    return loaded, min(times[1:]) * 1000 / len(batch), size
+    return loaded, min(times[1:]) * 1000 / len(batch), min(spent[1:]) * 1000 / len(batch), size
 
 
 def main() -> None:
@@ -185,20 +251,20 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     options = {"device": arguments.device, "dtype": arguments.dtype}
     batch = make_batch(arguments.images)
-    print(
-        f"{arguments.images} images of {SIZE}×{SIZE}, {arguments.device}, {arguments.dtype}, torch {torch.__version__}"
-    )
-    print("| reward | model | million parameters | load, s | ms an image |\n| --- | --- | --- | --- | --- |")
+    where = f"{arguments.device}, {arguments.dtype}, {arguments.threads} threads, torch {torch.__version__}"
+    print(f"{arguments.images} images of {SIZE}×{SIZE}, {where}")
+    transformers.logging.disable_progress_bar()
+    print("| reward | model | million parameters | load, s | ms an image | of CPU |\n|" + " --- |" * 6)
     for entry in ENTRIES:
         if arguments.names and entry.name not in arguments.names:
             continue
         folder = Path(tempfile.mkdtemp(prefix="reward-weights-"))
         try:
-            loaded, each, size = measure(entry, batch, folder, options, arguments.repeats)
+            loaded, each, spent, size = measure(entry, batch, folder, options, arguments.repeats)
         finally:
             shutil.rmtree(folder)
         shown = f"{size:.0f}" if size else ""
-        print(f"| `{entry.name}` | {entry.weights} | {shown} | {loaded:.1f} | {each:.3g} |", flush=True)
+        print(f"| `{entry.name}` | {entry.weights} | {shown} | {loaded:.1f} | {each:.3g} | {spent:.3g} |", flush=True)
 
 
 if __name__ == "__main__":

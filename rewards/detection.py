@@ -134,6 +134,8 @@ def load_mask2former(weights: str, names: Sequence[str]) -> torch.nn.Module:
     """transformers' model, float32 on the CPU. Raises UserError, as `Detector` says."""
     from transformers import AutoConfig, Mask2FormerConfig, Mask2FormerForUniversalSegmentation
 
+    from uniar.checkpoint import require_exact_tensors
+
     local = Path(weights).expanduser()
     if not local.is_dir() and (local.is_absolute() or weights.startswith((".", "~")) or weights.count("/") != 1):
         raise UserError(f"detector {weights!r} is neither a folder nor a hub id such as owner/name.")
@@ -152,7 +154,7 @@ def load_mask2former(weights: str, names: Sequence[str]) -> torch.nn.Module:
         reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
         hint = "" if local.is_dir() else " Without a network, name a local folder."
         raise UserError(f"detector {weights!r} cannot be loaded: {reason}.{hint}") from error
-    _check_loaded(weights, model, found)
+    require_exact_tensors(weights, model, found, whole=False)
     return model
 
 
@@ -167,17 +169,3 @@ def _check_names(weights: str, labels: dict[int, str], names: Sequence[str]) -> 
                 f"detector {weights} has its classes in another order than COCO: {label!r} is number {index}, "
                 f"{names.index(label)} is needed."
             )
-
-
-def _check_loaded(weights: str, model: torch.nn.Module, found: dict) -> None:
-    """transformers would go on with random weights in place of those that are missing or of another shape."""
-    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    mismatched = {name: tuple(shape) for name, shape, _ in found["mismatched_keys"]}
-    missing = set(found["missing_keys"])
-    for name, shape in shapes.items():
-        if name in mismatched:
-            raise UserError(
-                f"weights in {weights} do not fit their config: {name!r} is {mismatched[name]}, {shape} is needed."
-            )
-        if name in missing:
-            raise UserError(f"weights in {weights} do not fit their config: they lack {name!r} {shape}.")

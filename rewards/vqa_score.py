@@ -48,20 +48,19 @@ class VQAScore(ModelReward):
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         import uniar.modeling_uniar  # noqa: F401  (makes UniAR known to transformers' Auto classes)
+        from uniar.checkpoint import require_exact_tensors
 
         try:
             self._processor = AutoProcessor.from_pretrained(self.model)
             model, info = AutoModelForImageTextToText.from_pretrained(
-                self.model, dtype=self.dtype, output_loading_info=True
+                self.model, dtype=self.dtype, ignore_mismatched_sizes=True, output_loading_info=True
             )
         except UserError:
             raise
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(f"model {self.model!r} cannot be loaded: {reason.rstrip('.')}.") from error
-        wrong = sorted([*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])])
-        if wrong:
-            raise UserError(f"model {self.model!r} has no weights that fit {wrong[0]!r}.")
+        require_exact_tensors(self.model, model, info, whole=False)
         tokenizer = self._processor.tokenizer
         tokenizer.padding_side = "left"  # so that the answer begins in the last column of every row
         if tokenizer.pad_token is None:

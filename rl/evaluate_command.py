@@ -17,11 +17,12 @@ from rl.distributed import local_device, world_size
 from rl.evaluate import Evaluation
 from rl.pictures import sample_grid
 from rl.policy_model import checkpoint_of, load_policy, load_processor
-from rl.recipe import check_size, load_recipe
+from rl.recipe import load_recipe
 from rl.run_folder import json_ready
 from rl.train import build_eval_rewards, build_evaluator, held_out_prompts, load_decoder
 from uniar.checkpoint import require_parts, resolve_checkpoint
 from uniar.errors import UserError
+from uniar.processing import check_size
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,7 +51,8 @@ def run(arguments: argparse.Namespace) -> None:
     accelerator = Accelerator(cpu=device.type == "cpu") if world_size() > 1 else None
     device = device if accelerator is None else accelerator.device
     model = load_policy(recipe.model, source).to(device).eval()
-    check_size(recipe.rollout.height, recipe.rollout.width, model.config.vision_config.pixels_per_token)
+    pixels = model.config.vision_config.pixels_per_token
+    check_size(recipe.rollout.height, recipe.rollout.width, pixels, "rollout.")
     decoder = load_decoder(recipe, source, device)
     rewards.load()
     try:

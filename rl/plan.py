@@ -14,10 +14,11 @@ from rl.config import Recipe
 from rl.evaluate import samples_at_once
 from rl.model_states import PHASES, ModelStates, Part
 from rl.policy_model import DTYPES
-from rl.recipe import check_batches, check_size
+from rl.recipe import check_batches
 from rl.reward_sizes import RewardSizes
 from rl.simulation import Simulation
 from uniar.generation import sample_bytes
+from uniar.processing import check_size
 
 GIB = 2**30
 RESERVE = 2 * GIB
@@ -86,7 +87,7 @@ def make_plan(recipe: Recipe, simulation: Simulation, gpus: int, memory: int, pr
     prompts = check_batches(recipe, gpus)
     vision = model.config.vision_config
     rollout, decode, trainer = recipe.rollout, recipe.decode, recipe.trainer
-    check_size(rollout.height, rollout.width, vision.pixels_per_token)
+    check_size(rollout.height, rollout.width, vision.pixels_per_token, "rollout.")
     tokens = (rollout.height // vision.pixels_per_token) * (rollout.width // vision.pixels_per_token)
     bits = tokens * math.prod(vision.code_shape)
     micro = trainer.get("per_device_train_batch_size", 8)

@@ -263,16 +263,6 @@ def rounding_risk(recipe: Recipe) -> str | None:
     )
 
 
-def check_size(height: int, width: int, multiple: int, section: str = "rollout") -> None:
-    """Image sizes must be multiples of `multiple`, the model's patch × merge in pixels. Raises UserError."""
-    for key, size in (("height", height), ("width", width)):
-        if size < multiple or size % multiple:
-            raise UserError(
-                f"{section}.{key} is {size}, expected a multiple of {multiple} pixels (patch × merge of this model); "
-                f"nearest valid: {_nearest(size, multiple)}."
-            )
-
-
 def _nearest(value: int, multiple: int) -> str:
     """The nearest positive multiples below and above a value that is none."""
     below = value // multiple * multiple

@@ -35,7 +35,7 @@ from rl.features import Features
 from rl.model_card import card_of_run
 from rl.policy_model import DTYPES, checkpoint_of, load_config, load_policy, load_processor, reference_for, trainable
 from rl.prompts import PromptRecord, load_prompts
-from rl.recipe import check_batches, check_size, load_recipe, rounding_risk
+from rl.recipe import check_batches, load_recipe, rounding_risk
 from rl.rollout import DrawSettings
 from rl.run_folder import RunFolder
 from rl.stopping import Stopper
@@ -43,6 +43,7 @@ from rl.trainer import UniARTrainer
 from rl.watch import Watch
 from uniar.errors import UserError
 from uniar.modeling_decoder import UniARVisualDecoder
+from uniar.processing import check_size
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ def train(recipe: Recipe, resume: bool = False) -> RunFolder | None:
     check_metric(recipe, eval_rewards.names)
     source = checkpoint_of(recipe.model)
     vision = load_config(source).vision_config
-    check_size(recipe.rollout.height, recipe.rollout.width, vision.pixels_per_token)
+    check_size(recipe.rollout.height, recipe.rollout.width, vision.pixels_per_token, "rollout.")
 
     # The decoder comes before the trainer's arguments: under ZeRO-3 whatever is loaded after them is sharded.
     decoder = load_decoder(recipe, source, local_device())

@@ -8,7 +8,7 @@ import pytest
 
 from rl import config_docs
 from rl.config import EvaluateSection, Recipe
-from rl.recipe import check_batches, check_size, load_recipe, recipe_from_mapping
+from rl.recipe import check_batches, load_recipe, recipe_from_mapping
 from rl.settings import settings_of
 from rl.trainer_arguments import OWNED, UNUSED
 from rl.yaml_files import dump_yaml, parse_yaml
@@ -324,15 +324,6 @@ def test_updates_divide_a_rollout():
     with pytest.raises(UserError, match=r"nearest valid trainer.steps_per_generation: 4 or 8"):
         recipe({"steps_per_generation": 6, "gradient_accumulation_steps": 4})
     recipe({"steps_per_generation": 2, "gradient_accumulation_steps": 4})  # an update of two rollouts
-
-
-@pytest.mark.parametrize(("size", "nearest"), [(500, "480 or 512"), (20, "32"), (0, "32"), (513, "512 or 544")])
-def test_check_size(size, nearest):
-    check_size(512, 32, 32)
-    with pytest.raises(UserError, match=f"rollout.width is {size}, .*multiple of 32 .*nearest valid: {nearest}"):
-        check_size(512, size, 32)
-    with pytest.raises(UserError, match=f"height is {size}"):
-        check_size(size, 512, 32)
 
 
 # Documents -----------------------------------------------------------------------------------------------------------

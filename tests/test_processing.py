@@ -205,6 +205,8 @@ def test_sizes_that_do_not_fit(height, width, message):
     check_size(64, 32, 32)
     with pytest.raises(UserError, match=message):
         check_size(height, width, 32)
+    with pytest.raises(UserError, match=rf"^rollout\.{message}"):
+        check_size(height, width, 32, "rollout.")
 
 
 def test_bad_input(bsq8):

@@ -447,8 +447,10 @@ def test_a_wrong_weight_file_names_the_first_wrong_weight(detector_folder, clip_
 
     name = next(name for name in state if name.endswith("queries_embedder.weight"))
     lacking = {key: value for key, value in state.items() if key != name}
-    assert f"they lack {name!r} {tuple(state[name].shape)}" in error(lacking)
-    assert f"{name!r} is (3, 32), {tuple(state[name].shape)} is needed" in error({**state, name: torch.zeros(3, 32)})
+    shape = tuple(state[name].shape)
+    assert f"tensor {name} is missing from the weights; the config makes it {shape}" in error(lacking)
+    wrong = {**state, name: torch.zeros(3, 32)}
+    assert f"tensor {name} has shape (3, 32); the config makes it {shape}" in error(wrong)
     (folder / "model.safetensors").write_bytes(b"hello, this is no safetensors file")
     assert "cannot be loaded: " in load_error(folder, clip_folder)
     (folder / "model.safetensors").unlink()

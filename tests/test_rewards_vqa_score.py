@@ -135,10 +135,14 @@ def test_what_cannot_work_stops_before_the_first_score(qwen, tmp_path):
 
     file = tmp_path / "torn" / "model.safetensors"
     weights = load_file(file)
-    gone = next(name for name in weights if name.endswith("layers.0.mlp.up_proj.weight"))
-    save_file({name: value for name, value in weights.items() if name != gone}, file, metadata={"format": "pt"})
-    assert "has no weights that fit" in load_error(model=str(tmp_path / "torn"), answers=YES)
-    assert "layers.0.mlp.up_proj.weight" in load_error(model=str(tmp_path / "torn"), answers=YES)
+    name = next(name for name in weights if name.endswith("layers.0.mlp.up_proj.weight"))
+    shape = tuple(weights[name].shape)
+    wrong = {"is missing from the weights": {}, "has shape (2, 2)": {name: torch.zeros(2, 2)}}
+    for fault, changed in wrong.items():
+        kept = {key: value for key, value in weights.items() if key != name}
+        save_file({**kept, **changed}, file, metadata={"format": "pt"})
+        said = load_error(model=str(tmp_path / "torn"), answers=YES)
+        assert f"layers.0.mlp.up_proj.weight {fault}; the config makes it {shape}" in said
 
 
 def test_questions_are_checked_before_anything_is_loaded():

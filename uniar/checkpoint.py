@@ -8,18 +8,33 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
+from torch import nn
 
 from uniar.errors import UserError
 
 DECODER_PARTS = ("bsq_encoder", "sd3_transformer", "sd3_pipeline")
 """Folders that the visual decoder needs. Training never changes them."""
 
+# part → (a file it must have, the diffusers class that this file must name)
+_DECODER_FILES = {
+    "bsq_encoder": ("config.json", None),
+    "sd3_transformer": ("config.json", "SD3Transformer2DModelWithSigLIP"),
+    "sd3_pipeline/vae": ("config.json", "AutoencoderKL"),
+    "sd3_pipeline/scheduler": ("scheduler_config.json", "FlowMatchEulerDiscreteScheduler"),
+    "sd3_pipeline/text_encoder": ("config.json", None),
+    "sd3_pipeline/text_encoder_2": ("config.json", None),
+    "sd3_pipeline/text_encoder_3": ("config.json", None),
+    "sd3_pipeline/tokenizer": ("tokenizer_config.json", None),
+    "sd3_pipeline/tokenizer_2": ("tokenizer_config.json", None),
+    "sd3_pipeline/tokenizer_3": ("tokenizer.json", None),
+}
 _MODEL_FILES = {"config.json", "generation_config.json", "model.safetensors.index.json"}
 
 
@@ -39,14 +54,31 @@ def resolve_checkpoint(path: str | Path) -> Path:
 
 def require_parts(folder: Path, *, decoder: bool) -> None:
     """Raises UserError naming the first part of the layout that `folder` lacks."""
-    required = ["config.json", "tokenizer_config.json", "preprocessor_config.json"]
-    if decoder:
-        required += [f"{part}/config.json" for part in DECODER_PARTS[:2]] + ["sd3_pipeline/model_index.json"]
+    required = ("config.json", "tokenizer_config.json", "preprocessor_config.json")
     for name in required:
         if not (folder / name).is_file():
             raise UserError(f"{folder} has no {name}; a UniAR checkpoint needs {', '.join(required)} and the weights.")
     if not any(folder.glob("*.safetensors")):
         raise UserError(f"{folder} has no *.safetensors file with the AR model's weights.")
+    if decoder:
+        require_decoder_parts(folder)
+
+
+def require_decoder_parts(folder: Path) -> None:
+    """Raises UserError for the first part of the visual decoder that is missing or of another kind."""
+    for part, (file_name, class_name) in _DECODER_FILES.items():
+        file = folder / part / file_name
+        if not file.is_file():
+            raise UserError(f"{folder} has no {part}/{file_name}, which the visual decoder needs.")
+        if class_name is not None:
+            try:
+                found = json.loads(file.read_text())["_class_name"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise UserError(f"{file} is no diffusers configuration ({type(error).__name__}: {error}).") from error
+            if found != class_name:
+                raise UserError(f"{file} says _class_name {found!r}; it must be {class_name!r}.")
+        if file_name == "config.json" and not any(file.parent.glob("*.safetensors")):
+            raise UserError(f"{folder} has no *.safetensors file in {part}, which the visual decoder needs.")
 
 
 def copy_untrained_parts(source: Path, target: Path) -> None:
@@ -85,7 +117,7 @@ class StrictLoading:
             ) from error
         except (OSError, SafetensorError) as error:
             raise UserError(f"{folder} cannot be loaded: {error}.") from error
-        _require_exact_tensors(folder, info)
+        require_exact_tensors(folder, model, info)
         return (model, info) if wants_info else model
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
@@ -108,11 +140,26 @@ def require_model_type(folder: Path, expected: str) -> None:
         raise UserError(f"{folder} has no *.safetensors file with the weights.")
 
 
-def _require_exact_tensors(folder: Path, info: dict[str, Any]) -> None:
+def require_exact_tensors(source: Path | str, model: nn.Module, info: dict[str, Any], *, whole: bool = True) -> None:
+    """Raises UserError for a tensor that `from_pretrained` made up, or that belongs nowhere.
+
+    Args:
+        source: where the weights came from, for messages.
+        info: what `output_loading_info=True` returned, with `ignore_mismatched_sizes=True`.
+        whole: false lets buffers be missing and tensors be left over, as between versions of a library.
+    """
     if info["mismatched_keys"]:
         name, found, expected = sorted(info["mismatched_keys"])[0]
-        raise UserError(f"{folder}: tensor {name} has shape {tuple(found)}; the config makes it {tuple(expected)}.")
-    for what, verb in (("missing_keys", "is missing from the weights"), ("unexpected_keys", "belongs to no module")):
-        if names := sorted(info[what]):
-            others = f", and {len(names) - 1} more" if len(names) > 1 else ""
-            raise UserError(f"{folder}: tensor {names[0]} {verb}{others}.")
+        raise UserError(f"{source}: tensor {name} has shape {tuple(found)}; the config makes it {tuple(expected)}.")
+    tensors = model.state_dict() if whole else dict(model.named_parameters())
+    if missing := sorted(name for name in info["missing_keys"] if whole or name in tensors):
+        tensor = tensors[missing[0]]
+        shape = tuple(getattr(tensor, "ds_shape", tensor.shape))  # under ZeRO-3 its own is that of a share
+        fault = f"is missing from the weights{_and_more(missing)}; the config makes it {shape}"
+        raise UserError(f"{source}: tensor {missing[0]} {fault}.")
+    if whole and (left := sorted(info["unexpected_keys"])):
+        raise UserError(f"{source}: tensor {left[0]} belongs to no module{_and_more(left)}.")
+
+
+def _and_more(names: Sequence[str]) -> str:
+    return f", and {len(names) - 1} more" if len(names) > 1 else ""

@@ -1,8 +1,7 @@
-"""The visual decoder's parts on disk (spec section 1): whether they are there, loading them exactly, and what the text
-encoders make of the one prompt."""
+"""The visual decoder's parts on disk (spec section 1): loading them exactly, and what the text encoders make of the one
+prompt."""
 
 import gc
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from transformers import (
     T5EncoderModel,
 )
 
+from uniar.checkpoint import require_exact_tensors
 from uniar.errors import UserError
 
 DECODER_PROMPT = "Please reconstruct this image and restore all the details."
@@ -31,36 +31,6 @@ _TEXT_ENCODERS = {
 }
 # transformers 5's T5 tokenizer lays its own normalizer over tokenizer.json; the file alone says what the weights saw.
 _TOKENIZERS = {"tokenizer": AutoTokenizer, "tokenizer_2": AutoTokenizer, "tokenizer_3": PreTrainedTokenizerFast}
-# part → (a file it must have, the diffusers class that this file must name)
-_PARTS = {
-    "bsq_encoder": ("config.json", None),
-    "sd3_transformer": ("config.json", "SD3Transformer2DModelWithSigLIP"),
-    "sd3_pipeline/vae": ("config.json", "AutoencoderKL"),
-    "sd3_pipeline/scheduler": ("scheduler_config.json", "FlowMatchEulerDiscreteScheduler"),
-    **{f"sd3_pipeline/{name}": ("config.json", None) for name in _TEXT_ENCODERS},
-    "sd3_pipeline/tokenizer": ("tokenizer_config.json", None),
-    "sd3_pipeline/tokenizer_2": ("tokenizer_config.json", None),
-    "sd3_pipeline/tokenizer_3": ("tokenizer.json", None),
-}
-
-
-def require_parts(folder: Path) -> None:
-    """Raises UserError for the first part that is missing or of another kind, naming it and where it was expected."""
-    for part, (file_name, class_name) in _PARTS.items():
-        file = folder / part / file_name
-        if not file.is_file():
-            raise UserError(f"the visual decoder needs {part}, and {file} does not exist.")
-        if class_name is not None:
-            try:
-                found = json.loads(file.read_text())["_class_name"]
-            except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-                raise UserError(f"{file} is no diffusers configuration ({type(error).__name__}: {error}).") from error
-            if found != class_name:
-                raise UserError(f"{file} says _class_name {found!r}; it must be {class_name!r}.")
-        if file_name == "config.json" and not any(file.parent.glob("*.safetensors")):
-            raise UserError(
-                f"the visual decoder needs weights for {part}, and {file.parent} has no *.safetensors file."
-            )
 
 
 def load_exactly(model_class: type, folder: Path, **kwargs: Any) -> nn.Module:
@@ -71,13 +41,7 @@ def load_exactly(model_class: type, folder: Path, **kwargs: Any) -> nn.Module:
         )
     except (OSError, SafetensorError) as error:
         raise UserError(f"{folder} does not load: {error}") from error
-    if info["mismatched_keys"]:
-        name, found, expected = sorted(info["mismatched_keys"])[0]
-        raise UserError(f"{folder}: tensor {name} has shape {tuple(found)}; the config makes it {tuple(expected)}.")
-    for keys, fault in (("missing_keys", "is missing from the weights"), ("unexpected_keys", "belongs to no module")):
-        if names := sorted(info[keys]):
-            others = f", and {len(names) - 1} more" if len(names) > 1 else ""
-            raise UserError(f"{folder}: tensor {names[0]} {fault}{others}.")
+    require_exact_tensors(folder, model, info)
     return model
 
 

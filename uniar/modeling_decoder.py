@@ -18,8 +18,8 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from uniar.checkpoint import resolve_checkpoint
-from uniar.decoder_parts import encode_prompt, load_exactly, require_parts
+from uniar.checkpoint import require_decoder_parts, resolve_checkpoint
+from uniar.decoder_parts import encode_prompt, load_exactly
 from uniar.errors import UserError
 from uniar.modeling_sd3 import SD3Transformer2DModelWithSigLIP
 from uniar.modeling_vision import UniARVisionModel
@@ -71,7 +71,7 @@ class UniARVisualDecoder(nn.Module):
         UserError for a missing part, a part of another kind, and a missing, left-over or mismatched tensor, by name.
         """
         folder = resolve_checkpoint(path)
-        require_parts(folder)
+        require_decoder_parts(folder)
         pipeline = folder / "sd3_pipeline"
         prompt_embeds, pooled_prompt_embeds = encode_prompt(pipeline, device, torch_dtype)
         decoder = cls(

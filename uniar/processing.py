@@ -71,14 +71,15 @@ class VisualPrompt:
         return replace(self, **moved, unconditional=twin)
 
 
-def check_size(height: int, width: int, pixels_per_token: int) -> None:
-    """Raises UserError when a side is not a positive multiple of patch × merge, naming the nearest sizes that are."""
+def check_size(height: int, width: int, pixels_per_token: int, where: str = "") -> None:
+    """Raises UserError when a side is not a positive multiple of patch × merge, naming the nearest sizes that are.
+    `where` stands before the side's name."""
     for name, side in (("height", height), ("width", width)):
         if side <= 0 or side % pixels_per_token:
             below = max(side // pixels_per_token, 1) * pixels_per_token
             nearest = sorted({below, below + pixels_per_token})
             raise UserError(
-                f"{name} {side} is not a multiple of {pixels_per_token} pixels (patch × merge); "
+                f"{where}{name} {side} is not a multiple of {pixels_per_token} pixels (patch × merge); "
                 f"the nearest valid sizes are {' and '.join(map(str, nearest))}."
             )
 

@@ -2,7 +2,6 @@
 
 import argparse
 import hashlib
-import json
 import math
 import sys
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ import transformers
 from transformers import AutoProcessor
 from transformers.utils import is_flash_attn_2_available
 
-from uniar.checkpoint import require_parts, resolve_checkpoint
+from uniar.checkpoint import require_model_type, require_parts, resolve_checkpoint
 from uniar.configuration_uniar import UniARConfig
 from uniar.errors import UserError
 from uniar.modeling_decoder import UniARVisualDecoder
@@ -87,13 +86,7 @@ class Checkpoint:
 
     def config(self) -> UniARConfig:
         """Raises UserError for a file that is no UniAR configuration."""
-        file = self.folder / "config.json"
-        try:
-            model_type = json.loads(file.read_text(encoding="utf-8")).get("model_type")
-        except (OSError, ValueError, AttributeError) as error:
-            raise UserError(f"{file} is no JSON object ({error}).") from error
-        if model_type != UniARConfig.model_type:
-            raise UserError(f"{file} says model_type {model_type!r}; it must be {UniARConfig.model_type!r}.")
+        require_model_type(self.folder, UniARConfig.model_type)
         return UniARConfig.from_pretrained(self.folder)
 
     def fingerprint(self) -> str:

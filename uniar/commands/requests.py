@@ -179,10 +179,7 @@ def _sides(line: JsonLine | None) -> tuple[int | None, int | None]:
 
 
 def _checked(request: Request, where: str, pixels_per_token: int) -> Request:
-    try:
-        check_size(request.height, request.width, pixels_per_token)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from error
+    check_size(request.height, request.width, pixels_per_token, f"{where}: ")
     return request
 
 
