@@ -133,7 +133,8 @@ def test_what_is_no_checkpoint_is_refused(nano_checkpoint, tmp_path):
     for name in ("config.json", "tokenizer_config.json", "preprocessor_config.json", "model.safetensors"):
         (incomplete / name).write_bytes((nano_checkpoint / name).read_bytes())
     (incomplete / "bsq_encoder").mkdir()
-    (incomplete / "bsq_encoder" / "config.json").write_text("{}")
+    for name in ("config.json", "model.safetensors"):
+        (incomplete / "bsq_encoder" / name).touch()
     with pytest.raises(UserError, match="sd3_transformer"):
         export_checkpoint(tmp_path / "empty", incomplete, tmp_path / "out")
 

@@ -106,7 +106,7 @@ class StrictLoading:
             require_model_type(folder, cls.config_class.model_type)
         try:
             model, info = super().from_pretrained(
-                path, *args, **kwargs, ignore_mismatched_sizes=True, output_loading_info=True
+                path, *args, **{**kwargs, "ignore_mismatched_sizes": True, "output_loading_info": True}
             )
         except ImportError as error:
             if "flash" not in str(error).lower():
