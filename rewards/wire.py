@@ -245,13 +245,13 @@ def _images(samples: Sequence[Mapping[str, Any]], limits: Limits) -> list[Image.
 
 
 def encode_answer(columns: Mapping[str, Column]) -> bytes:
-    """The body of an answer. Details that JSON has no form for are sent as their text."""
+    """The body of an answer. Details are as `score_samples` leaves them, in JSON's own types."""
     content = {
         "scores": {
             name: [None if math.isnan(score) else score for score in column.scores] for name, column in columns.items()
         },
         "failures": {name: _by_text(column.failures) for name, column in columns.items()},
-        "details": {name: _by_text(_plain(column.details)) for name, column in columns.items()},
+        "details": {name: _by_text(column.details) for name, column in columns.items()},
     }
     return json.dumps(content, allow_nan=False).encode("ascii")
 
@@ -295,17 +295,6 @@ def _result(score: Any, failure: Any, details: Any) -> Any:
 
 def _by_text(entries: Mapping[int, Any]) -> dict[str, Any]:
     return {str(row): entry for row, entry in entries.items()}
-
-
-def _plain(value: Any) -> Any:
-    """The value in JSON's types, anything else as its text."""
-    if isinstance(value, Mapping):
-        return {key if isinstance(key, int) else str(key): _plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value if value is None or isinstance(value, str | bool | int | float) else str(value)
 
 
 def _shown(value: Any) -> str:

@@ -6,8 +6,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rewards.parameters import bind_parameters
-from rewards.registry import resolve
 from rewards.spec import RewardSpec
 from rl.cli import COMMANDS, main
 from rl.recipe import recipe_from_mapping
@@ -42,8 +40,7 @@ def test_rewards_of_the_example_take_these_parameters():
     )
     specs = [RewardSpec.from_mapping(entry) for entry in recipe.rewards]
     assert [spec.name for spec in specs] == ["hpsv2", "geneval", "ocr", "vlm_judge"]
-    for spec in specs:
-        bind_parameters(resolve(spec.use, None), spec.params)
+    assert [spec.build().name for spec in specs] == [spec.name for spec in specs]
 
 
 @pytest.mark.parametrize("name", ["chat", "generate", "edit", "evaluate", "train"])

@@ -170,11 +170,11 @@ def test_jpeg_and_other_modes_arrive_as_rgb():
 
 
 def test_an_answer_reads_back_and_carries_no_nan():
-    column = Column([1.5, math.nan, math.nan], {1: "broke"}, {0: {"why": math.inf, "boxes": [(1, 2)], "at": picture}})
+    column = Column([1.5, math.nan, math.nan], {1: "broke"}, {0: {"why": "it shines", "boxes": [[1, 2]]}})
     content = encode_answer({"red": column})
     assert b"NaN" not in content
     scored, failed, without = read_answer(content, "red", 3)
-    assert (scored["score"], scored["why"], scored["boxes"]) == (1.5, "inf", [[1, 2]])
+    assert (scored["score"], scored["why"], scored["boxes"]) == (1.5, "it shines", [[1, 2]])
     assert isinstance(failed, Exception)
     assert str(failed) == "broke"
     assert without is None
