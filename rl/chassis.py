@@ -18,9 +18,10 @@ from trl import GRPOTrainer
 from trl.models.utils import unwrap_model_for_generation
 from trl.trainer.utils import RepeatSampler
 
-from rl.checkpoints import PREFIX, SAVING, publish, rotate
+from rl.checkpoints import PREFIX, SAVING, publish, rotate, writing
 from rl.keeper import Keeper
-from uniar.errors import UserError
+from rl.resume import forward_schedule
+from rl.run_folder import RunFolder
 from uniar.seeds import seed_of
 
 if TYPE_CHECKING:
@@ -49,9 +50,16 @@ class Chassis(GRPOTrainer):
     """TRL's trainer without its own ideas of a rollout and a loss."""
 
     def __init__(
-        self, *, keepers: Sequence[Keeper] = (), callbacks: Sequence[TrainerCallback] = (), **kwargs: Any
+        self,
+        *,
+        keepers: Sequence[Keeper] = (),
+        callbacks: Sequence[TrainerCallback] = (),
+        only_weights: bool = False,
+        **kwargs: Any,
     ) -> None:
-        self.keepers = list(keepers)
+        """only_weights: the model has the weights of the checkpoint that the run goes on from already, and the
+        optimizer starts anew (rl/resume.py)."""
+        self.keepers, self.only_weights = list(keepers), only_weights
         self.resumed_from: Path | None = None
         self._saving = False
         self._seconds: dict[str, float] = {}
@@ -120,13 +128,25 @@ class Chassis(GRPOTrainer):
 
     # Checkpoints -----------------------------------------------------------------------------------------------------
 
+    def _load_from_checkpoint(self, checkpoint: str, model: Any = None) -> None:
+        if not self.only_weights:
+            super()._load_from_checkpoint(checkpoint, model)
+
+    def _prepare_for_training(self, max_steps: int, dataloader: Any, checkpoint: str | None) -> tuple[Any, Any]:
+        if not self.only_weights:
+            return super()._prepare_for_training(max_steps, dataloader, checkpoint)
+        prepared = super()._prepare_for_training(max_steps, dataloader, None)
+        forward_schedule(self.lr_scheduler, self.state.global_step)
+        return prepared
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Written under another name and renamed when complete (rl/checkpoints.py). Raises UserError where it can't be.
 
         Skips TRL's own override, which adds a model card to the run folder.
         """
         run, main = Path(self.args.output_dir), self.accelerator.is_main_process
-        try:
+        name = f"{PREFIX}{self.state.global_step}"
+        with writing(run, self.state.global_step):
             if main:
                 shutil.rmtree(run / SAVING, ignore_errors=True)
                 (run / SAVING).mkdir(parents=True)
@@ -135,17 +155,12 @@ class Chassis(GRPOTrainer):
             super(GRPOTrainer, self)._save_checkpoint(model, trial)
             self._saving = False
             for keeper in self.keepers:
-                keeper.save(run / SAVING / f"{PREFIX}{self.state.global_step}")
+                keeper.save(run / SAVING / name)
             self.accelerator.wait_for_everyone()
             if main:
-                publish(run, f"{PREFIX}{self.state.global_step}")
-                rotate(run, self.args.save_total_limit)
+                RunFolder(run).copy_records(run / SAVING / name)
+                rotate(run, self.args.save_total_limit, publish(run, name))
             self.accelerator.wait_for_everyone()
-        except OSError as error:
-            raise UserError(
-                f"the checkpoint of step {self.state.global_step} could not be written to {run}: {error}; earlier "
-                "checkpoints are as they were."
-            ) from error
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(Path(self.args.output_dir) / SAVING) if self._saving else super()._get_output_dir(trial)

@@ -9,7 +9,14 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError
+
+from uniar.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -18,16 +25,38 @@ PREFIX = "checkpoint-"
 SAVING = ".saving"
 """Folder, inside the run's, in which a checkpoint is written."""
 
+_TORCH_WRITER = "inline_container"
+"""the file of torch's writer, which its errors name"""
+
+
+@contextmanager
+def writing(run: Path, step: int) -> Iterator[None]:
+    """What happens inside writes the checkpoint of `step`. Raises UserError where the disk is full, the folder cannot
+    be written, …: libraries say each in their own way, and torch says little."""
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if type(error) is RuntimeError and _TORCH_WRITER not in str(error):
+            raise  # another process's end, a kernel: nothing of a file
+        raise UserError(
+            f"the checkpoint of step {step} could not be written to {run} ({_free(run)} free there): "
+            f"{str(error).splitlines()[0]}; earlier checkpoints are as they were."
+        ) from error
+
 
 def seal(folder: Path) -> None:
     """Writes the manifest of a folder whose files are all there, and waits until they are on the disk."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    with ThreadPoolExecutor() as threads:  # a large run's files are hundreds of GB
+        digests = list(threads.map(_digest, paths))
     files = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST):
-        files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": _digest(path)}
+    for path, digest in zip(paths, digests, strict=True):
+        files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest}
         _flush(path)
     manifest = folder / MANIFEST
     manifest.write_text(json.dumps({"files": files}, indent=2) + "\n")
-    _flush(manifest)
+    for path in (manifest, *(path for path in folder.rglob("*") if path.is_dir()), folder):
+        _flush(path)
 
 
 def fault(folder: Path) -> str | None:
@@ -43,19 +72,22 @@ def fault(folder: Path) -> str | None:
                 return f"{name} is missing"
             if path.stat().st_size != expected["bytes"]:
                 return f"{name} has {path.stat().st_size} bytes instead of {expected['bytes']}"
-            if _digest(path) != expected["sha256"]:
-                return f"{name} is not what was written (its SHA-256 differs)"
+        with ThreadPoolExecutor() as threads:
+            for name, digest in zip(files, threads.map(_digest, (folder / name for name in files)), strict=True):
+                if digest != files[name]["sha256"]:
+                    return f"{name} is not what was written (its SHA-256 differs)"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{MANIFEST} cannot be read ({error})"
     return None
 
 
 def publish(run: Path, name: str) -> Path:
-    """Seals `<run>/.saving/<name>` and gives it its place in the run. One that is there already is replaced."""
+    """Seals `<run>/.saving/<name>` and gives it its place in the run. What is there already, such as a damaged one that
+    was passed over, is moved out of the way first and deleted after."""
     written, place = run / SAVING / name, run / name
     seal(written)
     if place.exists():
-        shutil.rmtree(place)
+        os.replace(place, run / SAVING / f"{name}.replaced")
     os.replace(written, place)
     _flush(run)
     shutil.rmtree(run / SAVING)
@@ -81,12 +113,27 @@ def newest_good(run: Path) -> Path | None:
     return None
 
 
-def rotate(run: Path, keep: int | None) -> None:
-    """Deletes the oldest good checkpoints beyond `keep` (None: keeps all). Only ever called with a good newest one."""
+def rotate(run: Path, keep: int | None, newest: Path) -> None:
+    """Deletes the oldest checkpoints so that `keep` are left (None: all), counted back from `newest`, which has just
+    been published.
+
+    Later ones count for nothing and stay: the run went on from before them, because they are damaged.
+    """
     if keep is None:
         return
-    for folder in checkpoints(run)[: -max(keep, 1)]:
-        shutil.rmtree(folder)
+    folders = checkpoints(run)
+    for folder in folders[: folders.index(newest) + 1][: -max(keep, 1)]:
+        if folder.is_symlink():
+            folder.unlink()  # someone moved it elsewhere: what is there is theirs
+        else:
+            shutil.rmtree(folder)
+
+
+def _free(folder: Path) -> str:
+    try:
+        return f"{shutil.disk_usage(folder).free / 1e9:.3g} GB"
+    except OSError:
+        return "unknown space"
 
 
 def _digest(path: Path) -> str:

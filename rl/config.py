@@ -17,6 +17,7 @@ Guidance = Literal["none", "guided", "guided_detach", "conditional"]
 Loss = Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo", "dppo_tv"]
 RatioLevel = Literal["bit", "visual_token", "sequence"]
 Place = Literal["gpu", "cpu"]
+WatchAction = Literal["stop", "skip", "warn"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -331,19 +332,21 @@ class AlgorithmSection:
 
 @dataclasses.dataclass(frozen=True)
 class WatchSection:
-    """What ends or interrupts a run that goes wrong. Besides, algorithm.step1_tolerance watches the first step."""
+    """What interrupts or ends a run that goes wrong. stop: before the update is made; skip: that update is not made;
+    warn: it is. Batches are kept in the run's bad_batches/; of a limit that is passed again and again, the first."""
 
-    nonfinite: Literal["stop", "skip", "warn"] = setting(
-        "A loss or a gradient that is NaN or infinite: stop the run, skip that update, or only warn. The batch is kept "
-        "in bad_batches/. DeepSpeed always stops.",
-        "stop",
+    nonfinite: WatchAction = setting(
+        "A loss or a gradient that is NaN or infinite. DeepSpeed makes no such update even where this is warn.", "stop"
+    )
+    step1: WatchAction = setting(
+        "A first update whose policy is not the one that drew, past algorithm.step1_tolerance.", "stop"
     )
     no_variance_steps: int | None = setting(
         "Updates in a row in which the rewards of no group differ; null: not watched.", None, ge=1
     )
     kl_limit: float | None = setting("Largest KL to the reference, nats a bit; null: not watched.", None, gt=0)
     entropy_limit: float | None = setting("Smallest entropy, nats a bit; null: not watched.", None, gt=0)
-    action: Literal["stop", "warn"] = setting("What to do past one of the three limits above.", "stop")
+    action: WatchAction = setting("What to do past one of the three limits above.", "stop")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -119,6 +119,7 @@ def _appearing(target: Path, sign: str) -> Iterator[Path]:
         raise UserError(f"{target} exists and is no checkpoint folder; choose another output folder.")
     if (target / "trainer_state.json").exists():
         raise UserError(f"{target} is a training checkpoint, which an export must not replace; choose another folder.")
+    target = target.resolve()  # a link to another disk stays one
     partial = target.with_name(f"{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:

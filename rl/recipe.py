@@ -156,6 +156,8 @@ def _check_choices(recipe: Recipe, origins: Origins) -> None:
             f"algorithm.reference_refresh.mix is {algorithm.reference_refresh.mix:g}, and model.lora needs 1: the "
             "product of mixed adapter factors is not a mix of the weights.",
         )
+    if recipe.watch.kl_limit is not None and algorithm.beta == 0:
+        refuse("watch.kl_limit", "watch.kl_limit needs a reference to measure from; algorithm.beta is 0.")
     if recipe.evaluate.early_stop is not None and (recipe.evaluate.prompts is None or recipe.evaluate.every is None):
         refuse(
             "evaluate.early_stop",

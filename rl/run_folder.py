@@ -15,6 +15,7 @@ import dataclasses
 import difflib
 import json
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,19 @@ class RunFolder:
         """All lines of metrics.jsonl, in order; none before the first was written. A last line that was cut short, as a
         killed process leaves it, is left out."""
         return _lines(self.metrics)
+
+    def copy_records(self, checkpoint: Path) -> None:
+        """Puts the recipe and the metrics so far into a checkpoint that is being written, so that it says by itself
+        what it is and a run can go on from it alone."""
+        for file in (self.config, self.metrics):
+            if file.exists():
+                shutil.copyfile(file, checkpoint / file.name)
+
+    def restore_records(self, checkpoint: Path) -> None:
+        """Takes the metrics back from the checkpoint that a run is resumed from: those are on the disk since the
+        checkpoint is, the run's own last lines may have been lost with the machine."""
+        if (checkpoint / self.metrics.name).exists():
+            shutil.copyfile(checkpoint / self.metrics.name, self.metrics)
 
     def forget_after(self, step: int) -> None:
         """Drops the lines of steps that a resumed run will make again."""

@@ -83,7 +83,7 @@ def update_bytes(policy: nn.Module, recipe: Recipe, rows: int, prefix: int, toke
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     with Measured(policy) as measured:
-        gap = _gap(model, rows * branches, prefix, tokens)
+        gap = visual_gap(model, rows * branches, prefix, tokens)
         loss = _loss(gap[:rows] if branches == 1 else gap[:rows] + (gap[rows:] - gap[:rows]), recipe)
         loss.backward()
         del gap, loss
@@ -95,7 +95,7 @@ def replay_bytes(policy: nn.Module, recipe: Recipe, rows: int, prefix: int, toke
     model = policy.get_base_model() if hasattr(policy, "get_base_model") else policy
     branches = 2 if recipe.rollout.guidance == "guided" else 1
     with torch.no_grad(), Measured(policy) as measured:
-        _gap(model, rows * branches, prefix, tokens)
+        visual_gap(model, rows * branches, prefix, tokens)
     return measured.peak
 
 
@@ -104,31 +104,45 @@ def decode_bytes(
 ) -> int:
     """Of decoding one image of `size` (height, width) in pixels: the larger of a denoising step and the autoencoder.
     Several at once take as many times as much."""
-    factor = 2 ** (len(vae.config.block_out_channels) - 1)
-    height, width = (side // factor for side in size)
-    config, dtype = transformer.config, transformer.dtype
-    patches = (height // config.patch_size) * (width // config.patch_size)
-
-    def meta(*shape: int) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device="meta")
-
     with torch.no_grad(), Measured(transformer) as denoising:
-        transformer(
-            hidden_states=meta(1, config.in_channels, height, width),
-            encoder_hidden_states=meta(1, DECODER_PROMPT_TOKENS, config.joint_attention_dim),
-            pooled_projections=meta(1, config.pooled_projection_dim),
-            timestep=meta(1),
-            prepared_siglip=meta(1, patches, transformer.inner_dim),
-            return_dict=False,
-        )
+        denoise(transformer, vae, size)
     with torch.no_grad(), Measured(vae) as painting:
-        vae.decode(meta(1, config.in_channels, height, width), return_dict=False)[0].float()
+        paint(vae, size)
     return max(denoising.peak * (2 if guided else 1), painting.peak)
 
 
-def _gap(model: UniARForConditionalGeneration, rows: int, prefix: int, tokens: int) -> Tensor:
-    """Raw gaps (B, T, L, S, K), as UniARForConditionalGeneration computes them from drawn bits; its checks of ids and
-    masks look at values, which meta tensors do not have."""
+def denoise(transformer: SD3Transformer2DModelWithSigLIP, vae: AutoencoderKL, size: tuple[int, int]) -> None:
+    """One step of denoising one image of `size` (height, width) in pixels."""
+    config, dtype = transformer.config, transformer.dtype
+    height, width = _latent_size(vae, size)
+    patches = (height // config.patch_size) * (width // config.patch_size)
+    transformer(
+        hidden_states=_meta(dtype, 1, config.in_channels, height, width),
+        encoder_hidden_states=_meta(dtype, 1, DECODER_PROMPT_TOKENS, config.joint_attention_dim),
+        pooled_projections=_meta(dtype, 1, config.pooled_projection_dim),
+        timestep=_meta(dtype, 1),
+        prepared_siglip=_meta(dtype, 1, patches, transformer.inner_dim),
+        return_dict=False,
+    )
+
+
+def paint(vae: AutoencoderKL, size: tuple[int, int]) -> None:
+    """The autoencoder's part of one image of `size` (height, width) in pixels."""
+    vae.decode(_meta(vae.dtype, 1, vae.config.latent_channels, *_latent_size(vae, size)), return_dict=False)[0].float()
+
+
+def _latent_size(vae: AutoencoderKL, size: tuple[int, int]) -> tuple[int, int]:
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    return size[0] // factor, size[1] // factor
+
+
+def _meta(dtype: torch.dtype, *shape: int) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def visual_gap(model: UniARForConditionalGeneration, rows: int, prefix: int, tokens: int) -> Tensor:
+    """Raw gaps (B, T, L, S, K) on the meta device, as UniARForConditionalGeneration computes them from drawn bits; its
+    checks of ids and masks look at values, which meta tensors do not have."""
     text, vision, device = model.config.text_config, model.config.vision_config, "meta"
     length = prefix + tokens
     bits = torch.empty(rows, tokens, *vision.code_shape, dtype=torch.uint8, device=device)

@@ -10,6 +10,7 @@ exact KL term to the starting model. No critic, no reward model training, no tex
 """
 
 import argparse
+import errno
 import logging
 import sys
 from collections.abc import Sequence
@@ -33,9 +34,11 @@ from rl.evaluate import Evaluator, paired_gain
 from rl.export import export_model
 from rl.features import Features
 from rl.model_card import card_of_run
+from rl.peers import Peers
 from rl.policy_model import DTYPES, checkpoint_of, load_config, load_policy, load_processor, reference_for, trainable
 from rl.prompts import PromptRecord, load_prompts
 from rl.recipe import check_batches, load_recipe, rounding_risk
+from rl.resume import load_weights, only_weights_of
 from rl.rollout import DrawSettings
 from rl.run_folder import RunFolder
 from rl.stopping import Stopper
@@ -46,6 +49,9 @@ from uniar.modeling_decoder import UniARVisualDecoder
 from uniar.processing import check_size
 
 logger = logging.getLogger(__name__)
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+"""of a metrics file, a picture, a scores file that cannot be written; checkpoints speak for themselves"""
 
 
 def train(recipe: Recipe, resume: bool = False) -> RunFolder | None:
@@ -88,10 +94,13 @@ def train(recipe: Recipe, resume: bool = False) -> RunFolder | None:
         at_end=held.at_end,
     )
     reference = reference_for(recipe, source)
+    policy = trainable(model, recipe.model.lora)
+    if only_weights := checkpoint is not None and only_weights_of(checkpoint, args):
+        load_weights(policy, checkpoint, source)
     trainer = UniARTrainer(
         recipe,
         args,
-        trainable(model, recipe.model.lora),
+        policy,
         processor,
         decoder,
         rewards,
@@ -100,14 +109,19 @@ def train(recipe: Recipe, resume: bool = False) -> RunFolder | None:
         reference,
         Features.of(recipe, reference, records),
         callbacks=[callback, stopper],
+        only_weights=only_weights,
     )
     for ours in (callback, stopper):
         ours.attach(trainer)
     for theirs in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(theirs)
     try:
-        with stopper:
+        with Peers(), stopper:
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        raise UserError(f"{folder.path} cannot be written: {error}; its checkpoints are as they were.") from error
     finally:
         if args.process_index == 0:
             folder.release_if_unused()
@@ -132,6 +146,8 @@ def _claim_folder(recipe: Recipe, args: GRPOConfig, resume: bool) -> tuple[RunFo
         checkpoint = newest_good(folder.path) if resume or recipe.resume == "auto" else None
         if resume and checkpoint is None:
             raise UserError(f"{folder.path} has no whole checkpoint to resume from.")
+        if checkpoint is not None:
+            folder.restore_records(checkpoint)
         chosen = [str(folder.path), None if checkpoint is None else str(checkpoint)]
     path, checkpoint = broadcast_object_list(chosen)
     args.output_dir = path

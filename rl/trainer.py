@@ -61,6 +61,7 @@ class UniARTrainer(Chassis):
         reference: Reference | None = None,
         features: Features | None = None,
         callbacks: Sequence[TrainerCallback] = (),
+        only_weights: bool = False,
     ) -> None:
         self.recipe, self.decoder, self.rewards, self.records = recipe, decoder, rewards, list(records)
         self.watch, self.reference, self.features = watch, reference, features or Features()
@@ -79,6 +80,7 @@ class UniARTrainer(Chassis):
             processing_class=processor,
             keepers=self.features.keepers,
             callbacks=[*callbacks, watch],
+            only_weights=only_weights,
         )
         self.dynamic_sampling: DynamicSampling | None = None
         if (prompts := self.features.prompts) is not None:
@@ -178,6 +180,7 @@ class UniARTrainer(Chassis):
         self.last_scored = (samples, scored)
         self._record(metrics)
         self._record({f"rewards/{name}/failed": count for name, count in table.failures.items()})
+        self.watch.rollout(metrics["frac_reward_zero_std"])
 
     def _replay_all(self, model: Any, batch: dict[str, Any]) -> Gaps:
         """Raw gaps of the whole share without gradient, in the micro-batches of the update."""
@@ -230,7 +233,7 @@ class UniARTrainer(Chassis):
             kl_control.measure(metrics["kl"])
             metrics["beta"] = kl_control.beta
         self._record(metrics)
-        self.watch.loss(loss.detach(), inputs)
+        loss = self.watch.loss(loss, inputs, metrics)
         return loss / self.current_gradient_accumulation_steps
 
     def _policy_gap(self, gaps: Gaps) -> Tensor:
@@ -240,7 +243,8 @@ class UniARTrainer(Chassis):
         )
 
     def _compare_with_rollout(self, bits: Tensor, gap: Tensor, drawn_with: Tensor, inputs: dict[str, Any]) -> None:
-        """Logs mean |Δ log π| a bit between rollout and replay; at the first step, stops if it is too large."""
+        """Logs mean |Δ log π| a bit between rollout and replay; at the first step, has the watch act if it is too
+        large."""
         difference = (log_prob(bits, gap) - log_prob(bits, drawn_with)).abs().mean()
         difference = self._mean_over_ranks(difference)
         self._record({"rollout/logp_difference": difference})
@@ -256,10 +260,11 @@ class UniARTrainer(Chassis):
             precision = torch.bfloat16 if self.args.bf16 else self.accelerator.unwrap_model(self.model).dtype
             tolerance = STEP1_TOLERANCE[precision] * (2 * drawn.guidance_scale - 1) / drawn.temperature
         if not difference <= tolerance:
-            raise RolloutMismatch(
+            error = RolloutMismatch(
                 f"the replayed policy differs from the one that drew by {difference:.2e} in mean |Δ log π| a bit, more "
-                f"than {tolerance:.2e} (algorithm.step1_tolerance); training would follow wrong importance ratios."
+                f"than {tolerance:.2e} (algorithm.step1_tolerance): training would follow wrong importance ratios"
             )
+            self.watch.mismatch(error, inputs)
 
 
 def _batch(prompt: Branch, twin: Branch | None, rollout: Rollout, advantages: Tensor) -> dict[str, Any]:

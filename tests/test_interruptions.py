@@ -1,21 +1,24 @@
 """Runs that are asked to stop, and runs that are killed: nothing that was complete is lost."""
 
+import contextlib
 import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
-from rl.checkpoints import checkpoints, fault, newest_good
+from rl.checkpoints import SAVING, checkpoints, fault, newest_good
 from rl.run_folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
-STEPS = 12
 
 
 @pytest.fixture
@@ -28,19 +31,20 @@ def recipe(nano_checkpoint: Path, tmp_path: Path) -> dict:
         "rollout": {"height": 64, "width": 64, "samples_per_prompt": 4},
         "decode": {"num_inference_steps": 1},
         "rewards": [{"use": "color", "color": "red", "softness": 0.6}],
-        "trainer": {"max_steps": STEPS, "save_steps": 1, "per_device_train_batch_size": 8, "learning_rate": 1e-3},
+        "trainer": {"max_steps": 10, "save_steps": 1, "per_device_train_batch_size": 8, "learning_rate": 1e-3},
         "resume": "auto",
     }
 
 
-def start(recipe: dict, folder: Path) -> subprocess.Popen:
+def start(recipe: dict, folder: Path, processes: int = 1) -> subprocess.Popen:
     path = folder.with_suffix(".yaml")
     path.write_text(json.dumps({**recipe, "output_dir": str(folder)}))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    command = [sys.executable, *(launcher if processes > 1 else []), "-m", "rl.train", str(path)]
     return subprocess.Popen(
-        [sys.executable, "-m", "rl.train", str(path)],
+        command,
         cwd=ROOT,
-        env=environment,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -48,13 +52,13 @@ def start(recipe: dict, folder: Path) -> subprocess.Popen:
 
 
 def finish(process: subprocess.Popen) -> str:
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output[-3000:]
     return output
 
 
 def wait_for_step(folder: Path, step: int, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 300
     while not any(line["step"] >= step for line in RunFolder(folder).read()):
         assert process.poll() is None, process.communicate()[0][-3000:]
         assert time.monotonic() < deadline
@@ -81,7 +85,7 @@ def test_asked_to_stop(recipe, tmp_path, number):
     asked = time.monotonic()
     process.send_signal(number)
     output = finish(process)
-    assert time.monotonic() - asked < 30
+    assert time.monotonic() - asked < 120
     assert f"stopped by {number.name} after update" in output
     saved = newest_good(folder)
     assert int(saved.name.split("-")[1]) == rewards(folder)[-1][0]
@@ -99,7 +103,7 @@ def test_interrupted_twice_ends_at_once(recipe, tmp_path):
     process.send_signal(signal.SIGINT)
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=30)
+    process.communicate(timeout=120)
     assert process.returncode == 130
 
 
@@ -110,30 +114,69 @@ def test_max_runtime(recipe, tmp_path):
     assert newest_good(tmp_path / "run").name == "checkpoint-1"
 
 
-def killed_and_resumed(recipe: dict, folder: Path, kills: int, seed: int) -> None:
-    """Kills the run at random moments after its first update, saves included, and lets it go on."""
-    moments = random.Random(seed)
-    for _ in range(kills):
-        before = [step for step, _ in rewards(folder)]
-        process = start(recipe, folder)
-        wait_for_step(folder, (before[-1] if before else 0) + 1, process)
-        time.sleep(moments.uniform(0, 0.4))
-        process.send_signal(signal.SIGKILL)
+# Killed --------------------------------------------------------------------------------------------------------------
+
+
+def ranks(process: subprocess.Popen) -> list[psutil.Process]:
+    """The training processes of a run, without its launcher."""
+    launched = [child for child in psutil.Process(process.pid).children() if "rl.train" in child.cmdline()]
+    return launched or [psutil.Process(process.pid)]
+
+
+def wait_for_a_save(folder: Path, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while not (folder / SAVING).exists():
+        assert process.poll() is None, process.communicate()[0][-3000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def kill(process: subprocess.Popen, whom: str, moments: random.Random) -> None:
+    """SIGKILL to one rank, or to all and their launcher."""
+    victims = ranks(process)
+    if whom == "one":
+        moments.choice(victims).kill()
+        asked = time.monotonic()
+        process.communicate(timeout=60)  # the others end by themselves
+        assert process.returncode != 0
+        assert time.monotonic() - asked < 60
+    else:
+        for victim in [psutil.Process(process.pid), *victims]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                victim.kill()
         process.communicate()
-        # What had been renamed into its place is whole, whatever was being written.
-        assert all(fault(checkpoint) is None for checkpoint in checkpoints(folder))
-        if rewards(folder)[-1][0] == STEPS:
-            break
-    finish(start(recipe, folder))
+    psutil.wait_procs(victims, timeout=60)
 
 
-def check_killed_run(recipe: dict, tmp_path: Path, kills: int) -> None:
-    finish(start(recipe, tmp_path / "whole"))
-    killed_and_resumed(recipe, tmp_path / "killed", kills, seed=kills)
-    assert rewards(tmp_path / "killed") == rewards(tmp_path / "whole")
-    assert [step for step, _ in rewards(tmp_path / "killed")] == list(range(1, STEPS + 1))
-    whole, killed = (tmp_path / name / "final" / "model.safetensors" for name in ("whole", "killed"))
-    assert whole.read_bytes() == killed.read_bytes()
+def check_killed_run(recipe: dict, tmp_path: Path, kills: int, processes: int = 1) -> str:
+    """A run that is killed at random moments, every other time in the middle of a save, and goes on each time, is the
+    one that was left alone. Returns a line about it."""
+    recipe["trainer"] |= {"max_steps": 3 * kills}
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    finish(start(recipe, whole, processes))
+    moments, cut_short, complete = random.Random(kills + processes), 0, set()
+    for number in range(kills):
+        done = [step for step, _ in rewards(killed)]
+        process = start(recipe, killed, processes)
+        wait_for_step(killed, (done[-1] if done else 0) + 1, process)
+        if number % 2:
+            wait_for_a_save(killed, process)
+            time.sleep(moments.uniform(0, 0.1))
+        else:
+            time.sleep(moments.uniform(0, 0.4))
+        kill(process, "one" if processes > 1 and number % 4 > 1 else "all", moments)
+        cut_short += (killed / SAVING).exists()
+        # What had been renamed into its place is whole and still there, whatever was being written.
+        found = checkpoints(killed)
+        assert all(fault(checkpoint) is None for checkpoint in found)
+        assert complete <= {checkpoint.name for checkpoint in found}
+        complete = {checkpoint.name for checkpoint in found}
+    finish(start(recipe, killed, processes))
+    assert [step for step, _ in rewards(killed)] == list(range(1, 3 * kills + 1))  # no gap, no double
+    assert rewards(killed) == rewards(whole)
+    weights = [folder / "final" / "model.safetensors" for folder in (whole, killed)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    return f"{kills} kills on {processes} processes, {cut_short} of them in the middle of a save"
 
 
 def test_killed_three_times(recipe, tmp_path):
@@ -141,8 +184,95 @@ def test_killed_three_times(recipe, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_thirty_times(recipe, tmp_path):
-    for round_ in range(10):
-        folder = tmp_path / str(round_)
-        folder.mkdir()
-        check_killed_run(recipe, folder, kills=3)
+@pytest.mark.parametrize(("processes", "engine"), [(1, None), (2, "zero2"), (2, "zero3")])
+def test_killed_thirty_times(recipe, tmp_path, processes, engine):
+    """Ten times each."""
+    if engine is not None:
+        recipe["trainer"] |= {
+            "per_device_train_batch_size": 4,
+            "deepspeed": str(ROOT / "configs" / "deepspeed" / f"{engine}.json"),
+        }
+    print(check_killed_run(recipe, tmp_path, 10, processes), engine or "")
+
+
+@pytest.mark.parametrize("how", ["an error", pytest.param("SIGKILL", marks=pytest.mark.slow)])
+def test_a_process_that_ends_takes_the_others_with_it(recipe, tmp_path, how):
+    (tmp_path / "fragile.py").write_text(
+        "import os\n"
+        "def fragile(prompts, images, **_):\n"
+        "    if os.environ['RANK'] == '1' and os.path.exists(os.environ['BREAK']):\n"
+        "        raise RuntimeError('the judge has left')\n"
+        "    return [0.0] * len(prompts)\n"
+    )
+    entry = {"use": f"{tmp_path}/fragile.py:fragile", "weight": 0, "retries": 0}
+    recipe["rewards"].append(entry)
+    recipe["trainer"] |= {"max_steps": 10_000, "save_steps": 10_000, "per_device_train_batch_size": 4}
+    os.environ["BREAK"] = str(tmp_path / "break")
+    process = start(recipe, tmp_path / "run", processes=2)
+    wait_for_step(tmp_path / "run", 1, process)
+    asked = time.monotonic()
+    if how == "SIGKILL":
+        ranks(process)[1].kill()
+    else:
+        (tmp_path / "break").write_text("")
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert time.monotonic() - asked < 60
+    if how == "an error":
+        cause = output.index("the judge has left")
+        for later in ("Connection closed by peer", "the process of rank 1", "ChildFailedError"):
+            assert later not in output[:cause]
+
+
+PEERS = """
+import signal, sys, time
+from accelerate import PartialState
+from rl.peers import Peers
+PartialState(cpu=True)
+signal.signal(signal.SIGTERM, lambda *_: None)
+with Peers(every=0.2, grace=float(sys.argv[1])):
+    print("waiting", flush=True)
+    while not sys.stdin.readline():
+        pass
+print("left", flush=True)
+"""
+
+
+@pytest.fixture
+def two_waiting() -> Iterator[list[subprocess.Popen]]:
+    """Two processes of a run that wait for each other, as in a collective that does not notice an end."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = str(probe.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", PEERS, "1"],
+            env={**os.environ, **shared, "PYTHONPATH": str(ROOT), "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            cwd=ROOT,
+            text=True,
+            **pipes,
+        )
+        for rank in range(2)
+    ]
+    assert [process.stdout.readline() for process in processes] == ["waiting\n"] * 2
+    yield processes
+    for process in processes:
+        process.kill()
+
+
+def test_a_waiting_process_notices_the_end_of_another(two_waiting):
+    first, second = two_waiting
+    second.kill()  # and not reaped yet: a zombie has ended, too
+    first.send_signal(signal.SIGTERM)  # of the launcher, and of no use
+    assert first.wait(timeout=60) == 1
+    assert f"the process of rank 1 (number {second.pid}) has ended, so rank 0 ends too" in first.stderr.read()
+
+
+def test_processes_that_leave_together_end_well(two_waiting):
+    for process in two_waiting:
+        process.stdin.write("go on\n")
+        process.stdin.flush()
+    assert [process.wait(timeout=60) for process in two_waiting] == [0, 0]
+    assert [process.stdout.read() for process in two_waiting] == ["left\n"] * 2

@@ -4,6 +4,7 @@ import inspect
 from importlib.metadata import version
 
 import torch
+from transformers import Trainer
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler, shuffle_sequence_dict, split_tensor_dict
 
@@ -36,6 +37,17 @@ def test_what_surrounds_the_seams():
     init = inspect.getsource(GRPOTrainer.__init__)
     assert "if self.beta == 0.0:" in init  # no reference model of TRL's own
     assert "data_collator=identity" in init
+
+
+def test_what_resuming_with_weights_alone_goes_around():
+    parameters = inspect.signature(Trainer._prepare_for_training).parameters
+    assert list(parameters) == ["self", "max_steps", "train_dataloader", "resume_from_checkpoint"]
+    assert list(inspect.signature(Trainer._load_from_checkpoint).parameters)[:2] == ["self", "resume_from_checkpoint"]
+    prepare = inspect.getsource(Trainer._prepare_for_training)
+    assert "deepspeed_load_checkpoint(" in prepare
+    assert "self._load_optimizer_and_scheduler(resume_from_checkpoint)" in prepare
+    # The step and the place in the data come before, from the checkpoint all the same.
+    assert "TrainerState.load_from_json" in inspect.getsource(Trainer._init_training_state)
 
 
 def test_batches_hold_lists_and_tensors():

@@ -2,6 +2,9 @@
 
 import json
 import logging
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,8 +14,10 @@ from safetensors.torch import load_file
 from rl.recipe import recipe_from_mapping
 from rl.run_folder import RunFolder
 from rl.train import train
-from rl.trainer import UniARTrainer
-from uniar.errors import RunError
+from rl.trainer import RolloutMismatch, UniARTrainer
+from uniar.errors import RunError, UserError
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -57,8 +62,9 @@ def test_a_loss_that_is_nan_stops_the_run(settings, broken_second_update):
 def test_its_update_can_be_skipped(settings, broken_second_update, caplog):
     with caplog.at_level(logging.WARNING):
         folder = run(settings, nonfinite="skip")
-    assert "update 2: a gradient is not finite" in caplog.text
-    assert "skipped" in caplog.text
+    assert "update 2: the loss is nan" in caplog.text
+    assert "the update is skipped" in caplog.text
+    assert "a gradient" not in caplog.text  # said once
     weights = load_file(folder.final / "model.safetensors")
     assert all(bool(torch.isfinite(t).all()) for t in weights.values() if t.is_floating_point())
     assert len([line for line in folder.read() if "reward" in line]) == 3
@@ -71,6 +77,87 @@ def test_or_only_warned_of(settings, broken_second_update, caplog):
     assert bool(load_file(folder.final / "model.safetensors")["output_layer_vistok.1.weight"].isnan().any())
 
 
+def test_a_gradient_that_is_not_finite(settings, monkeypatch, caplog):
+    sound = UniARTrainer._replay
+
+    def replay(self, model, batch):
+        gaps = sound(self, model, batch)
+        if self.state.global_step == 1 and gaps.cond.requires_grad:
+            gaps.cond.register_hook(lambda gradient: gradient * float("inf"))
+        return gaps
+
+    monkeypatch.setattr(UniARTrainer, "_replay", replay)
+    settings["trainer"] |= {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+    with pytest.raises(RunError, match="update 2: a gradient is not finite; its batch is in"):
+        run(settings)
+    saved = sorted(file.name for file in Path(settings["output_dir"]).glob("bad_batches/*"))
+    assert saved == [f"step-000002-rank-0-{number}.safetensors" for number in range(2)]
+    settings["output_dir"] += "-skipped"
+    with caplog.at_level(logging.WARNING):
+        run(settings, nonfinite="skip")
+    assert "the update is skipped" in caplog.text
+
+
+def weights(folder: RunFolder) -> dict[str, torch.Tensor]:
+    return load_file(folder.final / "model.safetensors")
+
+
+def require_one_update(folder: RunFolder, settings: dict) -> None:
+    """The weights of `folder` are those after the first of its updates."""
+    trainer = {**settings["trainer"], "max_steps": 1, "deepspeed": None}
+    settings = {**settings, "trainer": trainer, "output_dir": f"{settings['output_dir']}-once"}
+    expected, found = weights(train(recipe_from_mapping(settings))), weights(folder)
+    assert all(torch.allclose(expected[name], found[name], atol=1e-4) for name in expected)
+
+
+def test_updates_past_a_limit_can_be_skipped(settings, caplog):
+    """The first update starts at the reference; what comes after is past the limit, and changes nothing."""
+    settings["trainer"] |= {"lr_scheduler_type": "constant"}
+    with caplog.at_level(logging.WARNING):
+        folder = run(settings, kl_limit=1e-9, action="skip")
+    assert "update 3: kl is " in caplog.text
+    assert caplog.text.count("the update is skipped") == 2
+    assert caplog.text.count("its batch is in") == 1
+    require_one_update(folder, settings)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["zero2", "zero3"])
+def test_deepspeed_skips_updates(settings, tmp_path, engine):
+    config = str(ROOT / "configs" / "deepspeed" / f"{engine}.json")
+    settings["trainer"] |= {"lr_scheduler_type": "constant", "deepspeed": config}
+    (tmp_path / "recipe.yaml").write_text(json.dumps({**settings, "watch": {"kl_limit": 1e-9, "action": "skip"}}))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*launcher, "-m", "rl.train", str(tmp_path / "recipe.yaml")],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr.count("the update is skipped") == 2
+    folder = RunFolder(settings["output_dir"])
+    assert len([line for line in folder.read() if "reward" in line]) == 3
+    require_one_update(folder, settings)
+
+
+def test_a_policy_that_is_not_the_one_that_drew(settings, caplog):
+    settings["algorithm"] = {"step1_tolerance": 1e-12}
+    settings["trainer"] |= {"max_steps": 1}
+    with pytest.raises(RolloutMismatch, match=r"wrong importance ratios; its batch is in .*/bad_batches\."):
+        run(settings)
+    before = load_file(Path(settings["model"]["path"]) / "model.safetensors")
+    for action, changed in (("warn", True), ("skip", False)):
+        settings["output_dir"] += f"-{action}"
+        with caplog.at_level(logging.WARNING):
+            after = weights(run(settings, step1=action))
+        assert changed != all(torch.equal(before[name], after[name]) for name in before), action
+    assert caplog.text.count("the replayed policy differs from the one that drew") == 2
+
+
 def test_rewards_that_never_differ(settings, tmp_path, caplog):
     (tmp_path / "flat.py").write_text("def flat(prompts, images, **_): return [1.0] * len(prompts)\n")
     settings["rewards"] = [{"use": f"{tmp_path}/flat.py:flat"}]
@@ -80,6 +167,24 @@ def test_rewards_that_never_differ(settings, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         run(settings, no_variance_steps=2, action="warn")
     assert "for 3 updates" in caplog.text
+
+
+def test_updates_without_variance_are_counted_on_after_a_resume(settings, tmp_path):
+    (tmp_path / "flat.py").write_text("def flat(prompts, images, **_): return [1.0] * len(prompts)\n")
+    settings |= {"rewards": [{"use": f"{tmp_path}/flat.py:flat"}], "resume": "auto"}
+    settings["trainer"] |= {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+    assert run(settings, no_variance_steps=3) is not None
+    settings["trainer"] |= {"max_steps": 4}
+    with pytest.raises(RunError, match="update 3: no group's rewards have differed for 3 updates"):
+        run(settings, no_variance_steps=3)
+
+
+def test_several_updates_of_a_rollout_count_as_such(settings, tmp_path):
+    (tmp_path / "flat.py").write_text("def flat(prompts, images, **_): return [1.0] * len(prompts)\n")
+    settings |= {"rewards": [{"use": f"{tmp_path}/flat.py:flat"}], "algorithm": {"num_iterations": 2}}
+    settings["trainer"] |= {"max_steps": 4}
+    with pytest.raises(RunError, match="update 3: no group's rewards have differed for 3 updates"):
+        run(settings, no_variance_steps=3)
 
 
 @pytest.mark.parametrize(
@@ -96,3 +201,9 @@ def test_a_sound_run_is_left_alone(settings, caplog):
         run(settings, no_variance_steps=1, kl_limit=10, entropy_limit=1e-6)
     assert "update" not in caplog.text
     assert not (Path(settings["output_dir"]) / "bad_batches").exists()
+
+
+def test_a_limit_of_what_is_not_measured_is_refused(settings):
+    settings["algorithm"] = {"beta": 0}
+    with pytest.raises(UserError, match=r"watch.kl_limit needs a reference to measure from; algorithm.beta is 0"):
+        run(settings, kl_limit=1)

@@ -1,0 +1,211 @@
+"""How time and memory of an update grow up to 64 GPUs, computed for the released size: the tables of docs/scaling.md.
+
+    python benchmarks/scaling_plan.py
+
+Nothing here is measured. Memory is as `uniar-rl plan` has it. Work is counted by running the model's own code on the
+meta device. Seconds are that work, and the bytes that must be read and sent, over the rates of the GPU's datasheet, one
+after the other: the least that an update can take without overlap. No run reaches such rates.
+"""
+
+import functools
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+# The folder of this script comes first, where rewards.py would be taken for the package.
+sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
+
+from rl.config import Recipe  # noqa: E402
+from rl.memory import fused_attention  # noqa: E402
+from rl.plan import GIB, PREFIX, Plan, cache_bytes, make_plan  # noqa: E402
+from rl.planned_model import planned_model  # noqa: E402
+from rl.recipe import load_recipe  # noqa: E402
+from rl.simulation import Simulation, denoise, paint, visual_gap  # noqa: E402
+
+ROOT = Path(__file__).parent.parent
+RECIPE = ROOT / "configs" / "uniar_sft_512.yaml"
+MEMORY = 80 * GIB
+ENGINES = {name: f"trainer.deepspeed={ROOT}/configs/deepspeed/{name}.json" for name in ("zero2", "zero3")}
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """Rates of one GPU by its datasheet."""
+
+    flops: float = 989e12
+    """a second, bfloat16, dense"""
+    memory: float = 3.35e12
+    """bytes a second"""
+    network: float = 400e9
+    """bytes a second that a collective moves on each: 8 adapters of 400 Gbit/s a node, NVLink being a little faster"""
+
+
+H100 = Gpu()
+
+
+@dataclass(frozen=True)
+class Work:
+    """Of one image, in floating-point operations."""
+
+    drawing: float
+    reference: float
+    update: float
+    decoding: float
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Of an update, by phase."""
+
+    drawing: float
+    decoding: float
+    reference: float
+    update: float
+    sending: float
+
+    @property
+    def together(self) -> float:
+        return self.drawing + self.decoding + self.reference + self.update + self.sending
+
+
+@functools.cache
+def simulation() -> Simulation:
+    return Simulation(planned_model(load_recipe(RECIPE).model))
+
+
+def plan(recipe: Recipe, gpus: int) -> Plan:
+    return make_plan(recipe, simulation(), gpus, MEMORY)
+
+
+@contextmanager
+def counted() -> Iterator[FlopCounterMode]:
+    with fused_attention(), FlopCounterMode(display=False) as counter:
+        yield counter
+
+
+@functools.cache
+def work(height: int, width: int, steps: int) -> Work:
+    """Drawing an image a token at a time is the work of one pass over all of them."""
+    size, tokens = (height, width), tokens_of(height, width)
+    policy = simulation().model.policy(load_recipe(RECIPE).model)
+    with counted() as forward, torch.no_grad():
+        visual_gap(policy, 1, PREFIX, tokens)
+    policy.train()
+    policy.gradient_checkpointing_enable({"use_reentrant": False})
+    with counted() as update:
+        visual_gap(policy, 1, PREFIX, tokens).sum().backward()
+    transformer, vae = simulation().decoder(torch.bfloat16)
+    with counted() as denoising, torch.no_grad():
+        denoise(transformer, vae, size)
+    with counted() as painting, torch.no_grad():
+        paint(vae, size)
+    decoding = steps * denoising.get_total_flops() + painting.get_total_flops()
+    return Work(forward.get_total_flops(), forward.get_total_flops(), update.get_total_flops(), decoding)
+
+
+def tokens_of(height: int, width: int) -> int:
+    side = simulation().model.config.vision_config.pixels_per_token
+    return (height // side) * (width // side)
+
+
+def seconds(recipe: Recipe, gpus: int, gpu: Gpu = H100) -> Seconds:
+    """The least an update can take on so many GPUs."""
+    drawn, trainer = recipe.rollout, recipe.trainer
+    one = work(drawn.height, drawn.width, recipe.decode.num_inference_steps)
+    tokens, micro = tokens_of(drawn.height, drawn.width), trainer["gradient_accumulation_steps"]
+    images = trainer["per_device_train_batch_size"] * micro
+    policy = simulation().policy(recipe)
+    # A token reads every weight that computes it, once for all images, and each image's cache, half full on average.
+    visited = [policy.model.language_model.layers, policy.visual_decoder_layers, policy.output_layer_vistok]
+    weights = sum(parameter.nbytes for module in visited for parameter in module.parameters())
+    reading = tokens * (weights + images * cache_bytes(policy, PREFIX + tokens // 2)) / gpu.memory
+    states = plan(recipe, gpus).states
+    stage, trained, whole = states.zero.stage, states.trained_bytes, states.whole
+    # Every micro-batch gives away its gradients, and the new weights come back once an update. Under ZeRO-3 every
+    # micro-batch gathers the weights instead, for its two passes and for the reference, and a rollout once.
+    sent = micro * (3 * whole + trained) + whole if stage == 3 else (micro + 1) * trained
+    return Seconds(
+        drawing=max(reading, images * one.drawing / gpu.flops),
+        decoding=images * one.decoding / gpu.flops,
+        reference=images * one.reference / gpu.flops,
+        update=images * one.update / gpu.flops,
+        sending=sent * (gpus - 1) / gpus / gpu.network,
+    )
+
+
+# Tables --------------------------------------------------------------------------------------------------------------
+
+
+def peaks(recipes: list[Recipe], gpus: int) -> list[str]:
+    """GiB a GPU at its peak under each engine, and in which phase."""
+    found = [plan(recipe, gpus) for recipe in recipes]
+    return [f"{one.peak / GIB:.1f} ({one.peak_phase}){'' if one.fits else ', too much'}" for one in found]
+
+
+def on_both_engines(*overrides: str) -> list[Recipe]:
+    return [load_recipe(RECIPE, [engine, *overrides]) for engine in ENGINES.values()]
+
+
+def by_gpus() -> list[list[str]]:
+    """The same 512 images an update on more GPUs."""
+    rows = [["GPUs", "images a GPU", *ENGINES, "zero2: s", "drawing", "sending", "zero3: s", "sending"]]
+    for gpus in (8, 16, 32, 64):
+        accumulation = 256 // gpus
+        recipes = on_both_engines(f"trainer.gradient_accumulation_steps={accumulation}")
+        two, three = (seconds(recipe, gpus) for recipe in recipes)
+        times = [two.together, two.drawing, two.sending, three.together, three.sending]
+        rows.append([str(gpus), str(2 * accumulation), *peaks(recipes, gpus), *(f"{time:.1f}" for time in times)])
+    return rows
+
+
+def by_images() -> list[list[str]]:
+    """More images an update on 8 GPUs."""
+    rows = [["images", "a GPU", *ENGINES, "zero2: s", "an image and GPU"]]
+    for accumulation in (2, 8, 32, 64, 128):
+        recipes, images = on_both_engines(f"trainer.gradient_accumulation_steps={accumulation}"), 2 * accumulation
+        time = seconds(recipes[0], 8).together
+        rows.append([str(8 * images), str(images), *peaks(recipes, 8), f"{time:.1f}", f"{time / images:.2f}"])
+    return rows
+
+
+def by_resolution() -> list[list[str]]:
+    """512 images an update on 8 GPUs, at other sizes. TFLOP are an image's."""
+    rows = [["pixels", "tokens", "bits", *ENGINES, "drawing, TFLOP", "update", "decoding", "zero2: s"]]
+    for side in (256, 512, 768, 1024):
+        recipes = on_both_engines(f"rollout.height={side}", f"rollout.width={side}")
+        one = work(side, side, recipes[0].decode.num_inference_steps)
+        counts = [f"{flops / 1e12:.1f}" for flops in (one.drawing, one.update, one.decoding)]
+        sizes = [f"{side}×{side}", str(tokens_of(side, side)), f"{plan(recipes[0], 8).bits_an_image:,}"]
+        rows.append([*sizes, *peaks(recipes, 8), *counts, f"{seconds(recipes[0], 8).together:.1f}"])
+    return rows
+
+
+def by_group() -> list[list[str]]:
+    """512 images an update on 8 GPUs, in other groups."""
+    rows = [["images a prompt", "prompts an update", *ENGINES]]
+    for group in (4, 16, 64, 256):
+        recipes = on_both_engines(f"rollout.samples_per_prompt={group}")
+        rows.append([str(group), str(512 // group), *peaks(recipes, 8)])
+    return rows
+
+
+TABLES = {"GPUs": by_gpus, "images": by_images, "resolution": by_resolution, "group size": by_group}
+
+
+def markdown(rows: list[list[str]]) -> str:
+    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def main() -> None:
+    for table in TABLES.values():
+        print(markdown(table()), end="\n\n")
+
+
+if __name__ == "__main__":
+    main()
