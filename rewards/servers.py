@@ -48,7 +48,9 @@ class _Server:
     url: str
     in_flight: int = 0
     failures: int = 0
-    """in a row, at requests or health checks"""
+    """since a request last succeeded, at requests and health checks"""
+    well: bool = True
+    """whether it has not failed, or passed a health check since"""
     failed_at: float = 0.0
     rests_until: float = 0.0
     checking: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -192,22 +194,22 @@ class ServerPool:
             if not awake:
                 await asyncio.sleep(min(server.rests_until for server in self._servers) - now)
                 continue
-            server = min(awake, key=lambda server: (server.failures > 0, server.in_flight))
-            if server.failures == 0 or self.health is None or await self._is_well(server, reasons):
+            server = min(awake, key=lambda server: (not server.well, server.in_flight))
+            if server.well or self.health is None or await self._is_well(server, reasons):
                 return server
 
     async def _is_well(self, server: _Server, reasons: list[str]) -> bool:
         async with server.checking:  # one check answers for all that wait for it
             now = asyncio.get_running_loop().time()
-            if server.failures == 0 or server.rests_until > now:
-                return server.failures == 0
+            if server.well or server.rests_until > now:
+                return server.well
             try:
                 await self._attempt(server, self.health, None, _HEALTH_SECONDS)
             except (_Unusable, ServerError) as problem:
                 reasons.append(str(problem))
                 self._let_rest(server, now, None)
                 return False
-            server.failures = 0
+            server.well = True
             return True
 
     async def _attempt(self, server: _Server, path: str, content: bytes | None, seconds: float | None = None) -> bytes:
@@ -227,7 +229,8 @@ class ServerPool:
         finally:
             server.in_flight -= 1
         if response.status_code == 200:
-            server.failures = 0
+            if content is not None:  # a server may be well by its own account, and fail at every request
+                server.failures, server.well = 0, True
             return body
         said = _described(server.url, response, body)
         if response.status_code in _WORTH_A_RETRY:
@@ -242,7 +245,7 @@ class ServerPool:
                 return
             least, most = _COOLDOWN_SECONDS
             seconds = min(most, least * 2 ** min(server.failures, 10))
-            server.failures, server.failed_at = server.failures + 1, now
+            server.failures, server.failed_at, server.well = server.failures + 1, now, False
         server.rests_until = max(server.rests_until, now + seconds * random.uniform(0.5, 1.0))
 
 

@@ -1,6 +1,7 @@
 """The reward `remote` against servers that are good, slow, broken or gone: no score is invented, nothing hangs."""
 
 import asyncio
+import itertools
 import math
 import socket
 import threading
@@ -336,6 +337,23 @@ def test_only_what_another_attempt_may_mend_is_tried_again(case, attempts):
         table, _ = score(suite_of(server, on_error="skip", deadline=ENOUGH), make_batch(2))
     assert table.values.isnan().all()
     assert len(server.posts) == attempts
+
+
+def test_each_further_attempt_waits_longer_by_chance_between_half_and_all_of_its_time(monkeypatch):
+    """Also where the server says that it is well."""
+    times, drawn = [], []
+
+    def broken(request):
+        times.append(time.monotonic())
+        request.send({"error": "no"}, 500)
+
+    monkeypatch.setattr("rewards.servers.random.uniform", lambda low, high: drawn.append((low, high)) or high)
+    with hostile_server(broken, LISTING) as server:
+        score(suite_of(server, on_error="skip", attempts=4, deadline=ENOUGH), make_batch(2))
+    gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
+    assert [gap >= least for gap, least in zip(gaps, (0.25, 0.5, 1.0), strict=True)] == [True] * 3
+    assert drawn == [(0.5, 1.0)] * 4
+    assert server.gets.count("/health") == 3
 
 
 def test_a_request_that_is_refused_for_one_sample_costs_only_that_sample():
