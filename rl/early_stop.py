@@ -16,7 +16,7 @@ class EarlyStop(Keeper):
     """Sees every evaluation: `patience` of them in a row without a score that is better by more than `min_delta` end
     training.
 
-    `stopped` says afterwards why training ended early; None when it did not.
+    `stopped` says why training is to end; None while it may go on.
     """
 
     name = "early_stop"
@@ -44,9 +44,10 @@ class EarlyStop(Keeper):
             control.should_training_stop = True
         return False
 
-    def report(self, step: int, folder: Path) -> str:
-        """For the console, when training has ended after update `step`: why, if early, and which model is the best."""
-        lines = [] if self.stopped is None else [f"stopped after update {step}: {self.stopped}"]
+    def report(self, step: int, last: int, folder: Path) -> str:
+        """For the console, when training has ended after update `step` of `last`: why, if early, and which model is the
+        best."""
+        lines = [f"stopped after update {step}: {self.stopped}"] if self.stopped is not None and step < last else []
         if not self.best_step:
             lines.append("no evaluation was better than the starting model's")
         else:

@@ -1,5 +1,6 @@
 """The weight of the KL term, steered so that the policy keeps a given distance from the reference."""
 
+import math
 from typing import Any
 
 from transformers import TrainerControl, TrainerState, TrainingArguments
@@ -30,6 +31,8 @@ class KLControl(Keeper):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         kl = sum(self._measured) / len(self._measured)
         self._measured.clear()
+        if not math.isfinite(kl):  # of an update that watch.nonfinite let pass: beta would never be a number again
+            return
         error = min(max(kl / self.section.target - 1, -LARGEST_ERROR), LARGEST_ERROR)
         self.beta *= 1 + self.section.rate * error
 

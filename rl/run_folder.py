@@ -15,6 +15,7 @@ import dataclasses
 import difflib
 import json
 import math
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -115,7 +116,11 @@ class RunFolder:
             shutil.copyfile(checkpoint / self.metrics.name, self.metrics)
 
     def forget_after(self, step: int) -> None:
-        """Drops the lines of steps that a resumed run will make again."""
+        """Drops the lines, evaluations and pictures of later steps, which a resumed run makes again, or not at all."""
+        for file in (*self.evaluations.iterdir(), *self.samples.iterdir()):
+            number = re.fullmatch(r"(?:step|details)-(\d+)", file.stem)
+            if number is not None and int(number[1]) > step:
+                file.unlink()
         for file in (self.metrics, self.details):
             if file.exists():
                 kept = [line for line in _lines(file) if line["step"] <= step]

@@ -132,7 +132,7 @@ def train(recipe: Recipe, resume: bool = False) -> RunFolder | None:
         return None
     early_stop = trainer.features.early_stop
     if early_stop is not None and args.process_index == 0:
-        print(early_stop.report(trainer.state.global_step, folder.best), flush=True)
+        print(early_stop.report(trainer.state.global_step, trainer.state.max_steps, folder.best), flush=True)
     with trainer.evaluated_weights():
         export_from_trainer(trainer, source, folder, folder.final)
     return folder

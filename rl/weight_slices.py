@@ -85,13 +85,15 @@ class WeightSlices:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """These weights are the model's inside the block, and its own come back to the bit behind it. Collective."""
+        """These weights are the model's inside the block, and its own come back to the bit behind it. Collective.
+
+        After an error they do not come back: it may be this rank's alone, which would wait for the others instead of
+        ending the run.
+        """
         own = WeightSlices.copied(self._parameters, self._accelerator, float32=False)
         self.put()
-        try:
-            yield
-        finally:
-            own.put()
+        yield
+        own.put()
 
     def save(self, folder: Path) -> None:
         """Writes this rank's file."""

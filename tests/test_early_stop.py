@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 from training_runs import changed, deepspeed, launch, logged, run, small_recipe, weights
@@ -38,6 +39,10 @@ def test_patience_and_min_delta():
     assert ended == [False, False, False, False, False, True]
     assert (early_stop.best, early_stop.best_step) == (0.3, 3)
     assert early_stop.stopped == "held-out reward has not risen by more than 0.05 in 2 evaluations"
+    why = f"stopped after update 5: {early_stop.stopped}"
+    best_model = "best model best: held-out reward 0.3000 after update 3"
+    assert early_stop.report(5, 9, Path("best")).splitlines() == [why, best_model]
+    assert early_stop.report(5, 5, Path("best")) == best_model  # it would have ended there anyway
 
 
 def test_a_score_that_is_missing_is_no_improvement():

@@ -157,3 +157,25 @@ def test_two_processes_average_what_one_does(settings, tmp_path, engine, lora):
     resumed, _ = launch(settings, 2, "--resume", **sections, trainer=trainer, output_dir=str(tmp_path / "two"))
     assert logged(resumed, "loss") == losses
     assert close(dict(averaged_weights(two.path / "checkpoint-4")), found, 0.0)
+
+
+@pytest.mark.slow
+def test_an_error_on_one_process_ends_the_run_while_the_average_is_in_place(settings, tmp_path):
+    """Bringing the policy's own weights back needs every process: one that fails must not wait for the others."""
+    (tmp_path / "mine.py").write_text(
+        "import os\n\ndef fails(prompts, images):\n    if os.environ['RANK'] == '1':\n"
+        "        raise ValueError('broken here')\n    return [0.0] * len(images)\n"
+    )
+    (tmp_path / "held_out.jsonl").write_text(''.join(f'{{"prompt": "a circle {n}"}}\n' for n in range(16)))
+    evaluate = {"prompts": str(tmp_path / "held_out.jsonl"), "ema": True, "at_start": True}
+    _, output = launch(
+        settings,
+        2,
+        fails=True,
+        model={**settings["model"], "ema": EMA},
+        evaluate={**settings["evaluate"], **evaluate},
+        eval_rewards=[{"use": f"{tmp_path / 'mine.py'}:fails", "retries": 0}],
+        decode={"batch_size": 4},  # two batches of eight prompts, one for each process
+        trainer={"per_device_train_batch_size": 4},
+    )
+    assert "raised ValueError: broken here" in output

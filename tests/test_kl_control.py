@@ -1,5 +1,7 @@
 """The weight of the KL term, steered to a target."""
 
+import math
+
 import pytest
 from training_runs import launch, logged, run, small_recipe
 from transformers import TrainerControl, TrainerState
@@ -23,6 +25,7 @@ def settings(nano_checkpoint, tmp_path) -> dict:
         ([0.0, 0.021], 1.005),  # an update's micro-batches count together
         ([0.5], 1.02),
         ([0.0], 0.98),
+        ([0.5, math.nan], 1.0),  # an update that watch.nonfinite skips
     ],
 )
 def test_one_update(kls, factor):

@@ -58,6 +58,19 @@ def test_metrics_are_json_even_where_they_are_not_numbers(tmp_path):
     assert folder.metrics.read_text() == '{"step": 1, "reward": 0.5, "kl": null}\n'
 
 
+def test_a_resumed_run_leaves_no_evaluation_behind_that_it_may_not_make_again(tmp_path):
+    folder = RunFolder.claim(recipe_into(tmp_path / "run"))
+    for step in (10, 20):
+        (folder.evaluations / f"step-{step:06d}.json").write_text('{"total": [0.5]}')
+        (folder.evaluations / f"details-{step:06d}.json").write_text("{}")
+        (folder.samples / f"step-{step:06d}.png").touch()
+    (folder.samples / "mine.png").touch()
+    folder.forget_after(10)
+    assert set(folder.evaluated_totals()) == {10}
+    kept = sorted(file.name for file in (*folder.evaluations.iterdir(), *folder.samples.iterdir()))
+    assert kept == ["details-000010.json", "mine.png", "step-000010.json", "step-000010.png"]
+
+
 def test_grid_shows_every_tile(tmp_path):
     red, blue = Image.new("RGB", (64, 64), "red"), Image.new("RGB", (64, 128), "blue")
     tiles = [(red, "a red square", 0.25), (blue, "a very long prompt " * 20, math.nan)] * 3
