@@ -38,8 +38,7 @@ class ScoringThread:
     see each request by itself. A request whose future was cancelled before its turn is not scored.
 
     Args:
-        suite: the rewards; what `on_error` and `weight` say of them is the client's affair and not regarded. Those with
-            `offload` have their weights on the GPU as long as the thread lives.
+        suite: the rewards; what `on_error` and `weight` say of them is the client's affair and not regarded.
         most_samples: of requests that are scored together.
     """
 
@@ -63,8 +62,7 @@ class ScoringThread:
         self._thread.join(seconds)
 
     def _run(self) -> None:
-        # One event loop for all async rewards and batches: their clients keep their connections.
-        with self._suite.on_device(), asyncio.Runner() as loop:
+        with asyncio.Runner() as loop:  # one for all async rewards and batches: their clients keep their connections
             while True:
                 jobs = self._take()
                 if not jobs:

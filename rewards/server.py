@@ -134,7 +134,8 @@ def create_app(suite: RewardSuite, *, limits: Limits | None = None, token: str |
     """The application. Weights must be loaded already.
 
     Args:
-        suite: what is served, each reward under its name.
+        suite: what is served, each reward under its name. Those with `offload` have their weights on the GPU as long as
+            it serves.
         limits: on what a request may be; None for the defaults.
         token: what clients must send as `Authorization: Bearer …`, on all paths but /health; None: nothing.
     """
@@ -142,7 +143,7 @@ def create_app(suite: RewardSuite, *, limits: Limits | None = None, token: str |
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        with contextlib.closing(ScoringThread(suite, limits.samples)) as scoring:
+        with suite.on_device(), contextlib.closing(ScoringThread(suite, limits.samples)) as scoring:
             app.state.desk = _Desk(suite, scoring, limits)
             yield
 

@@ -114,6 +114,9 @@ def make_plan(recipe: Recipe, simulation: Simulation, gpus: int, memory: int, pr
         guided = recipe.evaluate.guidance_scale != 1
         samples = samples_at_once(recipe.evaluate.samples_per_prompt, decode.batch_size)
         parts += cache_parts(recipe, policy, samples, prefix, tokens, guided, "evaluate")
+        if recipe.evaluate.ema:  # the average takes the place of the policy's own weights, which wait beside it
+            aside = states.trained_bytes // gpus
+            parts.append(Part("policy weights set aside", aside, frozenset({"evaluate", "decode"})))
     if decode.device == "gpu":
         parts.append(Part("decoder", decoder.weights))
         working = simulation.decode(recipe, min(decode.batch_size, share))

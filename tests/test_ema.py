@@ -166,7 +166,7 @@ def test_an_error_on_one_process_ends_the_run_while_the_average_is_in_place(sett
         "import os\n\ndef fails(prompts, images):\n    if os.environ['RANK'] == '1':\n"
         "        raise ValueError('broken here')\n    return [0.0] * len(images)\n"
     )
-    (tmp_path / "held_out.jsonl").write_text(''.join(f'{{"prompt": "a circle {n}"}}\n' for n in range(16)))
+    (tmp_path / "held_out.jsonl").write_text("".join(f'{{"prompt": "a circle {n}"}}\n' for n in range(16)))
     evaluate = {"prompts": str(tmp_path / "held_out.jsonl"), "ema": True, "at_start": True}
     _, output = launch(
         settings,

@@ -247,6 +247,16 @@ def test_rewards_are_counted_or_named(settings, tmp_path):
     assert plan.not_counted == ("mine",)
 
 
+def test_the_policys_own_weights_wait_while_its_average_is_evaluated(settings):
+    sections = {"model": {"ema": {}}, "evaluate": {"prompts": "held_out.jsonl"}}
+    without = plan_of(recipe_of(settings, **sections))
+    sections["evaluate"]["ema"] = True
+    averaged = plan_of(recipe_of(settings, **sections))
+    for phase in ("evaluate", "decode"):
+        assert averaged.held(phase) - without.held(phase) == 4 * averaged.parameters["trained"]
+    assert averaged.held("update") == without.held("update")
+
+
 def test_offloaded_rewards_are_counted_while_something_is_scored(settings):
     clip = {"use": "clip_score", "model": "RN50", "weights": "openai"}
     size = 4 * 102_007_137

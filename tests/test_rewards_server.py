@@ -22,7 +22,7 @@ from PIL import Image
 from rewards import Reward, RewardBatch, RewardSpec, RewardSuite
 from rewards.batching import ScoringThread
 from rewards.commands.serving import read_suite
-from rewards.server import check_access, create_app, running
+from rewards.server import bind, build_server, check_access, create_app, run_server, running
 from rewards.wire import Column, ScoreRequest, encode_answer, encode_request, read_answer, read_request
 from rewards.wire_images import BadRequest, Limits
 from uniar.errors import UserError
@@ -251,6 +251,20 @@ def test_samples_with_other_bits_are_another_batch_and_who_left_is_not_scored():
     batches, results = scored_together(True, jobs)
     assert batches == [["0", "1"], ["2"], ["3"]]
     assert results == [[0], None, [1], [2], [3]]
+
+
+def test_a_server_whose_weights_do_not_fit_on_the_gpu_does_not_start(monkeypatch):
+    """Rather than start without the thread that scores, and let every request wait."""
+
+    class Large(Red):
+        def to(self, device):
+            if torch.device(device).type != "cpu":
+                raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("rewards.suite.default_device", lambda: torch.device("meta"))  # stands for a GPU
+    suite = RewardSuite([RewardSpec(Large, offload=True)])
+    with bind("127.0.0.1", 0) as listener, pytest.raises(SystemExit, match="3"):
+        run_server(build_server(create_app(suite), drain_seconds=1), listener)
 
 
 def test_a_client_that_hangs_up_while_it_waits_is_not_scored():

@@ -57,6 +57,7 @@ def run(arguments: argparse.Namespace) -> None:
                 file = stack.enter_context(arguments.output.open("w", encoding="utf-8"))
             except OSError as error:
                 raise UserError(f"'{arguments.output}' cannot be written: {error.strerror}.") from error
+        stack.enter_context(suite.on_device())
         scoring = stack.enter_context(contextlib.closing(ScoringThread(suite, arguments.batch_size)))
         print(f"{name:>12}  picture")
         for batch in batches(pictures, arguments.batch_size):
