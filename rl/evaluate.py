@@ -16,6 +16,7 @@ from rl.pipeline import chunk_size, decode_and_score
 from rl.prompts import PromptRecord
 from rl.rollout import DrawSettings, Sample, draw
 from rl.sharing import fixed_batches, in_order, share_of
+from uniar.errors import UserError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -83,6 +84,21 @@ class Evaluation:
             "eval_seconds": self.seconds,
             **means,
         }
+
+
+OWN_METRICS = ("reward", "reward_se", "excluded_samples", "seconds")
+"""What an evaluation logs besides each reward's mean, all with the prefix eval_."""
+
+
+def require_free_names(rewards: RewardSuite) -> RewardSuite:
+    """Raises UserError for a reward of evaluations whose mean would be logged under the name of something else."""
+    for name in rewards.names:
+        if name in OWN_METRICS:
+            raise UserError(
+                f"a reward of evaluations is called {name!r}, which they use themselves; give it another name, such as "
+                f"name: my_{name}."
+            )
+    return rewards
 
 
 def standard_error(values: Tensor) -> float:

@@ -30,7 +30,7 @@ from rl.checkpoints import newest_good
 from rl.config import Recipe
 from rl.distributed import is_first_process, local_device, prepare_deepspeed_on_cpu, world_size
 from rl.early_stop import check_metric
-from rl.evaluate import Evaluator, paired_gain
+from rl.evaluate import Evaluator, paired_gain, require_free_names
 from rl.export import export_model
 from rl.features import Features
 from rl.model_card import card_of_run
@@ -174,7 +174,7 @@ def build_eval_rewards(
 ) -> RewardSuite:
     """The rewards of evaluations: `eval_rewards`, or where that is empty `rewards`, which may be built already."""
     if recipe.eval_rewards:
-        return build_rewards(recipe, "eval_rewards", held_out)
+        return require_free_names(build_rewards(recipe, "eval_rewards", held_out))
     suite = rewards or RewardSuite.from_recipe(recipe.rewards, folder=Path(recipe.source).parent)
     if held_out:
         try:
@@ -183,6 +183,7 @@ def build_eval_rewards(
             raise UserError(
                 f"evaluate.prompts {recipe.evaluate.prompts}, scored with `rewards` as eval_rewards is empty: {error}"
             ) from error
+        require_free_names(suite)
     return suite
 
 

@@ -96,3 +96,11 @@ def test_rewards_that_no_held_out_prompt_is_for(command, recipe, tmp_path, capsy
     assert "held_out.jsonl" in said[0]
     assert "eval_rewards" in said[0]
     assert "for the task 'a', which no prompt has; tasks of the prompts: b." in said[0]
+
+
+@pytest.mark.parametrize("section", ["rewards", "eval_rewards"])
+def test_a_reward_that_would_be_logged_as_the_total_is_refused(section, recipe, tmp_path, capsys):
+    recipe[section] = [{"use": "compressibility", "name": "reward"}]
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    assert main(["evaluate", str(tmp_path / "recipe.yaml")]) == 2
+    assert "is called 'reward', which they use themselves; give it another name" in capsys.readouterr().err
