@@ -7,18 +7,17 @@ then weights, schedule, counters and the place in the data are taken along, and 
 
 import warnings
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import GRPOConfig
 
 from rl.adapters import ADAPTER_CONFIG, trained_adapter
 from rl.export import trained_weights
+from rl.weight_slices import whole
 from uniar.errors import UserError
 
 
@@ -95,7 +94,7 @@ def load_weights(model: nn.Module, checkpoint: Path, source: Path) -> None:
         )
     with torch.no_grad():
         for name, parameter in trained.items():
-            with _whole(parameter):
+            with whole(parameter, changes=True):
                 stored = weights[names[name]]
                 if stored.shape != parameter.shape:
                     found, expected = tuple(stored.shape), tuple(parameter.shape)
@@ -110,12 +109,3 @@ def forward_schedule(scheduler: Any, updates: int) -> None:
         warnings.simplefilter("ignore")  # no update has been made yet
         for _ in range(updates):
             scheduler.step()
-
-
-def _whole(parameter: nn.Parameter) -> AbstractContextManager:
-    """The parameter unsharded, and sharded again with the values that it was given."""
-    if not is_deepspeed_zero3_enabled():
-        return nullcontext()
-    import deepspeed
-
-    return deepspeed.zero.GatheredParameters(parameter, modifier_rank=0)
