@@ -14,8 +14,8 @@ from uniar.seeds import seed_of
 class PromptStream(Keeper):
     """The prompts in the order that training has them, one epoch after the other, with the position in a checkpoint.
 
-    An epoch's order is that of rl/chassis.py's sampler, which passes over the last prompts of an epoch where they do not
-    fill a rollout: where they do, and nothing is taken besides, the prompts are the same.
+    An epoch's order is that of rl/chassis.py's sampler, which passes over the last prompts of an epoch where they do
+    not fill a rollout: where they do, and nothing is taken besides, the prompts are the same.
     """
 
     name = "prompt_stream"
