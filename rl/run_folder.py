@@ -29,6 +29,7 @@ from rewards.registry import from_current_folder
 from rl.checkpoints import checkpoints
 from rl.config import Recipe
 from rl.evaluate import Evaluation
+from rl.folder_lock import FolderLock
 from uniar.errors import UserError
 
 CONFIG = "config.yaml"
@@ -49,12 +50,12 @@ class RunFolder:
         self.final = self.path / "final"
 
     @classmethod
-    def claim(cls, recipe: Recipe, *, resume: bool = False) -> "RunFolder":
+    def claim(cls, recipe: Recipe, *, resume: bool = False, lock: FolderLock | None = None) -> "RunFolder":
         """The run's folder, made if need be, with the resolved recipe in it.
 
         A folder that holds a run already is taken only to resume it; what the recipe now says otherwise is printed and
         becomes its config. Where the recipe leaves the name to us, a new run takes the first unused of NAME, NAME-2,
-        NAME-3, …, and a resumed one the last used.
+        NAME-3, …, and a resumed one the last used. lock: takes the folder, so that no other run may.
         """
         path, following = Path(recipe.output_dir), Path(recipe.output_dir)
         if recipe.names_its_folder_itself:
@@ -73,6 +74,8 @@ class RunFolder:
         try:
             for part in (folder.samples, folder.evaluations):
                 part.mkdir(parents=True, exist_ok=True)
+            if lock is not None:
+                lock.take(folder.path)
             resolved = dataclasses.replace(
                 recipe,
                 output_dir=str(folder.path),

@@ -33,6 +33,7 @@ from rl.early_stop import check_metric
 from rl.evaluate import Evaluator, paired_gain, require_free_names
 from rl.export import export_model
 from rl.features import Features
+from rl.folder_lock import FolderLock
 from rl.model_card import card_of_run
 from rl.peers import Peers
 from rl.policy_model import DTYPES, checkpoint_of, load_config, load_policy, load_processor, reference_for, trainable
@@ -60,6 +61,11 @@ def train(recipe: Recipe, resume: bool = False) -> RunFolder | None:
     Returns the run's folder; None when a signal or `max_runtime` ended it early, saved and ready to be resumed. Raises
     UserError for input that cannot work, as far as possible before any weight is loaded.
     """
+    with FolderLock() as lock:
+        return _train(recipe, resume, lock)
+
+
+def _train(recipe: Recipe, resume: bool, lock: FolderLock) -> RunFolder | None:
     records = load_prompts(recipe.data.prompts, recipe.data.image_root, recipe.data_seed)
     check_batches(recipe, world_size(), len(records))
     if (risk := rounding_risk(recipe)) and is_first_process():
@@ -79,7 +85,7 @@ def train(recipe: Recipe, resume: bool = False) -> RunFolder | None:
     model, processor = load_policy(recipe.model, source), load_processor(source)
     for suite in (rewards, eval_rewards):
         suite.load()
-    folder, checkpoint = _claim_folder(recipe, args, resume)
+    folder, checkpoint = _claim_folder(recipe, args, resume, lock)
     set_seed(recipe.seed)  # adapters start from random values
     evaluator = build_evaluator(recipe, held_out, processor, decoder, eval_rewards)
     stopper = Stopper(None if recipe.max_runtime is None else recipe.max_runtime * 3600)
@@ -138,11 +144,11 @@ def train(recipe: Recipe, resume: bool = False) -> RunFolder | None:
     return folder
 
 
-def _claim_folder(recipe: Recipe, args: GRPOConfig, resume: bool) -> tuple[RunFolder, Path | None]:
+def _claim_folder(recipe: Recipe, args: GRPOConfig, resume: bool, lock: FolderLock) -> tuple[RunFolder, Path | None]:
     """The run's folder and the checkpoint to go on from. The main process chooses, the others are told."""
     chosen: list[str | None] = [None, None]
     if args.process_index == 0:
-        folder = RunFolder.claim(recipe, resume=resume or recipe.resume == "auto")
+        folder = RunFolder.claim(recipe, resume=resume or recipe.resume == "auto", lock=lock)
         checkpoint = newest_good(folder.path) if resume or recipe.resume == "auto" else None
         if resume and checkpoint is None:
             raise UserError(f"{folder.path} has no whole checkpoint to resume from.")

@@ -1,10 +1,13 @@
 import dataclasses
 import math
+import subprocess
+import sys
 
 import pytest
 from PIL import Image
 
 from rl.config import DataSection, ModelSection, Recipe
+from rl.folder_lock import FolderLock
 from rl.pictures import plot_metrics, sample_grid
 from rl.run_folder import RunFolder
 from uniar.errors import UserError
@@ -26,6 +29,36 @@ def test_a_folder_belongs_to_one_run(tmp_path):
     with pytest.raises(UserError, match="holds another run"):
         RunFolder.claim(recipe)
     assert RunFolder.claim(recipe, resume=True).path == first.path
+
+
+def test_a_folder_is_held_by_one_run_at_a_time(tmp_path):
+    recipe = recipe_into(tmp_path / "run")
+    with FolderLock() as lock:
+        RunFolder.claim(recipe, lock=lock)
+        held = RunFolder(tmp_path / "run").config.read_text()
+        changed = dataclasses.replace(recipe, seed=7)
+        with (
+            pytest.raises(UserError, match="run is in use: a process of another run trains into it"),
+            FolderLock() as other,
+        ):
+            RunFolder.claim(changed, resume=True, lock=other)
+        assert RunFolder(tmp_path / "run").config.read_text() == held
+    with FolderLock() as other:
+        RunFolder.claim(changed, resume=True, lock=other)
+
+
+def test_a_killed_run_holds_nothing(tmp_path):
+    (tmp_path / "run").mkdir()
+    hold = "import sys, time; from pathlib import Path; from rl.folder_lock import FolderLock; lock = FolderLock()\n"
+    hold += "lock.take(Path(sys.argv[1])); print('held', flush=True); time.sleep(100)"
+    process = subprocess.Popen([sys.executable, "-c", hold, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    with FolderLock() as lock:
+        with pytest.raises(UserError, match="is in use"):
+            lock.take(tmp_path / "run")
+        process.kill()
+        process.communicate()
+        lock.take(tmp_path / "run")
 
 
 def test_a_recipe_without_a_folder_gets_a_new_one_each_time(tmp_path, monkeypatch):

@@ -1,0 +1,43 @@
+"""One run a folder: two that write into the same one would undo each other's checkpoints and double the metrics."""
+
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from filelock import FileLock, Timeout
+
+from uniar.errors import UserError
+
+LOCK = ".lock"
+"""Its file, in the run's folder. The system lets go of it when the process that holds it ends, however it ends."""
+
+
+class FolderLock:
+    """As a context, holds the folder that is taken inside it; at most one process of any run holds a folder.
+
+    A file system that has no locks is one on which nothing is held.
+    """
+
+    def __init__(self) -> None:
+        self._held: FileLock | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def take(self, folder: Path) -> None:
+        """Raises UserError when another run has it: one that goes on, or what a killed launcher has left running."""
+        lock = FileLock(folder / LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise UserError(
+                f"{folder} is in use: a process of another run trains into it, perhaps one that a killed launcher has "
+                "left behind; end it, or choose another output_dir."
+            ) from error
+        except NotImplementedError:
+            return
+        self._held = lock
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+        if self._held is not None:
+            self._held.release()
