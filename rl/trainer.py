@@ -180,7 +180,8 @@ class UniARTrainer(Chassis):
         self.last_scored = (samples, scored)
         self._record(metrics)
         self._record({f"rewards/{name}/failed": count for name, count in table.failures.items()})
-        self.watch.rollout(metrics["frac_reward_zero_std"])
+        # Without any score there is no variance either.
+        self.watch.rollout(metrics.get("frac_reward_zero_std", 1.0))
 
     def _replay_all(self, model: Any, batch: dict[str, Any]) -> Gaps:
         """Raw gaps of the whole share without gradient, in the micro-batches of the update."""

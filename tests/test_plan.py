@@ -152,6 +152,40 @@ def test_decoding_within_15_percent(settings, nano_decoder):
     assert plan_of(recipe).part("decoding") == pytest.approx(measured.peak, rel=0.15)
 
 
+@pytest.mark.parametrize(
+    ("model", "at_once", "phase"),
+    [({}, 8, "decode"), ({}, 1, "update"), ({"lora": {"r": 4}}, 8, "decode")],
+    ids=["full", "full, decoded singly", "LoRA"],
+)
+def test_the_peak_of_an_update_within_15_percent(settings, monkeypatch, model, at_once, phase):
+    """Everything at once: drawing, decoding, the reference and the update of a run, whichever holds most."""
+    held, prefixes = [], []
+
+    class Watched(UniARTrainer):
+        def _compute_loss(self, model, inputs):
+            prefixes.append(inputs["prompt_input_ids"].shape[1] - inputs["bits"].shape[1])
+            return super()._compute_loss(model, inputs)
+
+        def training_step(self, *args, **kwargs):
+            modules = [self.model, self.decoder.sd3_transformer, self.decoder.vae, self.decoder.bsq_encoder]
+            modules += [self.reference.model] if hasattr(self.reference, "model") else []
+            weights = [tensor for m in modules for tensor in (*m.parameters(), *m.buffers())]
+            with PeakBytes(weights) as measured:
+                loss = super().training_step(*args, **kwargs)
+            storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in weights}
+            held.append(measured.peak + sum(storages.values()))
+            return loss
+
+    monkeypatch.setattr("rl.train.UniARTrainer", Watched)
+    rollout, trainer = {"samples_per_prompt": 16}, {"per_device_train_batch_size": 16}
+    recipe = recipe_of(settings, model=model, rollout=rollout, trainer=trainer, decode={"batch_size": at_once})
+    train(recipe)
+    plan = plan_of(recipe, prefix=prefixes[0])
+    optimizer = plan.part("optimizer")  # made after the first update
+    assert plan.peak_phase == phase
+    assert plan.peak - optimizer == pytest.approx(held[0], rel=0.15)
+
+
 def test_export_holds_one_shard_at_a_time(nano_checkpoint, tmp_path):
     source = TensorFiles(nano_checkpoint)
     whole, largest = (f(tensor.bytes for tensor in source.stored.values()) for f in (sum, max))

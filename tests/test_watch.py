@@ -169,6 +169,12 @@ def test_rewards_that_never_differ(settings, tmp_path, caplog):
     assert "for 3 updates" in caplog.text
 
 
+def test_rewards_that_apply_to_nothing_do_not_differ(settings):
+    settings["rewards"] = [{"use": "color"}]  # of a colour that no prompt's metadata names
+    with pytest.raises(RunError, match="no group's rewards have differed for 1 updates"):
+        run(settings, no_variance_steps=1)
+
+
 def test_updates_without_variance_are_counted_on_after_a_resume(settings, tmp_path):
     (tmp_path / "flat.py").write_text("def flat(prompts, images, **_): return [1.0] * len(prompts)\n")
     settings |= {"rewards": [{"use": f"{tmp_path}/flat.py:flat"}], "resume": "auto"}
