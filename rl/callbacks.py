@@ -12,6 +12,7 @@ from rl.evaluate import Evaluator
 from rl.pictures import plot_metrics, sample_grid
 from rl.run_folder import RunFolder
 from rl.stopping import Stopper
+from rl.understanding import Examiner
 
 if TYPE_CHECKING:
     from rl.trainer import UniARTrainer
@@ -36,11 +37,17 @@ class RunCallback(TrainerCallback):
         every: int | None,
         at_start: bool,
         at_end: bool,
+        examiner: Examiner | None = None,
+        examine_every: int | None = None,
     ) -> None:
+        """export: writes the model to a folder. evaluator, examiner: None where nothing is held out to draw, or to ask.
+        every, examine_every: updates between two evaluations of either."""
         self.folder, self.evaluator, self.stopper, self.export = folder, evaluator, stopper, export
         self.every, self.at_start, self.at_end = every, at_start, at_end
+        self.examiner, self.examine_every = examiner, examine_every
         self.trainer: UniARTrainer | None = None
-        self._evaluated_step: int | None = None
+        self._drawn_step: int | None = None
+        self._asked_step: int | None = None
 
     def attach(self, trainer: "UniARTrainer") -> None:
         """Called once, when the trainer exists."""
@@ -55,14 +62,16 @@ class RunCallback(TrainerCallback):
             self._evaluate(args, state, control)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.every and state.global_step % self.every == 0:
-            self._evaluate(args, state, control)
+        draw, ask = (every and state.global_step % every == 0 for every in (self.every, self.examine_every))
+        if draw or ask:
+            self._evaluate(args, state, control, draw=bool(draw), ask=bool(ask))
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self.at_end and not self.stopper.stopped and self._evaluated_step != state.global_step:
-            self._evaluate(args, state, control)
+        if self.at_end and not self.stopper.stopped:
+            step = state.global_step
+            self._evaluate(args, state, control, draw=self._drawn_step != step, ask=self._asked_step != step)
         if state.is_world_process_zero:
             plot_metrics(self.folder.read(), self.folder.plot)
 
@@ -83,36 +92,52 @@ class RunCallback(TrainerCallback):
             self.trainer.last_scored = None
         if line := _console_line(state, logs):
             print(line, flush=True)
-        if state.global_step % PLOT_EVERY == 0 or "eval_reward" in logs:
+        if state.global_step % PLOT_EVERY == 0 or any(name.startswith("eval_") for name in logs):
             plot_metrics(self.folder.read(), self.folder.plot)
 
-    def _evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl) -> None:
-        if self.evaluator is None:
+    def _evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        draw: bool = True,
+        ask: bool = True,
+    ) -> None:
+        """Has the policy draw the held-out prompts and answer the held-out questions, as far as there are any."""
+        step, evaluation, understanding = state.global_step, None, None
+        draw, ask = draw and self.evaluator is not None, ask and self.examiner is not None
+        if not draw and not ask:
             return
         with self.trainer.evaluated_weights():
             with self.trainer.policy() as policy:
-                evaluation = self.evaluator.run(policy, self.trainer.accelerator)
+                if draw:
+                    evaluation, self._drawn_step = self.evaluator.run(policy, self.trainer.accelerator), step
+                if ask:
+                    understanding, self._asked_step = self.examiner.run(policy, self.trainer.accelerator), step
             if state.is_world_process_zero:
-                self.folder.save_evaluation(state.global_step, evaluation)
+                self.folder.save_evaluation(step, evaluation, understanding)
             early_stop = self.trainer.features.early_stop
             # The starting model is there already.
             if (
-                early_stop is not None
-                and early_stop.evaluated(state.global_step, evaluation.metrics(), control)
-                and state.global_step
+                evaluation is not None
+                and early_stop is not None
+                and early_stop.evaluated(step, evaluation.metrics(), control)
+                and step
             ):
                 self.export(self.folder.best)
-        self._evaluated_step = state.global_step
+        found = [part for part in (evaluation, understanding) if part is not None]
         # Straight to the callbacks: the trainer's own `log` would close the training metrics under way. The handler
         # takes the log for the one that is due, so it gets a copy of the flags.
-        self.trainer.callback_handler.on_log(args, state, copy(control), evaluation.metrics())
+        metrics = {name: value for part in found for name, value in part.metrics().items()}
+        self.trainer.callback_handler.on_log(args, state, copy(control), metrics)
         if not state.is_world_process_zero:
             return
-        if evaluation.shown:
-            path = self.folder.samples / f"step-{state.global_step:06d}.png"
+        if evaluation is not None and evaluation.shown:
+            path = self.folder.samples / f"step-{step:06d}.png"
             tiles = [(image, record.prompt, total) for record, image, total in evaluation.shown]
             sample_grid(tiles, path, notes=evaluation.notes)
-            self._report_picture(path, state.global_step)
+            self._report_picture(path, step)
 
     def _report_picture(self, path: Any, step: int) -> None:
         """To TensorBoard and W&B, where the run reports to them."""
@@ -134,12 +159,19 @@ class RunCallback(TrainerCallback):
 def _console_line(state: TrainerState, logs: dict[str, float]) -> str:
     """One line a log: progress, reward, KL, entropy and the seconds of each phase; "" for what needs no line."""
     head = f"[{state.global_step}/{state.max_steps}]"
+    held_out = []
     if "eval_reward" in logs:
-        return f"{head} held-out reward {logs['eval_reward']:.4f} ± {logs['eval_reward_se']:.4f}"
+        held_out.append(f"held-out reward {logs['eval_reward']:.4f} ± {logs['eval_reward_se']:.4f}")
+    if "eval_understanding/exact_match" in logs:
+        exact, p_answer, p_token = (logs[f"eval_understanding/{key}"] for key in ("exact_match", "p_answer", "p_token"))
+        held_out.append(f"questions: {exact:.1%} exact, P(answer) {p_answer:.3g}, a token {p_token:.3g}")
+    if held_out:
+        return "  ".join([head, *held_out])
     if "reward" not in logs:
         return ""
     parts = [f"{head} reward {logs['reward']:.4f}"]
-    parts += [f"{name} {logs[name]:.2e}" for name in ("kl", "grad_norm") if logs.get(name) is not None]
+    shown = {"kl": "kl", "understanding/kl": "text kl", "grad_norm": "grad_norm"}
+    parts += [f"{name} {logs[key]:.2e}" for key, name in shown.items() if logs.get(key) is not None]
     if logs.get("entropy") is not None:
         parts.append(f"entropy {logs['entropy']:.4f}")
     seconds = [f"{key.split('/')[1]} {value:.1f}s" for key, value in logs.items() if key.startswith("seconds/")]

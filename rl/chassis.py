@@ -77,7 +77,11 @@ class Chassis(GRPOTrainer):
         """The bare model, gathered if sharded, without gradients and in the precision of the update."""
         with (
             torch.no_grad(),
-            unwrap_model_for_generation(self.model_wrapped, self.accelerator) as unwrapped,
+            unwrap_model_for_generation(
+                self.model_wrapped,
+                self.accelerator,
+                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
+            ) as unwrapped,
             self.accelerator.autocast(),
         ):
             yield unwrapped.get_base_model() if hasattr(unwrapped, "get_base_model") else unwrapped

@@ -238,6 +238,35 @@ class EvaluateSection:
 
 
 @dataclasses.dataclass(frozen=True)
+class UnderstandingSection:
+    """Questions about pictures: what of its understanding the model keeps while it learns to draw, measured beside the
+    held-out drawings, and a KL term that holds its answers to the reference's. A file of questions is JSONL with the
+    fields `image`, `question` and `answer`."""
+
+    questions: str | None = setting("Held-out questions, a JSONL file; null: none are asked.", None)
+    image_root: str | None = setting(
+        "Folder that relative paths of the pictures start from, for kl_questions too; null: the file's own.", None
+    )
+    every: int | None = setting(
+        "Updates between two evaluations; null: as evaluate.every. The first and the last follow evaluate.at_start and "
+        "evaluate.at_end.",
+        None,
+        ge=1,
+    )
+    limit: int | None = setting("Ask only the first so many questions; null: all.", None, ge=1)
+    batch_size: int = setting("Questions asked at once.", 8, ge=1)
+    max_new_tokens: int = setting("Longest answer, in tokens.", 32, ge=1)
+    kl_beta: float = setting(
+        "Weight of the text-KL term: the KL divergence to the reference over the vocabulary, in nats, mean over the "
+        "positions of the right answers to kl_questions; 0: none.",
+        0.0,
+        ge=0,
+    )
+    kl_questions: str | None = setting("Questions of the text-KL term, a JSONL file; others than those held out.", None)
+    kl_questions_per_update: int = setting("How many of them an update asks, over all processes.", 8, ge=1)
+
+
+@dataclasses.dataclass(frozen=True)
 class AdvantageSection:
     """How rewards become advantages."""
 
@@ -297,7 +326,7 @@ class AlgorithmSection:
         gt=0,
         le=1,
     )
-    beta: float = setting("Weight of the KL divergence to the reference policy; 0: no reference model.", 0.01, ge=0)
+    beta: float = setting("Weight of the KL divergence of what is drawn to the reference policy; 0: none.", 0.01, ge=0)
     kl: Literal["exact", "k1", "k2", "k3"] = setting(
         "The KL divergence in closed form, or one of the sampled estimators, for comparison with other work.", "exact"
     )
@@ -360,6 +389,9 @@ class Recipe:
     rollout: RolloutSection = setting("How the policy draws visual bits.", factory=RolloutSection)
     decode: DecodeSection = setting("How bits become images.", factory=DecodeSection)
     evaluate: EvaluateSection = setting("Evaluation on held-out prompts.", factory=EvaluateSection)
+    understanding: UnderstandingSection = setting(
+        "Questions about pictures, asked and held on to.", factory=UnderstandingSection
+    )
     algorithm: AlgorithmSection = setting("The loss.", factory=AlgorithmSection)
     watch: WatchSection = setting("What ends or interrupts a run that goes wrong.", factory=WatchSection)
     trainer: dict[str, Any] = setting(
@@ -397,6 +429,11 @@ class Recipe:
     @property
     def names_its_folder_itself(self) -> bool:
         return self.output_dir != self.default_folder
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether any term of the loss measures from the reference policy."""
+        return self.algorithm.beta > 0 or self.understanding.kl_beta > 0
 
     def to_mapping(self) -> dict[str, Any]:
         """The recipe as plain values, every default filled in and its base, being merged already, left out."""

@@ -88,12 +88,14 @@ class Evaluation:
 
 OWN_METRICS = ("reward", "reward_se", "excluded_samples", "seconds")
 """What an evaluation logs besides each reward's mean, all with the prefix eval_."""
+OWN_COLUMNS = ("total", "understanding")
+"""What its file, evaluations/step-N.json, has besides each reward's scores."""
 
 
 def require_free_names(rewards: RewardSuite) -> RewardSuite:
-    """Raises UserError for a reward of evaluations whose mean would be logged under the name of something else."""
+    """Raises UserError for a reward of evaluations whose scores would stand under the name of something else."""
     for name in rewards.names:
-        if name in OWN_METRICS:
+        if name in (*OWN_METRICS, *OWN_COLUMNS):
             raise UserError(
                 f"a reward of evaluations is called {name!r}, which they use themselves; give it another name, such as "
                 f"name: my_{name}."

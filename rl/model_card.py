@@ -1,6 +1,5 @@
 """The README.md of an exported checkpoint: what it is, how it was made, what its rewards did, how to load it."""
 
-import json
 import math
 import platform
 import re
@@ -8,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -17,6 +17,7 @@ from rl.evaluate import paired_gain
 from rl.recipe import load_recipe
 from rl.run_folder import RunFolder
 from rl.tensor_files import main_dtype
+from rl.understanding import ANSWER_SCORES
 from uniar.errors import UserError
 
 PACKAGES = ("uniar-rl", "torch", "transformers", "trl", "peft", "accelerate", "deepspeed", "diffusers", "safetensors")
@@ -57,7 +58,7 @@ image.save("kettle.png")
 
 @dataclass(frozen=True)
 class RewardChange:
-    """One held-out reward before and after: means over N samples, gain paired by sample, with its standard error."""
+    """One held-out score before and after: means over N samples or questions, gain paired, with its standard error."""
 
     name: str
     before: float
@@ -81,6 +82,9 @@ class Origin:
     evaluated: tuple[int, int] | None = None
     """the updates after which `rewards` were measured"""
     rewards: Sequence[RewardChange] = field(default_factory=tuple)
+    asked: tuple[int, int] | None = None
+    """the updates after which `understanding` was measured"""
+    understanding: Sequence[RewardChange] = field(default_factory=tuple)
 
 
 def loading_snippet(path: str, dtype: torch.dtype, base: str | None = None) -> str:
@@ -104,7 +108,8 @@ def origin_of(checkpoint: Path, base: str | None = None, *, average: bool = Fals
     if recipe.evaluate.ema != average:
         return origin  # the run's evaluations are of other weights
     evaluated, rewards = _rewards(folder, steps)
-    return replace(origin, evaluated=evaluated, rewards=rewards)
+    asked, understanding = _understanding(folder, steps)
+    return replace(origin, evaluated=evaluated, rewards=rewards, asked=asked, understanding=understanding)
 
 
 def card_of_run(folder: RunFolder, source: Path, steps: int, processes: int) -> str:
@@ -132,6 +137,7 @@ def model_card(name: str, origin: Origin, dtype: torch.dtype, *, adapter_base: s
         + (f" and was trained with {_method(origin.recipe)}." if origin.recipe else ".")
         + f"{_averaging(origin)}\n",
         _reward_table(origin),
+        _understanding_table(origin),
         f"## Use\n\n```python\n{_snippet(name, origin, dtype, adapter_base)}```\n",
         _how_it_was_made(origin),
         _versions(),
@@ -172,23 +178,32 @@ def _method(recipe: Recipe) -> str:
 def _reward_table(origin: Origin) -> str:
     if not origin.rewards:
         return "## Rewards\n\nThe run has no evaluations on held-out prompts to show.\n"
-    first, last = origin.evaluated
     held = origin.recipe.evaluate
+    conditions = f"temperature {held.temperature:g}, guidance {held.guidance_scale:g}, the same noise each time"
+    return (
+        f"## Rewards\n\nMeans over {origin.rewards[0].samples} samples of held-out prompts ({conditions}); the "
+        f"gain is paired by sample, ± its standard error.\n\n{_table('reward', origin.evaluated, origin.rewards)}"
+    )
+
+
+def _understanding_table(origin: Origin) -> str:
+    if not origin.understanding:
+        return ""
+    return (
+        f"## Understanding\n\nMeans over {origin.understanding[0].samples} held-out questions about pictures; the gain "
+        "is paired by question, ± its standard error. P(answer) is the probability of the right answer word for word."
+        "\n\n"
+        f"{_table('score', origin.asked, origin.understanding)}"
+    )
+
+
+def _table(what: str, steps: tuple[int, int], changes: Sequence[RewardChange]) -> str:
     rows = [
         f"| {change.name} | {change.before:.4f} | {change.after:.4f} | {change.gain:+.4f} ± {change.error:.4f} |"
-        for change in origin.rewards
+        for change in changes
     ]
-    conditions = f"temperature {held.temperature:g}, guidance {held.guidance_scale:g}, the same noise each time"
-    return "\n".join(
-        [
-            f"## Rewards\n\nMeans over {origin.rewards[0].samples} samples of held-out prompts ({conditions}); the "
-            "gain is paired by sample, ± its standard error.\n",
-            f"| reward | update {first} | update {last} | gain |",
-            "| --- | --- | --- | --- |",
-            *rows,
-            "",
-        ]
-    )
+    head = [f"| {what} | update {steps[0]} | update {steps[1]} | gain |", "| --- | --- | --- | --- |"]
+    return "\n".join([*head, *rows, ""])
 
 
 def _snippet(name: str, origin: Origin, dtype: torch.dtype, adapter_base: str | None) -> str:
@@ -231,12 +246,26 @@ def _processes(checkpoint: Path) -> int | None:
 
 def _rewards(folder: RunFolder, steps: int | None) -> tuple[tuple[int, int] | None, list[RewardChange]]:
     """First evaluation against the last one up to `steps`; nothing where there are not two of the same samples."""
-    files = {int(file.stem.removeprefix("step-")): file for file in folder.evaluations.glob("step-*.json")}
-    reached = sorted(step for step in files if steps is None or step <= steps)
+    return _changes({step: _columns(found) for step, found in folder.evaluated("total", whole=True)}, steps)
+
+
+def _understanding(folder: RunFolder, steps: int | None) -> tuple[tuple[int, int] | None, list[RewardChange]]:
+    """The same of the held-out questions."""
+    columns = {
+        step: {label: torch.tensor(found[key], dtype=torch.float64) for key, label in ANSWER_SCORES.items()}
+        for step, found in folder.evaluated("understanding")
+    }
+    return _changes(columns, steps)
+
+
+def _changes(
+    columns: Mapping[int, Mapping[str, torch.Tensor]], steps: int | None
+) -> tuple[tuple[int, int] | None, list[RewardChange]]:
+    reached = sorted(step for step in columns if steps is None or step <= steps)
     if len(reached) < 2:
         return None, []
     first, last = reached[0], reached[-1]
-    before, after = (_columns(json.loads(files[step].read_text())) for step in (first, last))
+    before, after = columns[first], columns[last]
     changes = []
     for name in before:
         if name in after and len(before[name]) == len(after[name]):
@@ -246,7 +275,7 @@ def _rewards(folder: RunFolder, steps: int | None) -> tuple[tuple[int, int] | No
     return (first, last), changes
 
 
-def _columns(evaluation: Mapping[str, list]) -> dict[str, torch.Tensor]:
+def _columns(evaluation: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """Reward → (N,) scores, NaN where there is none; what else an evaluation's file holds is left out."""
     samples = len(evaluation["total"])
     return {

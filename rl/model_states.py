@@ -119,7 +119,7 @@ class ModelStates:
             whole=sum(parameter.numel() * (cast or parameter.itemsize) for parameter in parameters),
             trained=tuple((number, size) for size, number in by_type.items()),
             largest=max(sum(p.numel() for p in module.parameters(recurse=False)) for module in policy.modules()),
-            has_reference=recipe.algorithm.beta > 0 and recipe.model.lora is None,
+            has_reference=recipe.needs_reference and recipe.model.lora is None,
             reference_on_gpu=recipe.model.reference_device == "gpu",
             states_a_weight=_optimizer_states(str(recipe.trainer.get("optim", "adamw_torch"))),
             zero=zero,

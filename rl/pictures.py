@@ -8,6 +8,8 @@ from typing import Any
 import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
+from rl.understanding import ANSWER_SCORES
+
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
@@ -61,9 +63,12 @@ CURVES = (("reward", "reward"), ("kl", "KL to the reference (nats a bit)"), ("en
 
 
 def plot_metrics(lines: Sequence[dict[str, Any]], path: Path) -> None:
-    """Writes a PNG with the reward (training and held-out), KL and entropy over the steps."""
-    figure, axes = plt.subplots(1, len(CURVES), figsize=(4.5 * len(CURVES), 3.2), layout="constrained")
-    for axis, (key, title) in zip(axes, CURVES, strict=True):
+    """Writes a PNG with the reward (training and held-out), KL and entropy over the steps, and where held-out questions
+    were asked, how they were answered."""
+    asked = any(line.get("eval_understanding/exact_match") is not None for line in lines)
+    panels = len(CURVES) + asked
+    figure, axes = plt.subplots(1, panels, figsize=(4.5 * panels, 3.2), layout="constrained")
+    for axis, (key, title) in zip(axes, CURVES, strict=False):
         steps, values = _series(lines, key)
         axis.plot(steps, values, color="tab:blue", linewidth=1.2, label="training rollouts")
         axis.set_title(title, fontsize=10)
@@ -75,6 +80,14 @@ def plot_metrics(lines: Sequence[dict[str, Any]], path: Path) -> None:
         errors = [line.get("eval_reward_se") or 0.0 for line in held_out]
         axes[0].errorbar(steps, means, yerr=errors, color="tab:red", marker="o", capsize=3, label="held-out ± s.e.")
         axes[0].legend(fontsize=8)
+    if asked:
+        for key, label in ANSWER_SCORES.items():
+            axes[-1].plot(*_series(lines, f"eval_understanding/{key}"), marker="o", linewidth=1.2, label=label)
+        axes[-1].set_title("held-out questions", fontsize=10)
+        axes[-1].set_xlabel("update")
+        axes[-1].set_ylim(-0.03, 1.03)
+        axes[-1].grid(alpha=0.3)
+        axes[-1].legend(fontsize=8)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

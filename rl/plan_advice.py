@@ -106,5 +106,5 @@ def _changes(recipe: Recipe, plan: Plan) -> Iterator[tuple[tuple[str, ...], str]
         yield ("trainer.deepspeed=configs/deepspeed/zero3_offload.json",), "much slower updates, memory of the machine"
     if recipe.model.lora is None:
         yield ("model.lora={r: 16, alpha: 32}",), "adapters are trained, not all weights"
-    if recipe.algorithm.beta > 0 and recipe.model.lora is None:
+    if recipe.algorithm.beta > 0 and recipe.understanding.kl_beta == 0 and recipe.model.lora is None:
         yield ("algorithm.beta=0",), "no KL term"

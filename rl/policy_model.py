@@ -80,7 +80,7 @@ def trainable(
 def reference_for(recipe: Recipe, folder: Path) -> Reference | None:
     """None without a KL term; under LoRA the adapters switched off, or older ones; else a second model."""
     section = recipe.model
-    if recipe.algorithm.beta == 0:
+    if not recipe.needs_reference:
         return None
     if section.lora is not None:
         return AdapterOff() if recipe.algorithm.reference_refresh is None else AdapterCopy()

@@ -177,6 +177,12 @@ def _check_choices(recipe: Recipe, origins: Origins) -> None:
             f"rollout.guidance_scale is 1 with rollout.guidance {rollout.guidance}, which needs a scale above 1; "
             "without guidance set rollout.guidance to none.",
         )
+    if recipe.understanding.kl_beta > 0 and recipe.understanding.kl_questions is None:
+        refuse(
+            "understanding.kl_beta",
+            f"understanding.kl_beta is {recipe.understanding.kl_beta:g}, and understanding.kl_questions is null; name "
+            "the questions whose answers are to be held, or set kl_beta to 0.",
+        )
     found = misfit(algorithm.loss, algorithm.level, algorithm.epsilon, algorithm.epsilon_high, algorithm.delta)
     if found:
         refuse(f"algorithm.{found[0]}", found[1])

@@ -4,8 +4,9 @@ config.yaml          the resolved recipe
 metrics.jsonl        one object a log line or evaluation, by step
 details.jsonl        what rewards say about the samples of training, one object a sample; the main process's share
 samples/step-N.png   the same held-out prompts each time, reward under each image
-evaluations/         step-N.json: scores of all held-out samples; details-N.json: what rewards say about them
-metrics.png          reward, KL and entropy over the steps
+evaluations/         step-N.json: scores of all held-out samples, and under "understanding" the answers to all held-out
+                     questions; details-N.json: what rewards say about the samples
+metrics.png          reward, KL and entropy, and the share of right answers, over the steps
 checkpoint-N/        to resume from
 best/                with evaluate.early_stop: the exported checkpoint of the best evaluation
 final/               the exported checkpoint
@@ -17,7 +18,8 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from rl.checkpoints import checkpoints
 from rl.config import Recipe
 from rl.evaluate import Evaluation
 from rl.folder_lock import FolderLock
+from rl.understanding import ANSWER_SCORES, Understanding
 from uniar.errors import UserError
 
 CONFIG = "config.yaml"
@@ -142,23 +145,42 @@ class RunFolder:
                 line = {"step": step, "prompt": prompt, "scores": scores, "details": said}
                 file.write(json.dumps(json_ready(line)) + "\n")
 
-    def save_evaluation(self, step: int, evaluation: Evaluation) -> None:
-        """Totals and scores of all samples, in the order of the prompts: what a paired comparison needs."""
-        columns = dict(zip(evaluation.names, evaluation.values.T.tolist(), strict=True))
-        scores = {"total": evaluation.totals.tolist(), **columns}
-        (self.evaluations / f"step-{step:06d}.json").write_text(json.dumps(json_ready(scores)) + "\n")
-        if evaluation.details:
-            details = json.dumps(json_ready(evaluation.details))
-            (self.evaluations / f"details-{step:06d}.json").write_text(details + "\n")
+    def save_evaluation(self, step: int, evaluation: Evaluation | None, understanding: Understanding | None) -> None:
+        """Totals and scores of all samples, in the order of the prompts: what a paired comparison needs; the answers in
+        the order of the questions. The two may come one after the other."""
+        file = self.evaluations / f"step-{step:06d}.json"
+        found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+        if evaluation is not None:
+            columns = dict(zip(evaluation.names, evaluation.values.T.tolist(), strict=True))
+            found |= {"total": evaluation.totals.tolist(), **columns}
+            if evaluation.details:
+                details = json.dumps(json_ready(evaluation.details))
+                (self.evaluations / f"details-{step:06d}.json").write_text(details + "\n")
+        if understanding is not None:
+            found["understanding"] = understanding.columns()
+        file.write_text(json.dumps(json_ready(found)) + "\n")
 
     def evaluated_totals(self) -> dict[int, Tensor]:
         """Step → (N,) totals of its evaluation."""
         found = {}
-        for file in sorted(self.evaluations.glob("step-*.json")):
-            totals = json.loads(file.read_text())["total"]
-            values = [math.nan if total is None else total for total in totals]
-            found[int(file.stem.removeprefix("step-"))] = torch.tensor(values, dtype=torch.float64)
+        for step, evaluation in self.evaluated("total"):
+            values = [math.nan if total is None else total for total in evaluation]
+            found[step] = torch.tensor(values, dtype=torch.float64)
         return found
+
+    def evaluated_understanding(self) -> dict[int, dict[str, float]]:
+        """Step → means of the held-out questions: exact_match, p_answer, p_token."""
+        return {
+            step: {name: statistics.fmean(columns[name]) for name in ANSWER_SCORES}
+            for step, columns in self.evaluated("understanding")
+        }
+
+    def evaluated(self, key: str, *, whole: bool = False) -> Iterator[tuple[int, Any]]:
+        """Step by step what evaluations have under `key`, or with `whole` all of those that have it."""
+        for file in sorted(self.evaluations.glob("step-*.json")):
+            found = json.loads(file.read_text())
+            if key in found:
+                yield int(file.stem.removeprefix("step-")), found if whole else found[key]
 
 
 def _from_current_folder(recipe: Recipe, entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

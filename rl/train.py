@@ -38,13 +38,17 @@ from rl.model_card import card_of_run
 from rl.peers import Peers
 from rl.policy_model import DTYPES, checkpoint_of, load_config, load_policy, load_processor, reference_for, trainable
 from rl.prompts import PromptRecord, load_prompts
+from rl.questions import QuestionRecord, load_questions
 from rl.recipe import check_batches, load_recipe, rounding_risk
 from rl.resume import load_weights, only_weights_of
 from rl.rollout import DrawSettings
 from rl.run_folder import RunFolder
 from rl.stopping import Stopper
+from rl.text_kl import TextKL
 from rl.trainer import UniARTrainer
+from rl.understanding import Examiner
 from rl.watch import Watch
+from uniar.configuration_uniar import UniARConfig
 from uniar.errors import UserError
 from uniar.modeling_decoder import UniARVisualDecoder
 from uniar.processing import check_size
@@ -71,6 +75,7 @@ def _train(recipe: Recipe, resume: bool, lock: FolderLock) -> RunFolder | None:
     if (risk := rounding_risk(recipe)) and is_first_process():
         logger.warning("WARNING: %s", risk)
     held_out = held_out_prompts(recipe)
+    questions, kl_questions = held_out_questions(recipe), text_kl_questions(recipe)
     rewards = build_rewards(recipe, "rewards", records)
     eval_rewards = build_eval_rewards(recipe, held_out, rewards)
     check_metric(recipe, eval_rewards.names)
@@ -98,6 +103,8 @@ def _train(recipe: Recipe, resume: bool, lock: FolderLock) -> RunFolder | None:
         every=held.every,
         at_start=held.at_start,
         at_end=held.at_end,
+        examiner=build_examiner(recipe, questions, processor),
+        examine_every=recipe.understanding.every or held.every,
     )
     reference = reference_for(recipe, source)
     policy = trainable(model, recipe.model.lora)
@@ -113,6 +120,7 @@ def _train(recipe: Recipe, resume: bool, lock: FolderLock) -> RunFolder | None:
         records,
         Watch(recipe.watch),
         reference,
+        build_text_kl(recipe, kl_questions, processor, model.config),
         Features.of(recipe, reference, records),
         callbacks=[callback, stopper],
         only_weights=only_weights,
@@ -166,6 +174,43 @@ def held_out_prompts(recipe: Recipe) -> list[PromptRecord]:
         return []
     records = load_prompts(recipe.evaluate.prompts, recipe.data.image_root, recipe.data_seed)
     return records[: recipe.evaluate.limit]
+
+
+def held_out_questions(recipe: Recipe) -> list[QuestionRecord]:
+    """The questions of `understanding`; none where it names none."""
+    asked = recipe.understanding
+    return [] if asked.questions is None else load_questions(asked.questions, asked.image_root, asked.limit)
+
+
+def text_kl_questions(recipe: Recipe) -> list[QuestionRecord]:
+    """The questions of the text-KL term; none without one."""
+    asked = recipe.understanding
+    return load_questions(asked.kl_questions, asked.image_root) if asked.kl_beta else []
+
+
+def build_examiner(recipe: Recipe, questions: Sequence[QuestionRecord], processor: Any) -> Examiner | None:
+    """None where there are no held-out questions."""
+    asked = recipe.understanding
+    if not questions:
+        return None
+    return Examiner(questions, processor, batch_size=asked.batch_size, max_new_tokens=asked.max_new_tokens)
+
+
+def build_text_kl(
+    recipe: Recipe, questions: Sequence[QuestionRecord], processor: Any, config: UniARConfig
+) -> TextKL | None:
+    """None where the recipe has no text-KL term."""
+    asked = recipe.understanding
+    if not questions:
+        return None
+    return TextKL(
+        questions,
+        processor,
+        config,
+        beta=asked.kl_beta,
+        questions_per_update=asked.kl_questions_per_update,
+        seed=recipe.seed,
+    )
 
 
 def build_rewards(recipe: Recipe, key: str, records: Sequence[PromptRecord]) -> RewardSuite:
@@ -280,6 +325,13 @@ def report(folder: RunFolder) -> None:
     if len(totals) > 1:
         gain, error = paired_gain(totals[min(totals)], totals[max(totals)])
         print(f"gain {gain:+.4f} ± {error:.4f} (mean and standard error over paired held-out samples)")
+    if len(answered := folder.evaluated_understanding()) > 1:
+        before, after = answered[min(answered)], answered[max(answered)]
+        print(
+            f"held-out questions: exact match {before['exact_match']:.1%} -> {after['exact_match']:.1%}, "
+            f"P(answer) {before['p_answer']:.3g} -> {after['p_answer']:.3g}, "
+            f"a token {before['p_token']:.3g} -> {after['p_token']:.3g}"
+        )
     print(f"checkpoint {folder.final}  plot {folder.plot}  sample grids {folder.samples}")
     if totals:
         first, last = (totals[step].nanmean().item() for step in (min(totals), max(totals)))

@@ -30,6 +30,7 @@ from rl.prompts import PromptRecord
 from rl.reference import Reference
 from rl.rollout import Drawn, DrawSettings, Sample, branches, draw
 from rl.sharing import gathered
+from rl.text_kl import TextKL
 from rl.watch import Watch
 from uniar.errors import RunError
 from uniar.generation import Rollout
@@ -59,12 +60,14 @@ class UniARTrainer(Chassis):
         records: Sequence[PromptRecord],
         watch: Watch,
         reference: Reference | None = None,
+        text_kl: TextKL | None = None,
         features: Features | None = None,
         callbacks: Sequence[TrainerCallback] = (),
         only_weights: bool = False,
     ) -> None:
         self.recipe, self.decoder, self.rewards, self.records = recipe, decoder, rewards, list(records)
-        self.watch, self.reference, self.features = watch, reference, features or Features()
+        self.watch, self.reference, self.text_kl = watch, reference, text_kl
+        self.features = features or Features()
         self.settings = DrawSettings.for_training(recipe)
         self.processor = processor
         self.last_scored: tuple[list[Sample], RewardTable] | None = None
@@ -101,7 +104,7 @@ class UniARTrainer(Chassis):
         with self.phase("replay"):
             if self._serves_several_updates and self.recipe.algorithm.old_logp == "replay":
                 batch |= _named("old_", self._replay_all(self.model, batch))
-            if self.reference is not None:
+            if self.recipe.algorithm.beta:
                 with self.reference.ready(self.model, self.accelerator) as reference:
                     batch |= _named("ref_", self._replay_all(reference, batch))
         return batch
@@ -201,6 +204,8 @@ class UniARTrainer(Chassis):
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         algorithm, kl_control, bits = self.recipe.algorithm, self.features.kl_control, inputs["bits"]
+        # Text before bits: DDP takes the parameters in use to be those of the last forward, and drawing uses them all.
+        divergence = None if self.text_kl is None else self._text_divergence(model)
         gap = self._policy_gap(self._replay(model, inputs))
         drawn_with = self._policy_gap(_from(inputs, "rollout_"))
         if self._step % self._micro_batches_of_rollout < self.args.gradient_accumulation_steps:
@@ -229,6 +234,8 @@ class UniARTrainer(Chassis):
             entropy_coef=algorithm.entropy_coef,
             importance_cap=algorithm.importance_cap if algorithm.old_logp == "rollout" else None,
         )
+        if divergence is not None:
+            loss = loss + self.text_kl.beta * divergence
         metrics = {name: self._mean_over_ranks(value) for name, value in metrics.items()}
         if kl_control is not None:
             kl_control.measure(metrics["kl"])
@@ -236,6 +243,27 @@ class UniARTrainer(Chassis):
         self._record(metrics)
         loss = self.watch.loss(loss, inputs, metrics)
         return loss / self.current_gradient_accumulation_steps
+
+    def _text_divergence(self, model: Any) -> Tensor | None:
+        """This micro-batch's part of the text-KL term; None where it has none."""
+        text, accelerator = self.text_kl, self.accelerator
+        if text.update != self.state.global_step:
+            with (
+                self.phase("text"),
+                self.reference.ready(self.model, accelerator) as reference,
+                accelerator.autocast(),
+            ):
+                text.begin(
+                    self.state.global_step,
+                    reference,
+                    accelerator.device,
+                    process=accelerator.process_index,
+                    processes=accelerator.num_processes,
+                    micro_batches=self.current_gradient_accumulation_steps,
+                )
+        divergence = text.divergence(model)
+        self._record({"understanding/kl": 0.0 if divergence is None else self._mean_over_ranks(divergence)})
+        return divergence
 
     def _policy_gap(self, gaps: Gaps) -> Tensor:
         drawn = self.recipe.rollout

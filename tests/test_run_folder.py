@@ -1,15 +1,19 @@
 import dataclasses
+import json
 import math
 import subprocess
 import sys
 
 import pytest
+import torch
 from PIL import Image
 
 from rl.config import DataSection, ModelSection, Recipe
+from rl.evaluate import Evaluation
 from rl.folder_lock import FolderLock
 from rl.pictures import plot_metrics, sample_grid
 from rl.run_folder import RunFolder
+from rl.understanding import Understanding
 from uniar.errors import UserError
 
 
@@ -102,6 +106,19 @@ def test_a_resumed_run_leaves_no_evaluation_behind_that_it_may_not_make_again(tm
     assert set(folder.evaluated_totals()) == {10}
     kept = sorted(file.name for file in (*folder.evaluations.iterdir(), *folder.samples.iterdir()))
     assert kept == ["details-000010.json", "mine.png", "step-000010.json", "step-000010.png"]
+
+
+def test_an_evaluation_and_the_questions_of_its_step_share_a_file(tmp_path):
+    folder = RunFolder.claim(recipe_into(tmp_path / "run"))
+    scores = torch.tensor([[1.0], [math.nan]], dtype=torch.float64)
+    folder.save_evaluation(2, Evaluation(("red",), scores, scores[:, 0], [], 0.1), None)
+    half = torch.tensor([0.5, 0.5], dtype=torch.float64)
+    folder.save_evaluation(2, None, Understanding(["yes", "no"], half, half, half, 0.1))
+    folder.save_evaluation(4, None, Understanding(["yes", "no"], 2 * half, half, half, 0.1))
+    kept = json.loads((folder.evaluations / "step-000002.json").read_text())
+    assert (kept["total"], kept["red"], kept["understanding"]["answers"]) == ([1.0, None], [1.0, None], ["yes", "no"])
+    assert list(folder.evaluated_totals()) == [2]
+    assert {step: means["exact_match"] for step, means in folder.evaluated_understanding().items()} == {2: 0.5, 4: 1.0}
 
 
 def test_grid_shows_every_tile(tmp_path):

@@ -1,0 +1,188 @@
+"""Questions about pictures: what the model answers, and how probable it finds a given answer.
+
+A picture is an image, or the visual bits of one that the model drew itself, which it reads back without decoding.
+
+Shapes: B questions · P positions of a question · A tokens of an answer, its end included · V vocabulary ·
+T visual tokens · L levels · S patches a token · K bits a code.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from uniar.errors import UserError
+
+if TYPE_CHECKING:
+    from uniar.configuration_uniar import UniARConfig
+    from uniar.modeling_uniar import UniARForConditionalGeneration
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A picture that the model drew, as its visual bits (T, L, S, K), {0, 1}, in `rows` rows of visual tokens."""
+
+    bits: Tensor
+    rows: int
+
+
+Picture = Image.Image | Drawing
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """B questions, and behind them their answers where those are given; left-padded, so that all end together."""
+
+    input_ids: Tensor
+    """(B, P + A) int64"""
+    attention_mask: Tensor
+    """(B, P + A) int64, 0 on the padding"""
+    answer_mask: Tensor
+    """(B, A) bool: which of the last A columns of a row belong to its answer"""
+    images: dict[str, Tensor]
+    """`pixel_values` or `visual_bits`, and `image_grid_thw`, in the order of the rows"""
+
+    @property
+    def answers(self) -> Tensor:
+        """(B, A) the answers' tokens, in the last columns; what stands before a shorter answer means nothing."""
+        return self.input_ids[:, self.input_ids.shape[1] - self.answer_mask.shape[1] :]
+
+    def to(self, device: torch.device | str) -> "Exchange":
+        return replace(
+            self,
+            input_ids=self.input_ids.to(device),
+            attention_mask=self.attention_mask.to(device),
+            answer_mask=self.answer_mask.to(device),
+            images={name: tensor.to(device) for name, tensor in self.images.items()},
+        )
+
+
+def encode_exchange(
+    processor: Any,
+    config: "UniARConfig",
+    pictures: Sequence[Picture],
+    questions: Sequence[str],
+    answers: Sequence[str] | None = None,
+) -> Exchange:
+    """One picture a question, in the chat template, up to where the answer begins or, with `answers`, ends.
+
+    An answer ends with the token that ends a turn (`<|im_end|>`), which the model has to say too. All pictures are
+    images, or all are drawings. Raises UserError for a question or answer that holds the token of an image, and
+    ValueError for lists of different lengths.
+    """
+    given = [*questions, *(answers or ())]
+    for text in given:
+        for token in (processor.image_token, processor.video_token):
+            if token in text:
+                raise UserError(f"the text {text!r} holds {token}, which stands for a picture's own tokens.")
+    images, tokens = _encode_pictures(processor, config, pictures)
+    ids = []
+    for question, count in zip(questions, tokens, strict=True):
+        content = [{"type": "image"}, {"type": "text", "text": question}]
+        text = processor.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        )
+        ids.append(_token_ids(processor, text.replace(processor.image_token, processor.image_token * count)))
+    said = [[] for _ in questions] if answers is None else [answer_ids(processor, answer) for answer in answers]
+    rows = [question + answer for question, answer in zip(ids, said, strict=True)]
+    padded = processor.tokenizer.pad({"input_ids": rows}, padding_side="left", return_tensors="pt")
+    longest = max((len(answer) for answer in said), default=0)
+    lengths = torch.tensor([len(answer) for answer in said])
+    answer_mask = torch.arange(longest) >= longest - lengths[:, None]
+    return Exchange(padded["input_ids"], padded["attention_mask"], answer_mask, images)
+
+
+def answer_ids(processor: Any, answer: str) -> list[int]:
+    """The tokens that the model has to say for this answer, the end of its turn included."""
+    return [*_token_ids(processor, answer), processor.tokenizer.eos_token_id]
+
+
+def answer(
+    model: "UniARForConditionalGeneration",
+    processor: Any,
+    pictures: Sequence[Picture],
+    questions: Sequence[str],
+    *,
+    max_new_tokens: int = 32,
+) -> list[str]:
+    """The likeliest token each time, until the model ends its turn or has said `max_new_tokens`: B texts."""
+    exchange = encode_exchange(processor, model.config, pictures, questions).to(model.device)
+    output = model.generate(
+        input_ids=exchange.input_ids,
+        attention_mask=exchange.attention_mask,
+        **exchange.images,
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        temperature=None,
+        top_p=None,
+        top_k=None,
+        # Under ZeRO-3, transformers would keep all processes in step, token by token; each has its own questions here.
+        synced_gpus=False,
+    )
+    return processor.batch_decode(output[:, exchange.input_ids.shape[1] :], skip_special_tokens=True)
+
+
+@torch.no_grad()
+def answer_log_probs(
+    model: "UniARForConditionalGeneration",
+    processor: Any,
+    pictures: Sequence[Picture],
+    questions: Sequence[str],
+    answers: Sequence[str],
+) -> list[Tensor]:
+    """log p of each token of each answer, its end included, teacher-forced: B tensors (A of that answer,), float32.
+
+    Their sum is the log-probability that the model, sampling at temperature 1, answers exactly that.
+    """
+    exchange = encode_exchange(processor, model.config, pictures, questions, answers).to(model.device)
+    logits = answer_logits(model, exchange)
+    log_probs = logits.log_softmax(-1).gather(-1, exchange.answers[..., None])[..., 0].cpu()
+    return [row[mask] for row, mask in zip(log_probs, exchange.answer_mask.cpu(), strict=True)]
+
+
+def answer_logits(model: Callable[..., Any], exchange: Exchange) -> Tensor:
+    """(B, A, V) float32: the logits that predict each answer token, with gradient where it is switched on.
+
+    `model` is called as UniARForConditionalGeneration is, so it may be wrapped (DDP, DeepSpeed, peft).
+    """
+    columns = exchange.answer_mask.shape[1]
+    logits = model(
+        input_ids=exchange.input_ids,
+        attention_mask=exchange.attention_mask,
+        **exchange.images,
+        use_cache=False,
+        logits_to_keep=columns + 1,
+    ).logits
+    return logits[:, :-1].float()  # the state before a token predicts it
+
+
+def _token_ids(processor: Any, text: str) -> list[int]:
+    return processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def _encode_pictures(
+    processor: Any, config: "UniARConfig", pictures: Sequence[Picture]
+) -> tuple[dict[str, Tensor], list[int]]:
+    """What the model is given of the pictures, and how many tokens each takes."""
+    vision = config.vision_config
+    if all(isinstance(picture, Drawing) for picture in pictures):
+        merge, grids = vision.spatial_merge_size, []
+        for drawing in pictures:
+            columns, rest = divmod(len(drawing.bits), drawing.rows)
+            if rest:
+                raise ValueError(f"{len(drawing.bits)} visual tokens do not fill {drawing.rows} rows.")
+            grids.append((1, drawing.rows * merge, columns * merge))
+        images = {"visual_bits": torch.cat([drawing.bits for drawing in pictures])}
+        images["image_grid_thw"] = torch.tensor(grids)
+    elif any(isinstance(picture, Drawing) for picture in pictures):
+        raise ValueError("images and drawings cannot be asked about in one batch.")
+    else:
+        encoded = processor.image_processor(
+            images=[picture.convert("RGB") for picture in pictures], return_tensors="pt"
+        )
+        images = {name: encoded[name] for name in ("pixel_values", "image_grid_thw")}
+    return images, [math.prod(grid) // vision.spatial for grid in images["image_grid_thw"].tolist()]
