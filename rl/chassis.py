@@ -80,7 +80,9 @@ class Chassis(GRPOTrainer):
             unwrap_model_for_generation(
                 self.model_wrapped,
                 self.accelerator,
-                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
+                # Not TRL's choice for adapters under ZeRO-3: reentrant, what two forwards of an update share would get
+                # its gradient in two pieces, of which ZeRO-3 keeps one.
+                gradient_checkpointing_kwargs={"use_reentrant": False},
             ) as unwrapped,
             self.accelerator.autocast(),
         ):

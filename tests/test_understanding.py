@@ -2,26 +2,22 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from training_runs import deepspeed, launch, logged, run
 
 from rl.cli import main
 from rl.questions import QuestionRecord, load_questions
 from rl.recipe import recipe_from_mapping
 from rl.run_folder import RunFolder
 from rl.text_kl import TextKL, categorical_kl
-from rl.train import train
 from rl.understanding import Examiner, normalised
 from uniar.answering import answer, answer_log_probs, answer_logits
 from uniar.errors import UserError
 
-ROOT = Path(__file__).parent.parent
 COLOURS = ("red", "blue", "green", "yellow", "pink")
 
 
@@ -42,7 +38,7 @@ def questions(tmp_path: Path) -> list[QuestionRecord]:
 
 @pytest.fixture
 def settings(nano_checkpoint: Path, tmp_path: Path) -> dict:
-    """A recipe of six updates that asks after every second; tests change what they are about."""
+    """A recipe of six updates that asks after the third and the last; tests change what they are about."""
     (tmp_path / "prompts.jsonl").write_text("".join(f'{{"prompt": "a {c} square"}}\n' for c in COLOURS[:4]))
     held_out = write_questions(tmp_path / "held_out.jsonl", COLOURS[:3], "What colour is it?", "{colour}")
     trained_on = write_questions(tmp_path / "trained_on.jsonl", COLOURS[1:], "Which do you see?", "It is {colour}.")
@@ -71,17 +67,6 @@ def settings(nano_checkpoint: Path, tmp_path: Path) -> dict:
         },
         "output_dir": str(tmp_path / "run"),
     }
-
-
-def run(settings: dict, **sections: dict) -> RunFolder:
-    merged = {key: dict(value) if isinstance(value, dict) else value for key, value in settings.items()}
-    for name, values in sections.items():
-        merged[name] = {**merged.get(name, {}), **values} if isinstance(values, dict) else values
-    return train(recipe_from_mapping(merged))
-
-
-def logged(folder: RunFolder, key: str) -> list[float]:
-    return [line[key] for line in folder.read() if key in line]
 
 
 # Questions -----------------------------------------------------------------------------------------------------------
@@ -361,33 +346,34 @@ def test_with_an_adapter_the_reference_is_the_model_without_it(settings):
     assert not list(folder.evaluations.iterdir())
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "zero3"])
-def test_two_processes_ask_and_hold_what_one_does(settings, tmp_path, strategy):
-    """Three questions an update on two processes: one of them has nothing to ask in the second micro-batch."""
-    settings["understanding"]["kl_beta"] = 1.0
-    settings["trainer"]["max_steps"] = 2
+@pytest.mark.parametrize(
+    ("engine", "lora"),
+    [
+        ("ddp", False),
+        ("zero3", False),
+        pytest.param("zero2", False, marks=pytest.mark.slow),
+        pytest.param("zero3", True, marks=pytest.mark.slow),
+    ],
+)
+def test_two_processes_ask_and_hold_what_one_does(settings, tmp_path, engine, lora):
+    """Of the three questions of an update, the second process has none in the second micro-batch."""
+    settings["understanding"] |= {"kl_beta": 1.0, "every": None}
+    # The first gradient of the term is rounding noise, which Adam's usual 1e-8 would blow up into an update.
+    settings["trainer"] |= {"max_steps": 2, "adam_epsilon": 1e-6}
+    if lora:
+        settings["model"]["lora"] = {"r": 4}
+        settings["trainer"]["gradient_checkpointing"] = True
     whole = run(settings, output_dir=str(tmp_path / "one"))
-    settings["trainer"] |= {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
-    if strategy != "ddp":
-        settings["trainer"]["deepspeed"] = str(ROOT / "configs" / "deepspeed" / f"{strategy}.json")
-    (tmp_path / "two.yaml").write_text(json.dumps({**settings, "output_dir": str(tmp_path / "two")}))
-    launched = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-    done = subprocess.run(
-        [*launched, "-m", "rl.train", str(tmp_path / "two.yaml")],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        cwd=ROOT,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "held-out questions: exact match" in done.stdout
-    halves = RunFolder(tmp_path / "two")
-    assert logged(whole, "understanding/kl") == pytest.approx(logged(halves, "understanding/kl"), rel=1e-3, abs=1e-7)
-    assert logged(whole, "grad_norm") == pytest.approx(logged(halves, "grad_norm"), rel=1e-3)
-    before, after = (dict(folder.evaluated("understanding")) for folder in (whole, halves))
-    assert before[0] == after[0]
-    assert before[2]["p_token"] == pytest.approx(after[2]["p_token"], rel=1e-3)
+    shared = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    shared |= {} if engine == "ddp" else {"deepspeed": deepspeed(engine)}
+    halves, said = launch(settings, 2, trainer=shared, output_dir=str(tmp_path / "two"))
+    assert "held-out questions: exact match" in said
+    for key in ("understanding/kl", "grad_norm"):
+        assert logged(halves, key) == pytest.approx(logged(whole, key), rel=1e-3, abs=1e-7), key
+    assert logged(whole, "understanding/kl")[-1] > 1e-4
+    one, two = (dict(folder.evaluated("understanding")) for folder in (whole, halves))
+    assert one[0] == two[0]
+    assert one[2]["p_token"] == pytest.approx(two[2]["p_token"], rel=1e-3)
 
 
 def test_the_recipe_alone_decides_about_a_reference(settings):
