@@ -14,7 +14,7 @@ from uniar.decoder_parts import DECODER_PROMPT
 from uniar.errors import UserError
 from uniar.modeling_decoder import UniARVisualDecoder
 from uniar.modeling_uniar import UniARForConditionalGeneration
-from uniar.preset_processor import SPECIAL_TOKENS, train_tokenizer
+from uniar.preset_processor import SPECIAL_TOKENS, corpus, train_tokenizer
 from uniar.preset_weights import centre_rows, randomize
 from uniar.presets import PRESETS, build_preset, preset_path
 
@@ -179,7 +179,7 @@ def test_tokenizer_keeps_any_text_and_knows_the_special_tokens(nano_processor) -
 
 def test_a_vocabulary_that_the_sentences_cannot_fill_is_an_error() -> None:
     with pytest.raises(ValueError, match="not the 100000 asked for"):
-        train_tokenizer(100_000)
+        train_tokenizer(100_000, corpus())
 
 
 @pytest.mark.parametrize("name", ["tokenizer", "tokenizer_2"])

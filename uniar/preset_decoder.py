@@ -62,14 +62,14 @@ def write_decoder(folder: Path, size: DecoderSize, siglip_channels: int, seed: i
     gains = {"pos_embed": 0.5, "siglip_embed_add_latent": 4.0, "norm1": 0.3, "norm_out": 0.1, "proj_out": 5.0}
     randomize(transformer, seed, "sd3_transformer", gains)
     transformer.save_pretrained(folder / "sd3_transformer")
-    _write_pipeline(folder / "sd3_pipeline", size, seed)
+    _vae(size, seed).save_pretrained(folder / "sd3_pipeline" / "vae")
+    write_pipeline(folder / "sd3_pipeline", size.joint_dim, seed)
 
 
-def _write_pipeline(folder: Path, size: DecoderSize, seed: int) -> None:
-    vae = _vae(size, seed)
-    vae.save_pretrained(folder / "vae")
+def write_pipeline(folder: Path, joint_dim: int, seed: int, *, whole_prompt: bool = False) -> None:
+    """Writes the pipeline `folder` but for its VAE: scheduler, text encoders, tokenizers and the index."""
     FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained(folder / "scheduler")
-    write_text_encoders(folder, size.joint_dim, seed)
+    write_text_encoders(folder, joint_dim, seed, whole_prompt=whole_prompt)
     write_json(
         folder / "model_index.json",
         {

@@ -5,6 +5,7 @@ The files have the layout that transformers 4.57 writes for a Qwen3-VL processor
 
 import itertools
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +88,9 @@ def corpus() -> list[str]:
     return sentences + [*PHRASES] * 20
 
 
-def train_tokenizer(vocabulary: int) -> Tokenizer:
-    """A byte-level BPE of `vocabulary` entries with Qwen2's pre-tokenization; SPECIAL_TOKENS take the last ids.
+def train_tokenizer(vocabulary: int, sentences: Iterable[str]) -> Tokenizer:
+    """A byte-level BPE of `vocabulary` entries with Qwen2's pre-tokenization, trained on `sentences`; SPECIAL_TOKENS
+    take the last ids.
 
     Raises ValueError when the sentences are too few to fill the vocabulary.
     """
@@ -103,19 +105,29 @@ def train_tokenizer(vocabulary: int) -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(corpus(), trainer)
+    tokenizer.train_from_iterator(sentences, trainer)
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
     if tokenizer.get_vocab_size() != vocabulary:
         raise ValueError(f"the sentences give {tokenizer.get_vocab_size()} tokens, not the {vocabulary} asked for.")
     return tokenizer
 
 
-def write_processor(folder: Path, *, vocabulary: int, patch_size: int, merge_size: int, max_pixels: int) -> Tokenizer:
+def write_processor(
+    folder: Path,
+    *,
+    vocabulary: int,
+    sentences: Iterable[str],
+    patch_size: int,
+    merge_size: int,
+    max_pixels: int,
+    min_pixels: int | None = None,
+) -> Tokenizer:
     """Writes the processor files into `folder` and returns the tokenizer.
 
-    Images are resized to multiples of patch × merge, from one visual token up to `max_pixels` pixels.
+    Images are resized to multiples of patch × merge, from `min_pixels` (None: one visual token) up to `max_pixels`
+    pixels.
     """
-    tokenizer = train_tokenizer(vocabulary)
+    tokenizer = train_tokenizer(vocabulary, sentences)
     tokenizer.save(str(folder / "tokenizer.json"))
     tokenizer.model.save(str(folder))  # vocab.json and merges.txt
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
@@ -157,7 +169,7 @@ def write_processor(folder: Path, *, vocabulary: int, patch_size: int, merge_siz
         "processor_class": "Qwen3VLProcessor",
         "resample": 3,
         "rescale_factor": 1 / 255,
-        "size": {"longest_edge": max_pixels, "shortest_edge": (patch_size * merge_size) ** 2},
+        "size": {"longest_edge": max_pixels, "shortest_edge": min_pixels or (patch_size * merge_size) ** 2},
         "temporal_patch_size": 2,
     }
     write_json(folder / "preprocessor_config.json", pixels | {"image_processor_type": "Qwen2VLImageProcessorFast"})

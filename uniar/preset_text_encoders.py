@@ -14,17 +14,21 @@ from uniar.preset_weights import randomize
 
 TEXT_LENGTH = 16
 """What a tokenizer lets through: the whole constant prompt, a token a word. In the released model it is 77 and 512."""
+WHOLE_PROMPT_LENGTH = 3
+"""What it needs to let through when the prompt is one token, with a start and an end."""
 
 T5_SPECIAL_TOKENS = ("<pad>", "</s>", "<unk>")
 
 
-def write_text_encoders(folder: Path, joint_dim: int, seed: int) -> None:
+def write_text_encoders(folder: Path, joint_dim: int, seed: int, *, whole_prompt: bool = False) -> None:
     """Writes tokenizer, tokenizer_2, tokenizer_3 and their text encoders into the pipeline `folder`.
 
-    The CLIP encoders share `joint_dim` between them, the T5 encoder is as wide; so is the pooled projection.
+    The CLIP encoders share `joint_dim` between them, the T5 encoder is as wide; so is the pooled projection. With
+    `whole_prompt` the constant prompt is a single token of each tokenizer: the SD3 transformer, which spends as much on
+    a token of text as on one of the image, then sees 6 of them instead of 32.
     """
     for suffix, activation, pad_token in (("", "quick_gelu", "<|endoftext|>"), ("_2", "gelu", "!")):
-        vocabulary = _write_clip_tokenizer(folder / f"tokenizer{suffix}", pad_token)
+        vocabulary = _write_clip_tokenizer(folder / f"tokenizer{suffix}", pad_token, whole_prompt)
         encoder = CLIPTextModelWithProjection(
             CLIPTextConfig(
                 vocab_size=len(vocabulary),
@@ -33,7 +37,7 @@ def write_text_encoders(folder: Path, joint_dim: int, seed: int) -> None:
                 intermediate_size=joint_dim,
                 num_hidden_layers=2,
                 num_attention_heads=2,
-                max_position_embeddings=TEXT_LENGTH,
+                max_position_embeddings=_text_length(whole_prompt),
                 hidden_act=activation,
                 bos_token_id=vocabulary["<|startoftext|>"],
                 eos_token_id=vocabulary["<|endoftext|>"],
@@ -44,7 +48,7 @@ def write_text_encoders(folder: Path, joint_dim: int, seed: int) -> None:
         encoder.save_pretrained(folder / f"text_encoder{suffix}")
     encoder = T5EncoderModel(
         T5Config(
-            vocab_size=_write_t5_tokenizer(folder / "tokenizer_3"),
+            vocab_size=_write_t5_tokenizer(folder / "tokenizer_3", whole_prompt),
             d_model=joint_dim,
             d_kv=joint_dim // 4,
             d_ff=2 * joint_dim,
@@ -59,7 +63,11 @@ def write_text_encoders(folder: Path, joint_dim: int, seed: int) -> None:
     encoder.save_pretrained(folder / "text_encoder_3")
 
 
-def _write_clip_tokenizer(folder: Path, pad_token: str) -> dict[str, int]:
+def _text_length(whole_prompt: bool) -> int:
+    return WHOLE_PROMPT_LENGTH if whole_prompt else TEXT_LENGTH
+
+
+def _write_clip_tokenizer(folder: Path, pad_token: str, whole_prompt: bool) -> dict[str, int]:
     """CLIP's byte-level BPE, with the merges that make each word of the decoder's prompt one token. Returns its
     vocabulary."""
     folder.mkdir(parents=True)
@@ -82,6 +90,9 @@ def _write_clip_tokenizer(folder: Path, pad_token: str) -> dict[str, int]:
     specials = {str(vocabulary[token]): added_token(token, normalized=True) for token in ends}
     if pad_token not in ends:
         specials[str(vocabulary[pad_token])] = added_token(pad_token)
+    if whole_prompt:
+        vocabulary[DECODER_PROMPT] = len(vocabulary)
+        specials[str(vocabulary[DECODER_PROMPT])] = added_token(DECODER_PROMPT, special=False)
     write_json(
         folder / "special_tokens_map.json",
         {role: added_token(token, special=None, normalized=True) for role, token in roles.items()}
@@ -94,7 +105,7 @@ def _write_clip_tokenizer(folder: Path, pad_token: str) -> dict[str, int]:
             "clean_up_tokenization_spaces": False,
             "errors": "replace",
             "extra_special_tokens": {},
-            "model_max_length": TEXT_LENGTH,
+            "model_max_length": _text_length(whole_prompt),
             "pad_token": pad_token,
             "tokenizer_class": "CLIPTokenizer",
             **roles,
@@ -103,7 +114,7 @@ def _write_clip_tokenizer(folder: Path, pad_token: str) -> dict[str, int]:
     return vocabulary
 
 
-def _write_t5_tokenizer(folder: Path) -> int:
+def _write_t5_tokenizer(folder: Path, whole_prompt: bool) -> int:
     """A unigram tokenizer of the words of the decoder's prompt and of single characters. Returns its size."""
     folder.mkdir(parents=True)
     words = [f"▁{word}" for word in DECODER_PROMPT.split()]
@@ -121,6 +132,8 @@ def _write_t5_tokenizer(folder: Path) -> int:
         single=["$A", "</s>"], pair=["$A", "</s>", "$B", "</s>"], special_tokens=[("</s>", 1)]
     )
     tokenizer.add_special_tokens(list(T5_SPECIAL_TOKENS))
+    if whole_prompt:
+        tokenizer.add_tokens([DECODER_PROMPT])
     tokenizer.save(str(folder / "tokenizer.json"))
     roles = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
     write_json(
@@ -135,7 +148,7 @@ def _write_t5_tokenizer(folder: Path) -> int:
             "clean_up_tokenization_spaces": False,
             "extra_ids": 0,
             "extra_special_tokens": {},
-            "model_max_length": TEXT_LENGTH,
+            "model_max_length": _text_length(whole_prompt),
             "tokenizer_class": "T5Tokenizer",
             **roles,
         },

@@ -24,7 +24,7 @@ from uniar.errors import UserError, did_you_mean
 from uniar.modeling_uniar import UniARForConditionalGeneration
 from uniar.modeling_vision import UniARVisionModel
 from uniar.preset_decoder import DecoderSize, write_decoder
-from uniar.preset_processor import MODEL_MAX_LENGTH, write_processor
+from uniar.preset_processor import MODEL_MAX_LENGTH, corpus, write_processor
 from uniar.preset_weights import centre_rows, randomize
 
 CACHE_VARIABLE = "UNIAR_CACHE"
@@ -191,6 +191,7 @@ def _write(preset: Preset, folder: Path, seed: int) -> None:
     tokenizer = write_processor(
         folder,
         vocabulary=preset.vocabulary,
+        sentences=corpus(),
         patch_size=preset.patch_size,
         merge_size=MERGE,
         max_pixels=(8 * preset.image_size) ** 2,
