@@ -10,16 +10,16 @@ import torch
 from transformers import AutoProcessor
 
 from rl.policy import Branch, replay
-from tiny import train_tokenizer, training
+from tiny import train_decoder, training
 from tiny.batches import TOKENS, drawing_rows, drawn_gaps
 from tiny.captions import drawing
 from tiny.edits import edit
 from tiny.model import SIDE, grids, new_policy, new_sd3, new_vae, new_vision, patches, write_untrained
 from tiny.sentences import sentences
 from tiny.train import train
-from tiny.train_policy import encode, flip
+from tiny.train_policy import encode
 from tiny.train_vae import train_vae
-from tiny.training import pictures, randomness
+from tiny.training import flip, pictures, randomness
 from tiny.world import free_scene, render
 from uniar.errors import UserError
 from uniar.modeling_decoder import UniARVisualDecoder
@@ -39,7 +39,7 @@ def trained(tmp_path_factory) -> Path:
     """All stages, two steps each."""
     folder = tmp_path_factory.mktemp("tiny") / "trained"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_tokenizer, "POOL", 64)
+        patch.setattr(train_decoder, "POOL", 64)
         train(folder, seed=0, steps=2)
     return folder
 
@@ -66,7 +66,7 @@ def test_an_image_of_any_size_becomes_sixteen_tokens(untrained):
 def test_rows_of_training_are_the_prompts_that_drawing_starts_from(untrained):
     """The gaps that supervised training sees are those that the rollout and its replay see, edits included."""
     torch.manual_seed(0)
-    processor, model = AutoProcessor.from_pretrained(untrained), new_policy(untrained).eval()
+    processor, model = AutoProcessor.from_pretrained(untrained), new_policy(untrained, 0).eval()
     rng, _ = randomness(0, "rows")
     items = [edit(rng, "train") for _ in range(3)]
     bits = encode(model.model.visual, [item.target for item in items])
@@ -94,15 +94,15 @@ def test_flipped_bits():
 
 
 def test_all_weights_stay_under_14_megabytes(untrained):
-    modules = [new_policy(untrained), new_vision(), new_sd3(), new_vae()]
+    modules = [new_policy(untrained, 0), new_vision(0), new_sd3(), new_vae()]
     weights = sum(2 * parameter.numel() for module in modules for parameter in module.parameters())
     assert weights + sum(file.stat().st_size for file in untrained.rglob("*.safetensors")) <= 14e6
 
 
 def test_two_steps_of_each_stage_make_a_checkpoint(trained):
-    assert set(json.loads((trained / "stages.json").read_text())) == {"vae", "tokenizer", "policy"}
+    assert set(json.loads((trained / "stages.json").read_text())) == {"vae", "tokenizer", "decoder", "policy"}
     logged = [json.loads(line) for line in (trained / "training.jsonl").read_text().splitlines()]
-    assert {line["stage"] for line in logged} == {"vae", "tokenizer", "policy"}
+    assert {line["stage"] for line in logged} == {"vae", "tokenizer", "decoder", "policy"}
 
     model = UniARForConditionalGeneration.from_pretrained(trained, dtype=torch.float32)
     decoder = UniARVisualDecoder.from_pretrained(trained)
@@ -123,12 +123,12 @@ def test_a_finished_stage_is_not_run_again(trained, capsys):
 
 
 def test_a_stage_without_the_ones_before_it_is_refused(tmp_path):
-    with pytest.raises(UserError, match="stage policy needs stage vae"):
+    with pytest.raises(UserError, match="stage policy needs stage tokenizer"):
         train(tmp_path / "new", seed=0, stage="policy")
-    command = [sys.executable, "-m", "tiny.train", "--output", str(tmp_path / "new"), "--stage", "tokenizer"]
+    command = [sys.executable, "-m", "tiny.train", "--output", str(tmp_path / "new"), "--stage", "decoder"]
     ended = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
     assert ended.returncode == 2
-    assert "error: stage tokenizer needs stage vae" in ended.stderr
+    assert "error: stage decoder needs stage vae" in ended.stderr
 
 
 def test_an_interrupted_stage_ends_with_the_same_weights(tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ from uniar.modeling_uniar import UniARForConditionalGeneration
 from uniar.modeling_vision import UniARVisionModel
 from uniar.preset_decoder import write_pipeline
 from uniar.preset_processor import MODEL_MAX_LENGTH, write_processor
+from uniar.preset_weights import randomize
 
 SIDE = 64
 PATCH = 8
@@ -82,9 +83,12 @@ def vision_config() -> UniARVisionConfig:
     )
 
 
-def new_vision() -> UniARVisionModel:
+def new_vision(seed: int) -> UniARVisionModel:
     """The tokenizer: 4 ViT layers, 2 levels of 16 bits a patch, 0.5M parameters."""
-    return UniARVisionModel(vision_config())
+    vision = UniARVisionModel(vision_config())
+    # transformers' own standard deviation of 0.02 is meant for widths of thousands.
+    randomize(vision, seed, "vision", {"pos_embed": 0.5, "attn.proj": 0.5, "mlp.linear_fc2": 0.5})
+    return vision
 
 
 def new_sd3() -> SD3Transformer2DModelWithSigLIP:
@@ -108,7 +112,7 @@ def new_sd3() -> SD3Transformer2DModelWithSigLIP:
     )
 
 
-def new_policy(folder: Path) -> UniARForConditionalGeneration:
+def new_policy(folder: Path, seed: int) -> UniARForConditionalGeneration:
     """The AR model for the tokenizer in `folder`: 6 text layers and 2 of the visual decoder, width 192."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     ids = tokenizer.convert_tokens_to_ids
@@ -145,6 +149,9 @@ def new_policy(folder: Path) -> UniARForConditionalGeneration:
         visual_transformer_decoder_depth=2,
     )
     model = UniARForConditionalGeneration(config)
+    randomize(
+        model, seed, "policy", {"embed_tokens": 0.5, "o_proj": 0.3, "down_proj": 0.3, "lm_head": 0.3, "vistok": 0.3}
+    )
     model.generation_config = GenerationConfig(
         bos_token_id=text["bos_token_id"],
         eos_token_id=[text["eos_token_id"], text["bos_token_id"]],

@@ -18,12 +18,14 @@ import torch
 from tiny.checkpoint import finish
 from tiny.model import write_untrained
 from tiny.sentences import sentences
+from tiny.train_decoder import train_decoder
 from tiny.train_policy import train_policy
 from tiny.train_tokenizer import train_tokenizer
 from tiny.train_vae import train_vae
 from uniar.errors import UserError
 
-STAGES = {"vae": train_vae, "tokenizer": train_tokenizer, "policy": train_policy}
+STAGES = {"vae": train_vae, "tokenizer": train_tokenizer, "decoder": train_decoder, "policy": train_policy}
+NEEDS = {"vae": (), "tokenizer": (), "decoder": ("vae", "tokenizer"), "policy": ("tokenizer",)}
 DONE_FILE = "stages.json"
 
 
@@ -37,7 +39,7 @@ def train(folder: Path, *, seed: int, stage: str | None = None, steps: int | Non
     if not (folder / "tokenizer.json").is_file():
         write_untrained(folder, sentences(seed), seed)
     for name in STAGES if stage is None else [stage]:
-        missing = [earlier for earlier in list(STAGES)[: list(STAGES).index(name)] if earlier not in done]
+        missing = [earlier for earlier in NEEDS[name] if earlier not in done]
         if missing:
             raise UserError(f"stage {name} needs stage {missing[0]}, which {folder} lacks; run that first.")
         if name in done:

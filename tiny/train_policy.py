@@ -21,7 +21,7 @@ from tiny.model import GRID, grids, new_policy, patches
 from tiny.questions import question
 from tiny.splits import Split
 from tiny.train_tokenizer import load_tokenizer
-from tiny.training import Stage, mixed_precision, pictures, randomness
+from tiny.training import Stage, flip, mixed_precision, pictures, randomness
 from tiny.world import Scene
 from uniar.answering import Drawing, answer_logits, encode_exchange
 from uniar.modeling_uniar import UniARForConditionalGeneration
@@ -43,7 +43,7 @@ def train_policy(folder: Path, *, seed: int, steps: int = STEPS, fast: bool = Tr
     torch.manual_seed(seed)
     vision = load_tokenizer(folder)
     processor = AutoProcessor.from_pretrained(folder)
-    model = new_policy(folder)
+    model = new_policy(folder, seed)
     model.model.visual.load_state_dict(vision.state_dict())
     model.model.visual.requires_grad_(False)
     for merger in (model.model.visual.merger, model.model.visual.deepstack_merger_list):
@@ -118,12 +118,6 @@ def encode(vision: UniARVisionModel, scenes: Sequence[Scene]) -> Tensor:
     """Scenes → bits (B, T, L, S, K) uint8."""
     bits = vision.encode(patches(pictures(scenes)), grids(len(scenes)))
     return bits.view(len(scenes), GRID**2, *bits.shape[1:])
-
-
-def flip(bits: Tensor, most: float, noise: torch.Generator) -> Tensor:
-    """Bits of which each sample has a share flipped that is uniform between none and `most`."""
-    amount = most * torch.rand(len(bits), 1, 1, 1, 1, generator=noise)
-    return bits ^ (torch.rand(bits.shape, generator=noise) < amount).to(bits.dtype)
 
 
 def _cross_entropy(gaps: Tensor, bits: Tensor) -> Tensor:

@@ -138,6 +138,12 @@ class Stage:
         self.schedule.last_epoch = state["schedule"]["last_epoch"]
 
 
+def flip(bits: Tensor, most: float, noise: torch.Generator) -> Tensor:
+    """Bits of which each sample has a share flipped that is uniform between none and `most`."""
+    amount = most * torch.rand(len(bits), 1, 1, 1, 1, generator=noise)
+    return bits ^ (torch.rand(bits.shape, generator=noise) < amount).to(bits.dtype)
+
+
 def mixed_precision(fast: bool) -> torch.autocast:
     """bfloat16 matrix products over float32 weights: several times faster where the CPU has them (AVX512-BF16, AMX)."""
     return torch.autocast("cpu", torch.bfloat16, enabled=fast)
