@@ -10,7 +10,7 @@ import torch
 from transformers import AutoProcessor
 
 from rl.policy import Branch, replay
-from tiny import train_decoder, training
+from tiny import pool, training
 from tiny.batches import TOKENS, drawing_rows, drawn_gaps
 from tiny.captions import drawing
 from tiny.edits import edit
@@ -39,7 +39,7 @@ def trained(tmp_path_factory) -> Path:
     """All stages, two steps each."""
     folder = tmp_path_factory.mktemp("tiny") / "trained"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_decoder, "POOL", 64)
+        patch.setattr(pool, "SIZE", 64)
         train(folder, seed=0, steps=2)
     return folder
 
@@ -86,7 +86,7 @@ def test_rows_of_training_are_the_prompts_that_drawing_starts_from(untrained):
 
 def test_flipped_bits():
     noise = torch.Generator().manual_seed(0)
-    bits = torch.zeros(64, TOKENS, 2, 4, 16, dtype=torch.uint8)
+    bits = torch.zeros(64, TOKENS, 2, 4, 32, dtype=torch.uint8)
     flipped = flip(bits, 0.2, noise)
     assert 0.07 < flipped.float().mean() < 0.13
     assert flipped.dtype == torch.uint8

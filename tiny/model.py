@@ -1,6 +1,6 @@
 """UniAR-Tiny's sizes, and the untrained parts that its training starts from (spec sections 1 and 2).
 
-64×64 pixels are 4×4 visual tokens of 2 levels × 4 patches × 16 bits; a patch of the tokenizer (8 pixels) is a patch of
+64×64 pixels are 4×4 visual tokens of 2 levels × 4 patches × 32 bits; a patch of the tokenizer (8 pixels) is a patch of
 the SD3 transformer (2 latents of 4 pixels), so nothing is resized between them.
 """
 
@@ -28,6 +28,8 @@ VOCABULARY = 512
 TEXT_HIDDEN = 192
 HEAD_DIM = 32
 VISION_HIDDEN = 64
+BITS = 32
+"""of a patch and level"""
 LATENT_CHANNELS = 4
 VAE_FACTOR = 4
 JOINT_DIM = 32
@@ -76,7 +78,7 @@ def vision_config() -> UniARVisionConfig:
         out_hidden_size=TEXT_HIDDEN,
         num_position_embeddings=(SIDE // PATCH) ** 2,
         deepstack_visual_indexes=[1],
-        bsq_dim=16,
+        bsq_dim=BITS,
         bsq_hidden_dim=3 * VISION_HIDDEN,
         vistok_pred=True,
         vistok_pred_layernorm=True,
@@ -84,7 +86,7 @@ def vision_config() -> UniARVisionConfig:
 
 
 def new_vision(seed: int) -> UniARVisionModel:
-    """The tokenizer: 4 ViT layers, 2 levels of 16 bits a patch, 0.5M parameters."""
+    """The tokenizer: 4 ViT layers, 2 levels of 32 bits a patch, 0.5M parameters."""
     vision = UniARVisionModel(vision_config())
     # transformers' own standard deviation of 0.02 is meant for widths of thousands.
     randomize(vision, seed, "vision", {"pos_embed": 0.5, "attn.proj": 0.5, "mlp.linear_fc2": 0.5})

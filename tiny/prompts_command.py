@@ -1,7 +1,8 @@
 """`uniar-rl prompts`: prompts, questions and edits of UniAR-Tiny's world as JSONL files and pictures.
 
-The lines are those of `rl.prompts`, so the files are prompts for training and evaluation, for `uniar-rl generate`,
-`chat` and `edit`. What a file holds depends on the seed, its name and its own number of lines alone.
+The lines of captions and edits are those of `rl.prompts`, so the files are prompts for training and evaluation, for
+`uniar-rl generate` and `edit`; those of questions are a recipe's `understanding.questions`. What a file holds depends
+on the seed, its name and its own number of lines alone.
 """
 
 import argparse
@@ -27,7 +28,7 @@ FILES = """\
 files, for SPLIT in train and held_out, which share no combination of shapes, colours and places:
   SPLIT.jsonl            captions in GenEval's six skills, as many of each, with metadata for the reward
                          `tiny.shapes:Shapes`
-  questions_SPLIT.jsonl  questions about pictures, with the answer in metadata
+  questions_SPLIT.jsonl  questions about pictures and their answers, for a recipe's `understanding`
   edits_SPLIT.jsonl      instructions to edit a picture, with metadata of what is asked for, and its picture (`target`)
   images/                the pictures
 
@@ -107,10 +108,10 @@ def question_lines(seed: int, split: Split, number: int, folder: Path) -> Iterat
         name = f"question-{split}-{index:05d}"
         yield {
             "id": name,
-            "prompt": asked.question,
-            "task": "answer",
             "image": _picture(asked.scene, folder, name),
-            "metadata": {"answer": asked.answer, "kind": asked.kind},
+            "question": asked.question,
+            "answer": asked.answer,
+            "kind": asked.kind,
         }
 
 

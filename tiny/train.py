@@ -25,7 +25,7 @@ from tiny.train_vae import train_vae
 from uniar.errors import UserError
 
 STAGES = {"vae": train_vae, "tokenizer": train_tokenizer, "decoder": train_decoder, "policy": train_policy}
-NEEDS = {"vae": (), "tokenizer": (), "decoder": ("vae", "tokenizer"), "policy": ("tokenizer",)}
+NEEDS = {"vae": (), "tokenizer": ("vae",), "decoder": ("vae", "tokenizer"), "policy": ("tokenizer",)}
 DONE_FILE = "stages.json"
 
 

@@ -7,21 +7,19 @@ so that guidance works, and some bits are flipped, as a policy that samples ever
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tiny.model import GRID, grids, new_sd3, patches
-from tiny.train_tokenizer import FLIPPED, load_tokenizer, some_scene
+from tiny.pool import floats, load_pool, load_vae
+from tiny.train_tokenizer import FLIPPED, load_tokenizer
 from tiny.train_vae import encode
-from tiny.training import STATE_FOLDER, Stage, flip, mixed_precision, pictures, randomness
+from tiny.training import Stage, flip, mixed_precision, pictures, randomness
 from tiny.world import free_scene
-from uniar.decoder_parts import encode_prompt, load_exactly
+from uniar.decoder_parts import encode_prompt
+from uniar.modeling_vision import UniARVisionModel
 
 STEPS = 5000
 BATCH = 32
-POOL = 16000
-"""pictures that the stage draws from: their latents and bits are computed once"""
 NO_FEATURES = 0.1
 SHIFT = 3.0
 """of the flow's noise levels towards noise, as in the checkpoint's scheduler"""
@@ -32,10 +30,11 @@ def train_decoder(folder: Path, *, seed: int, steps: int = STEPS, fast: bool = T
     """Trains into `<folder>/sd3_transformer`; needs stages 1 and 2. Returns its held-out number: the flow-matching loss
     (mean squared error of the velocity) without flipped bits."""
     torch.manual_seed(seed)
-    vision, vae = load_tokenizer(folder), load_exactly(AutoencoderKL, folder / "sd3_pipeline" / "vae")
+    vision = load_tokenizer(folder)
     sd3 = new_sd3()
     prompt_embeds, pooled = encode_prompt(folder / "sd3_pipeline", "cpu", torch.float32)
-    pool = _pool(folder, vae, vision, seed)
+    pool = load_pool(folder, seed)
+    pool_bits = torch.cat([_bits(vision, floats(images)) for images in pool["images"].split(250)])
     stage = Stage("decoder", folder, sd3, steps=steps, learning_rate=1.5e-3, seed=seed)
 
     def flow_loss(latents: Tensor, bits: Tensor, noise: torch.Generator) -> Tensor:
@@ -60,37 +59,22 @@ def train_decoder(folder: Path, *, seed: int, steps: int = STEPS, fast: bool = T
 
     for step in stage:
         _, noise = randomness(seed, "decoder", step)
-        chosen = torch.randint(len(pool["bits"]), (BATCH,), generator=noise)
-        bits = flip(pool["bits"][chosen], FLIPPED, noise)
+        chosen = torch.randint(len(pool_bits), (BATCH,), generator=noise)
+        bits = flip(pool_bits[chosen], FLIPPED, noise)
         stage.update(flow_loss(pool["latents"][chosen].float(), bits, noise))
 
     stage.finish()
     rng, noise = randomness(seed, "decoder", "held out")
     images = pictures([free_scene(rng) for _ in range(HELD_OUT)])
     with torch.no_grad():
-        results = {"flow": float(flow_loss(encode(vae, images), _bits(vision, images), noise))}
+        results = {"flow": float(flow_loss(encode(load_vae(folder), images), _bits(vision, images), noise))}
     sd3.save_pretrained(folder / "sd3_transformer")
     stage.log(results)
     return results
 
 
-def _pool(folder: Path, vae: AutoencoderKL, vision, seed: int) -> dict[str, Tensor]:
-    """`latents` (POOL, 4, 16, 16) float16 and `bits` (POOL, T, L, S, K) uint8 of the same pictures, kept in a file."""
-    file = folder / STATE_FOLDER / "pool.safetensors"
-    if not file.is_file():
-        rng, _ = randomness(seed, "decoder", "pool")
-        latents, bits = [], []
-        for start in range(0, POOL, 250):
-            images = pictures([some_scene(rng) for _ in range(min(250, POOL - start))])
-            latents.append(encode(vae, images).half())
-            bits.append(_bits(vision, images))
-        file.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"latents": torch.cat(latents).contiguous(), "bits": torch.cat(bits)}, file)
-    return load_file(file)
-
-
 @torch.no_grad()
-def _bits(vision, images: Tensor) -> Tensor:
+def _bits(vision: UniARVisionModel, images: Tensor) -> Tensor:
     """(B, 3, 64, 64) → (B, T, L, S, K)."""
     bits = vision.encode(patches(images), grids(len(images)))
     return bits.view(len(images), GRID**2, *bits.shape[1:])
