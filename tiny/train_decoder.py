@@ -18,7 +18,7 @@ from tiny.world import free_scene
 from uniar.decoder_parts import encode_prompt
 from uniar.modeling_vision import UniARVisionModel
 
-STEPS = 5000
+STEPS = 3000
 BATCH = 32
 NO_FEATURES = 0.1
 SHIFT = 3.0

@@ -27,10 +27,10 @@ from uniar.answering import Drawing, answer_logits, encode_exchange
 from uniar.modeling_uniar import UniARForConditionalGeneration
 from uniar.modeling_vision import UniARVisionModel
 
-STEPS = 4000
-DRAWINGS, EDITS, QUESTIONS = 28, 12, 24
+STEPS = 5000
+DRAWINGS, EDITS, QUESTIONS = 12, 20, 36
 """samples a step"""
-WEIGHTS = {"drawing": 4.0, "editing": 2.0, "answering": 0.5}
+WEIGHTS = {"drawing": 4.0, "editing": 4.0, "answering": 1.0}
 """of the losses: nats a bit, nats a bit, nats a text token"""
 NO_PROMPT = 0.12
 """share of prompts that are dropped, so that guidance has its unconditional branch"""
