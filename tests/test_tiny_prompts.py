@@ -10,6 +10,7 @@ from rewards.base import RewardBatch
 from rewards.geneval_request import SKILLS
 from rl.cli import main
 from rl.prompts import load_prompts
+from rl.questions import load_questions
 from tiny import prompts_command
 from tiny.shapes import Shapes
 
@@ -51,10 +52,12 @@ def test_captions(folder):
 
 
 def test_questions_have_a_picture_and_an_answer(folder):
-    for record in load_prompts(folder / "questions_held_out.jsonl"):
+    records = load_questions(folder / "questions_held_out.jsonl")
+    assert len(records) == 20
+    for record in records:
         assert record.load_image().size == (64, 64)
-        assert record.metadata["answer"]
-        assert record.task == "answer"
+        assert record.question
+        assert record.answer
 
 
 def test_the_reward_judges_the_pictures_of_edits(folder):
