@@ -12,6 +12,9 @@ from tiny.figures import Figures
 from tiny.world import Scene, Thing, render
 
 TINY = Path(__file__).parent.parent / "assets" / "uniar-tiny"
+pytestmark = pytest.mark.skipif(
+    not (TINY / "config.json").is_file(), reason="UniAR-Tiny's last stage is not there: python -m tiny.train"
+)
 
 
 @pytest.fixture(scope="module")
