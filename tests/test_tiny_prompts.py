@@ -29,7 +29,9 @@ def contents(folder):
 
 
 def test_every_file_loads(folder):
-    counts = {path.name: len(load_prompts(path)) for path in folder.glob("*.jsonl")}
+    files = folder.glob("*.jsonl")
+    loaders = {path: load_questions if path.name.startswith("questions") else load_prompts for path in files}
+    counts = {path.name: len(load(path)) for path, load in loaders.items()}
     assert counts == {
         "train.jsonl": 60,
         "held_out.jsonl": 30,
