@@ -32,6 +32,7 @@ SETTINGS: dict[str, list[str]] = {
 """What each changes in the recipe; the first is the recipe itself."""
 DEFAULT = ["grpo", "gspo", "dppo_tv", "conditional", "none"]
 FOLDER = Path("runs/algorithms")
+ANSWERS = "eval_understanding/exact_match"
 
 
 def folder(setting: str, seed: int) -> Path:
@@ -57,7 +58,7 @@ def measured(setting: str, seed: int) -> dict[str, float] | None:
     held_out = [line for line in lines if "eval_reward" in line]
     phases = [line for line in lines if "seconds/update" in line]
     seconds = sum(value for line in phases for name, value in line.items() if name.startswith("seconds/"))
-    answers = [line["understanding_exact_match"] for line in lines if "understanding_exact_match" in line]
+    answers = [line[ANSWERS] for line in lines if line.get(ANSWERS) is not None]
     return {
         "before": held_out[0]["eval_reward"],
         "after": held_out[-1]["eval_reward"],
