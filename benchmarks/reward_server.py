@@ -1,9 +1,9 @@
 """Images a second that a reward server scores for 1, 4 and 16 clients, on this machine.
 
-The server is a process of its own (`uniar-rl rewards serve`); the clients are `remote` rewards in threads of this one,
-each with one request at a time in flight, and send the same drawn images as PNG over loopback until the time is up. So
-the cores are shared by whoever packs, unpacks and scores: the CPU time of both sides is shown too, which other work on
-the machine does not change. Two rewards are asked:
+The server is a process of its own (`uniar-rl rewards serve`); the clients are threads of this one, each with one
+request at a time in flight over a connection that is kept, and send drawn images as PNG until the time is up. They pack
+them once, since other machines would; what packing costs is measured apart. The server's CPU time stands beside its
+rate, because other work on the machine changes it less. Two rewards are asked:
 
 - `compressibility`, a few milliseconds of work an image on the CPU: what serving costs where scoring is cheap.
 - `steady`, which takes 50 ms a batch whatever its size, as a model on a GPU about does: what it gains when the requests
@@ -25,15 +25,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx2
 import numpy as np
-import torch
 from PIL import Image
 
 # The folder of this script comes first, where rewards.py would be taken for the package.
 sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
 
-from rewards import RewardBatch, RewardSuite  # noqa: E402
-from rewards.wire_images import encode_image  # noqa: E402
+from rewards import RewardBatch  # noqa: E402
+from rewards.wire import encode_request, read_answer  # noqa: E402
 
 SERVED = """
 rewards:
@@ -88,34 +88,38 @@ def cpu_seconds(process: int) -> float:
 
 def measure(
     url: str, process: int, reward: str, clients: int, batch: RewardBatch, seconds: float
-) -> tuple[float, float, float, float, float]:
-    """Images a second of all clients together, the median and 95th percentile of a request's seconds, and the seconds
-    of CPU an image that clients and server use."""
+) -> tuple[float, float, float, float]:
+    """Images a second of all clients together, the median and 95th percentile of a request's seconds, and the server's
+    seconds of CPU an image."""
     ready, times = threading.Barrier(clients + 1), [[] for _ in range(clients)]
-    failures: list[Exception] = []
+    body, failures = encode_request(batch, [reward]), []
 
     def client(number: int) -> None:
-        entry = {"use": "remote", "url": url, "reward": reward, "batch_size": len(batch), "concurrency": 1}
-        suite = RewardSuite.from_recipe([entry])
         try:
-            suite.score(batch)
-            ready.wait()
-            end = time.perf_counter() + seconds
-            while (started := time.perf_counter()) < end:
-                suite.score(batch)
-                times[number].append(time.perf_counter() - started)
+            with httpx2.Client(
+                timeout=600, trust_env=False, headers={"Content-Type": "application/json"}
+            ) as connection:
+
+                def ask() -> None:
+                    answer = connection.post(f"{url}/v1/score", content=body).raise_for_status()
+                    assert all(isinstance(score, float) for score in read_answer(answer.content, reward, len(batch)))
+
+                ask()
+                ready.wait()
+                end = time.perf_counter() + seconds
+                while (started := time.perf_counter()) < end:
+                    ask()
+                    times[number].append(time.perf_counter() - started)
         except Exception as error:
             failures.append(error)
             ready.abort()
-        finally:
-            suite.close()
 
     threads = [threading.Thread(target=client, args=(number,)) for number in range(clients)]
     for thread in threads:
         thread.start()
     with contextlib.suppress(threading.BrokenBarrierError):
         ready.wait()
-    started, used = time.perf_counter(), (time.process_time(), cpu_seconds(process))
+    started, used = time.perf_counter(), cpu_seconds(process)
     for thread in threads:
         thread.join()
     if failures:
@@ -123,8 +127,8 @@ def measure(
     whole = time.perf_counter() - started
     every = sorted(second for own in times for second in own)
     images = len(every) * len(batch)
-    ours, theirs = (time.process_time() - used[0]) / images, (cpu_seconds(process) - used[1]) / images
-    return images / whole, statistics.median(every), every[int(0.95 * (len(every) - 1))], ours, theirs
+    late = every[int(0.95 * (len(every) - 1))]
+    return images / whole, statistics.median(every), late, (cpu_seconds(process) - used) / images
 
 
 def main() -> None:
@@ -134,18 +138,20 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8, help="images a request; default: %(default)s")
     parser.add_argument("--size", type=int, default=512, help="of an image's side; default: %(default)s")
     options = parser.parse_args()
-    torch.set_num_threads(1)
     images = drawn(options.batch_size, options.size)
     batch = RewardBatch(["a red cat"] * len(images), images)
-    kilobytes = sum(len(encode_image(image)) for image in images) / len(images) / 1000
-    print(f"{options.size}×{options.size}, {kilobytes:.0f} kB each as PNG, {options.batch_size} a request")
-    print("| reward | clients | images a second | request, median | 95 % | CPU an image, client | server |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
+    packing = time.process_time()
+    kilobytes = len(encode_request(batch, ["x"])) / len(images) / 1000
+    packing = 1000 * (time.process_time() - packing) / len(images)
+    print(f"{options.size}×{options.size}, {options.batch_size} a request, {kilobytes:.0f} kB each on the wire")
+    print(f"a client packs an image in {packing:.1f} ms of CPU")
+    print("| reward | clients | images a second | request, median | 95 % | CPU of the server an image |")
+    print("| --- | --- | --- | --- | --- | --- |")
     with server() as (url, process):
         for reward in ("compressibility", "steady"):
             for clients in options.clients:
                 rate, *times = measure(url, process, reward, clients, batch, options.seconds)
-                shown = " | ".join(f"{1000 * seconds:.1f} ms" for seconds in times)
+                shown = " | ".join(f"{1000 * seconds:.3g} ms" for seconds in times)
                 print(f"| `{reward}` | {clients} | {rate:.0f} | {shown} |", flush=True)
 
 

@@ -47,6 +47,7 @@ class OpenClip:
         """The model with its weights. `look` is what a local file's model has of preprocessing and activation; None
         finds it as `weights_like` says. Raises UserError for what does not exist or does not fit together."""
         import open_clip
+        from transformers.initialization import no_init_weights
 
         named = not self.name.startswith((_LOCAL_DIR, _HUB))
         if named and self.name not in open_clip.list_models():
@@ -60,7 +61,8 @@ class OpenClip:
         look = self.look(open_clip, tags) if look is None else dict(look)
         quick_gelu = look.pop("quick_gelu", False)
         try:
-            with _without_warning("initialized randomly"):  # the weights come next
+            # The weights come next: making some up would take longer and more memory than reading them.
+            with no_init_weights(), _without_warning("initialized randomly"):
                 model = open_clip.create_model(
                     self.name,
                     load_weights=False,
@@ -72,7 +74,7 @@ class OpenClip:
             raise UserError(f"model {self.name!r} cannot be built: {error}") from error
         found = _as_open_clip(open_clip, model, found)
         check_weights(path, found, model, f"open_clip's {self.name!r}")
-        model.load_state_dict(found)
+        model.load_state_dict(found, assign=True)
         return model
 
     def preprocess(self, model: torch.nn.Module) -> Callable[[Image.Image], torch.Tensor]:
