@@ -73,7 +73,11 @@ def _packages(target: Callable) -> set[str]:
     """Third-party packages that the reward's file imports, or a file of this project that it imports."""
     seen: set[Path] = set()
     found: set[str] = set()
-    pending = [Path(inspect.getsourcefile(target))] if inspect.getsourcefile(target) else []
+    try:
+        source = inspect.getsourcefile(target)
+    except (TypeError, OSError):  # typed into a session, or its module is gone
+        source = None
+    pending = [Path(source)] if source else []
     while pending:
         path = pending.pop()
         if path in seen:

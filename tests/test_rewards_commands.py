@@ -8,6 +8,7 @@ import pytest
 from huggingface_hub import constants
 from PIL import Image
 
+from rewards import Reward, register_reward, registry
 from rewards.commands.description import parameters_of, split_doc
 from rewards.registry import resolve, reward_names
 from rl.cli import main
@@ -409,3 +410,13 @@ def test_what_cannot_be_served_is_said_in_a_sentence(case, typed, here, monkeypa
         taken.listen()
         words = [str(taken.getsockname()[1]) if word == "TAKEN" else word for word in words]
         assert message in refused(typed, "serve", *words)
+
+
+def test_a_reward_typed_into_a_session_is_listed(monkeypatch, capsys):
+    """It has no source file, so what it imports is not known."""
+    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
+    namespace = {"__name__": "gone", "Reward": Reward}
+    exec("class Typed(Reward):\n    def score(self, batch):\n        return [0.0] * len(batch)\n", namespace)
+    register_reward("typed")(namespace["Typed"])
+    assert main(["rewards", "list"]) == 0
+    assert "typed" in capsys.readouterr().out
