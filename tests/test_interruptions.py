@@ -58,7 +58,7 @@ def finish(process: subprocess.Popen) -> str:
 
 
 def wait_for_step(folder: Path, step: int, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 900
     while not any(line["step"] >= step for line in RunFolder(folder).read()):
         assert process.poll() is None, process.communicate()[0][-3000:]
         assert time.monotonic() < deadline
