@@ -55,15 +55,13 @@ class SelfVQA(ModelReward):
         self._processor: Any = None
 
     def build(self) -> nn.Module:
-        from transformers import AutoProcessor
-
-        from uniar.checkpoint import require_parts, resolve_checkpoint
+        from uniar.checkpoint import load_processor, require_parts, resolve_checkpoint
         from uniar.modeling_uniar import UniARForConditionalGeneration
 
         folder: Path = resolve_checkpoint(self.judge)
         require_parts(folder, decoder=False)
         model = UniARForConditionalGeneration.from_pretrained(folder, torch_dtype=self.dtype)
-        self._use(AutoProcessor.from_pretrained(folder))
+        self._use(load_processor(folder))
         return _reader_only(model)
 
     def load(self) -> None:

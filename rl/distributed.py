@@ -1,10 +1,12 @@
 """What has to happen before the Trainer when several processes train together."""
 
 import os
+from pathlib import Path
 
 import torch
 
 from rl.config import Recipe
+from uniar.errors import UserError
 
 
 def world_size() -> int:
@@ -23,6 +25,21 @@ def local_device() -> torch.device:
     if accelerator is None:
         return torch.device("cpu")
     return torch.device(accelerator.type, int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def check_deepspeed(recipe: Recipe) -> None:
+    """Raises UserError where DeepSpeed is asked for with a configuration that is no file, or in a process that no
+    launcher has started: it would look for MPI."""
+    config = recipe.trainer.get("deepspeed")
+    if config is None:
+        return
+    if isinstance(config, str) and not Path(config).is_file():
+        raise UserError(f"{recipe.source}: trainer.deepspeed names {config}, which is no file; see configs/deepspeed/.")
+    if "RANK" not in os.environ:
+        raise UserError(
+            f"{recipe.source}: trainer.deepspeed needs a launcher, for one process too: "
+            f"torchrun --nproc_per_node 1 -m rl.train {recipe.source}."
+        )
 
 
 def prepare_deepspeed_on_cpu(recipe: Recipe) -> None:

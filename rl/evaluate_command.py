@@ -9,14 +9,13 @@ import dataclasses
 import json
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
 
 from rl.config import Recipe
-from rl.distributed import local_device, world_size
+from rl.distributed import world_size
 from rl.evaluate import Evaluation
 from rl.pictures import sample_grid
-from rl.policy_model import checkpoint_of, load_policy, load_processor
+from rl.policy_model import checkpoint_of, load_policy
 from rl.recipe import load_recipe
 from rl.run_folder import json_ready
 from rl.train import (
@@ -28,7 +27,8 @@ from rl.train import (
     load_decoder,
 )
 from rl.understanding import Understanding
-from uniar.checkpoint import require_parts, resolve_checkpoint
+from uniar.checkpoint import load_processor, require_parts, resolve_checkpoint
+from uniar.commands.loading import choose_device
 from uniar.errors import UserError
 from uniar.processing import check_size
 
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--model", help="checkpoint folder or hub id to evaluate; default: the recipe's own")
     parser.add_argument("--output", type=Path, help="folder for scores.json, details and samples.png")
-    parser.add_argument("--device", help="such as cpu or cuda:1; default: a GPU if there is one")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, …; default: a GPU if there is one")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> None:
         require_parts(source, decoder=bool(records))
     else:
         source = checkpoint_of(recipe.model)
-    device = local_device() if arguments.device is None else torch.device(arguments.device)
+    device = choose_device(arguments.device)
     # Of several processes each has a device of its own, whichever was named.
     accelerator = Accelerator(cpu=device.type == "cpu") if world_size() > 1 else None
     device = device if accelerator is None else accelerator.device

@@ -1,11 +1,9 @@
 """A recipe's `model` section → the policy, its processor and its reference."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoProcessor
 
 from rl.config import LoraSection, ModelSection, Recipe
 from rl.reference import AdapterCopy, AdapterOff, FrozenCopy, Reference
@@ -49,10 +47,6 @@ def load_policy(section: ModelSection, folder: Path) -> UniARForConditionalGener
         if hasattr(module, "attention_dropout"):
             module.attention_dropout = 0.0
     return model
-
-
-def load_processor(folder: Path) -> Any:
-    return AutoProcessor.from_pretrained(folder, trust_remote_code=False)
 
 
 def trainable(

@@ -21,14 +21,14 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers import PrinterCallback, ProgressCallback, set_seed
-from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.integrations import get_reporting_integration_callbacks, is_deepspeed_zero3_enabled
 from trl import GRPOConfig
 
 from rewards import RewardSuite
 from rl.callbacks import RunCallback
 from rl.checkpoints import newest_good
 from rl.config import Recipe
-from rl.distributed import is_first_process, local_device, prepare_deepspeed_on_cpu, world_size
+from rl.distributed import check_deepspeed, is_first_process, local_device, prepare_deepspeed_on_cpu, world_size
 from rl.early_stop import check_metric
 from rl.evaluate import Evaluator, paired_gain, require_free_names
 from rl.export import export_model
@@ -36,7 +36,7 @@ from rl.features import Features
 from rl.folder_lock import FolderLock
 from rl.model_card import card_of_run
 from rl.peers import Peers
-from rl.policy_model import DTYPES, checkpoint_of, load_config, load_policy, load_processor, reference_for, trainable
+from rl.policy_model import DTYPES, checkpoint_of, load_config, load_policy, reference_for, trainable
 from rl.prompts import PromptRecord, load_prompts
 from rl.questions import QuestionRecord, load_questions
 from rl.recipe import check_batches, load_recipe, rounding_risk
@@ -48,6 +48,7 @@ from rl.text_kl import TextKL
 from rl.trainer import UniARTrainer
 from rl.understanding import Examiner
 from rl.watch import Watch
+from uniar.checkpoint import load_processor
 from uniar.configuration_uniar import UniARConfig
 from uniar.errors import UserError
 from uniar.modeling_decoder import UniARVisualDecoder
@@ -72,6 +73,7 @@ def train(recipe: Recipe, resume: bool = False) -> RunFolder | None:
 def _train(recipe: Recipe, resume: bool, lock: FolderLock) -> RunFolder | None:
     records = load_prompts(recipe.data.prompts, recipe.data.image_root, recipe.data_seed)
     check_batches(recipe, world_size(), len(records))
+    check_deepspeed(recipe)
     if (risk := rounding_risk(recipe)) and is_first_process():
         logger.warning("WARNING: %s", risk)
     held_out = held_out_prompts(recipe)
@@ -288,17 +290,14 @@ def trainer_arguments(recipe: Recipe, bits_an_image: int) -> GRPOConfig:
         "remove_unused_columns": False,
         "disable_tqdm": True,
     }
-    if (
-        (config := recipe.trainer.get("deepspeed")) is not None
-        and isinstance(config, str)
-        and not Path(config).is_file()
-    ):
-        raise UserError(f"{recipe.source}: trainer.deepspeed names {config}, which is no file; see configs/deepspeed/.")
     if chosen.get("learning_rate", 0) < 0:
         raise UserError(f"{recipe.source}: trainer.learning_rate is {chosen['learning_rate']:g}, expected 0 or more.")
     try:
-        return GRPOConfig(**chosen, **owned)
-    except (ValueError, TypeError) as error:
+        args = GRPOConfig(**chosen, **owned)
+        for integration in get_reporting_integration_callbacks(args.report_to):
+            integration()  # which fails where its package is not installed
+        return args
+    except (ValueError, TypeError, RuntimeError) as error:
         raise UserError(f"{recipe.source}: the trainer section does not work: {error}") from error
 
 

@@ -57,7 +57,10 @@ OVERRIDES = {
     "unknown reward": ("rewards=[{use: colour}]", "'colour'", "'color'"),
     "reward parameter": ("rewards=[{use: compressibility, qualty: 3}]", "qualty", "'quality'"),
     "missing weights": ("rewards=[{use: clip_score, weights: /no/such.pt}]", "/no/such.pt", ""),
-    "memory": ("rollout.memory_budget_gb=0.000001", "one sample's rollout needs", "memory budget"),
+    "memory": ("rollout.memory_budget_gb=0.000001", "one sample's rollout needs", "rollout.memory_budget_gb"),
+    "no DeepSpeed configuration": ("trainer.deepspeed=zero9.json", "zero9.json, which is no file", "configs/deepspeed"),
+    "DeepSpeed without a launcher": ("trainer={deepspeed: {zero_optimization: {stage: 2}}}", "torchrun", "recipe.yaml"),
+    "unknown reporter": ("trainer.report_to=tensorbord", "tensorbord", "tensorboard"),
     "save_steps": (
         "trainer={save_steps: 3, max_steps: 8, steps_per_generation: 4, per_device_train_batch_size: 8}",
         "save_steps",
@@ -113,6 +116,21 @@ def test_missing_checkpoint_part(part, checkpoint, recipe, tmp_path, capsys):
         path.unlink()
     wanted = "*.safetensors" if part.endswith(".safetensors") else part
     assert wanted in sentence(recipe, tmp_path, capsys)
+
+
+def test_missing_tokenizer(checkpoint, recipe, tmp_path, capsys):
+    """transformers would make one of nothing, to which every prompt is empty."""
+    (checkpoint / "tokenizer.json").unlink()
+    assert main(["chat", "--model", str(checkpoint), "--prompt", "Who are you?", "--max-new-tokens", "1"]) == 0
+    (checkpoint / "vocab.json").unlink()
+    assert "neither tokenizer.json nor vocab.json" in sentence(recipe, tmp_path, capsys)
+    assert main(["chat", "--model", str(checkpoint), "--prompt", "Who are you?"]) == 2
+    assert "neither tokenizer.json nor vocab.json" in capsys.readouterr().err
+
+
+def test_missing_chat_template(checkpoint, recipe, tmp_path, capsys):
+    (checkpoint / "chat_template.jinja").unlink()
+    assert "chat_template.jinja" in sentence(recipe, tmp_path, capsys)
 
 
 def test_missing_vae(checkpoint, recipe, tmp_path, capsys):

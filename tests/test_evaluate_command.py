@@ -83,6 +83,12 @@ def test_what_has_no_number_is_null(recipe, tmp_path):
     assert scores["metrics"]["eval_excluded_samples"] == 1
 
 
+def test_a_device_that_is_not_there(recipe, tmp_path, capsys):
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    assert main(["evaluate", str(tmp_path / "recipe.yaml"), "--device", "gpuu"]) == 2
+    assert "--device gpuu cannot be used here" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", ["evaluate", "train"])
 def test_rewards_that_no_held_out_prompt_is_for(command, recipe, tmp_path, capsys):
     """Without `eval_rewards` the training rewards score the held-out prompts, so their tasks must be there too."""

@@ -16,6 +16,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from torch import nn
+from transformers import AutoProcessor
 
 from uniar.errors import UserError
 
@@ -52,6 +53,34 @@ def resolve_checkpoint(path: str | Path) -> Path:
         ) from error
 
 
+def load_processor(folder: Path) -> Any:
+    """The processor of a checkpoint. Raises UserError where its files make none."""
+    require_processor_parts(folder)
+    try:
+        return AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} holds no processor that loads: {error}") from error
+
+
+def require_processor_parts(folder: Path) -> None:
+    """Raises UserError where no vocabulary is there, or no chat template: transformers makes a tokenizer of nothing, to
+    which every prompt is empty."""
+    if not (folder / "tokenizer.json").is_file():
+        for name in ("vocab.json", "merges.txt"):
+            if not (folder / name).is_file():
+                raise UserError(
+                    f"{folder} has neither tokenizer.json nor {name}; a tokenizer needs tokenizer.json, or vocab.json "
+                    "and merges.txt."
+                )
+    if any((folder / name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
+        return
+    for name in ("tokenizer_config.json", "processor_config.json"):
+        file = folder / name
+        if file.is_file() and '"chat_template"' in file.read_text(encoding="utf-8", errors="replace"):
+            return
+    raise UserError(f"{folder} has no chat_template.jinja (or chat_template.json), which prompts are put into.")
+
+
 def require_parts(folder: Path, *, decoder: bool) -> None:
     """Raises UserError naming the first part of the layout that `folder` lacks."""
     required = ("config.json", "tokenizer_config.json", "preprocessor_config.json")
@@ -62,6 +91,7 @@ def require_parts(folder: Path, *, decoder: bool) -> None:
         raise UserError(f"{folder} has no *.safetensors file with the AR model's weights.")
     if decoder:
         require_decoder_parts(folder)
+    require_processor_parts(folder)
 
 
 def require_decoder_parts(folder: Path) -> None:

@@ -346,7 +346,8 @@ def _batch_size(
     if needed > memory_budget:
         raise UserError(
             f"one sample's rollout needs {needed / 2**20:.1f} MiB of caches and activations, the memory budget is "
-            f"{memory_budget / 2**20:.1f} MiB; allow more or draw a smaller image."
+            f"{memory_budget / 2**20:.1f} MiB (rollout.memory_budget_gb of a recipe, --memory-budget-gb); allow "
+            "more or draw a smaller image."
         )
     return min(samples, memory_budget // needed)
 

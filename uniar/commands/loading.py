@@ -13,10 +13,9 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from transformers import AutoProcessor
 from transformers.utils import is_flash_attn_2_available
 
-from uniar.checkpoint import require_model_type, require_parts, resolve_checkpoint
+from uniar.checkpoint import load_processor, require_model_type, require_parts, resolve_checkpoint
 from uniar.configuration_uniar import UniARConfig
 from uniar.errors import UserError
 from uniar.modeling_decoder import UniARVisualDecoder
@@ -110,10 +109,7 @@ class Checkpoint:
             return model.to(self.device).eval()
 
     def load_processor(self) -> Any:
-        try:
-            return AutoProcessor.from_pretrained(self.folder)
-        except (OSError, ValueError) as error:
-            raise UserError(f"{self.folder} holds no processor that loads: {error}") from error
+        return load_processor(self.folder)
 
     def load_decoder(self) -> UniARVisualDecoder:
         with loading_bars(self.show_progress), memory_advice("the visual decoder", "choose a GPU with more memory."):
