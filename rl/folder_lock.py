@@ -1,5 +1,7 @@
 """One run a folder: two that write into the same one would undo each other's checkpoints and double the metrics."""
 
+import errno
+import logging
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -9,13 +11,20 @@ from filelock import FileLock, Timeout
 from uniar.errors import UserError
 
 LOCK = ".lock"
-"""Its file, in the run's folder. The system lets go of it when the process that holds it ends, however it ends."""
+"""Its file, in the run's folder. The system lets go of it when the process that holds it ends, however it ends; of a
+machine that died, NFS does after its lease, some 90 seconds."""
+
+NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
+"""What flock says on Lustre mounted without locks, on some FUSE file systems, on NFS without its lock service."""
+
+logger = logging.getLogger(__name__)
 
 
 class FolderLock:
     """As a context, holds the folder that is taken inside it; at most one process of any run holds a folder.
 
-    A file system that has no locks is one on which nothing is held.
+    A file system that has no locks is one on which nothing is held: a file whose existence is the lock would outlast a
+    killed run and bar the one that goes on. A warning says so.
     """
 
     def __init__(self) -> None:
@@ -26,7 +35,7 @@ class FolderLock:
 
     def take(self, folder: Path) -> None:
         """Raises UserError when another run has it: one that goes on, or what a killed launcher has left running."""
-        lock = FileLock(folder / LOCK)
+        lock = FileLock(folder / LOCK, fallback_to_soft=False)
         try:
             lock.acquire(timeout=0)
         except Timeout as error:
@@ -34,7 +43,10 @@ class FolderLock:
                 f"{folder} is in use: a process of another run trains into it, perhaps one that a killed launcher has "
                 "left behind; end it, or choose another output_dir."
             ) from error
-        except NotImplementedError:
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            logger.warning("%s is on a file system without locks: nothing keeps a second run out of it.", folder)
             return
         self._held = lock
 

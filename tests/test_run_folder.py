@@ -1,6 +1,9 @@
 import dataclasses
+import errno
+import fcntl
 import json
 import math
+import os
 import subprocess
 import sys
 
@@ -63,6 +66,17 @@ def test_a_killed_run_holds_nothing(tmp_path):
         process.kill()
         process.communicate()
         lock.take(tmp_path / "run")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK], ids=errno.errorcode.get)
+def test_a_file_system_without_locks_holds_nothing(tmp_path, monkeypatch, caplog, number):
+    def flock(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    for lock in [FolderLock(), FolderLock()]:  # the first lets go of nothing, as if it had been killed
+        lock.take(tmp_path)
+    assert "without locks" in caplog.text
 
 
 def test_a_recipe_without_a_folder_gets_a_new_one_each_time(tmp_path, monkeypatch):
