@@ -167,6 +167,12 @@ class DecodeSection:
     batch_size: int = setting("Images decoded at once.", 4, ge=1)
     dtype: Literal["float32", "bfloat16"] | None = setting("Type of the decoder's weights; null: model.dtype.", None)
     device: Place = setting("Where the decoder runs: gpu is the training device.", "gpu")
+    processes: int = setting(
+        "Processes of each machine, of those that the launcher starts, that decode and score for its others and do not "
+        "train; 0: every process decodes its own images. They free the others of the decoder and of reward models.",
+        0,
+        ge=0,
+    )
     same_noise_per_group: bool = setting(
         "Start all images of a prompt from the same noise, so that their rewards differ by the bits alone.", True
     )

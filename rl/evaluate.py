@@ -12,16 +12,16 @@ from PIL import Image
 from torch import Tensor
 
 from rewards import RewardSuite, RewardTable
-from rl.pipeline import chunk_size, decode_and_score
+from rl.pipeline import chunk_size
 from rl.prompts import PromptRecord
 from rl.rollout import DrawSettings, Sample, draw
+from rl.scorer import Scorer, Scores
 from rl.sharing import fixed_batches, in_order, share_of
 from uniar.errors import UserError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from uniar.modeling_decoder import UniARVisualDecoder
     from uniar.modeling_uniar import UniARForConditionalGeneration
 
 
@@ -122,8 +122,7 @@ class Evaluator:
         self,
         records: Sequence[PromptRecord],
         processor: Any,
-        decoder: "UniARVisualDecoder",
-        rewards: RewardSuite,
+        scorer: Scorer,
         settings: DrawSettings,
         *,
         samples_per_prompt: int = 1,
@@ -133,27 +132,35 @@ class Evaluator:
         self.shown = range(0, min(grid_prompts, len(records)) * samples_per_prompt, samples_per_prompt)
         size = samples_at_once(samples_per_prompt, settings.decode_batch_size)
         self.batches = fixed_batches(len(self.samples), size)
-        self.processor, self.decoder, self.rewards, self.settings = processor, decoder, rewards, settings
+        self.processor, self.scorer, self.settings = processor, scorer, settings
 
     def run(self, model: "UniARForConditionalGeneration", accelerator: "Accelerator | None" = None) -> Evaluation:
         """Evaluates `model`. Several processes share the batches; all return the same scores, however many they are."""
         started = time.perf_counter()
-        tables, images = {}, {}
-        for numbers in share_of(self.batches, accelerator):
-            samples = [self.samples[number] for number in numbers]
-            bits = draw(model, self.processor, samples, self.settings).rollout.bits
-            drawn, table = decode_and_score(
-                self.decoder, bits, samples, self.settings, self.rewards, nullcontext(model), self.processor
-            )
-            tables[numbers.start] = table
-            images.update({n: image for n, image in zip(numbers, drawn, strict=True) if n in self.shown})
+        tables: dict[int, RewardTable] = {}
+        images: dict[int, Image.Image] = {}
+        begun: tuple[range, Scores] | None = None
+        for numbers in [*share_of(self.batches, accelerator), None]:
+            # Another process may score a batch while the next is drawn.
+            following = None if numbers is None else (numbers, self._begin(numbers, model))
+            if begun is not None:
+                scored, scores = begun
+                drawn, tables[scored.start] = scores()
+                images.update({n: image for n, image in zip(scored, drawn, strict=True) if n in self.shown})
+            begun = following
         table = RewardTable.cat(in_order(tables, accelerator))
-        totals = total_scores(self.rewards.terms(table.values), table.weights, table.failed)
+        totals = total_scores(self.scorer.rewards.terms(table.values), table.weights, table.failed)
         images = in_order(images, accelerator)
         shown = [(self.samples[n].record, image, totals[n].item()) for n, image in zip(self.shown, images, strict=True)]
         notes = [_note({name: rows[n] for name, rows in table.details.items()}) for n in self.shown]
         seconds = time.perf_counter() - started
-        return Evaluation(self.rewards.names, table.values, totals, shown, seconds, table.details, notes)
+        return Evaluation(self.scorer.rewards.names, table.values, totals, shown, seconds, table.details, notes)
+
+    def _begin(self, numbers: range, model: "UniARForConditionalGeneration") -> Scores:
+        samples = [self.samples[number] for number in numbers]
+        bits = draw(model, self.processor, samples, self.settings).rollout.bits
+        keep = [place for place, number in enumerate(numbers) if number in self.shown]
+        return self.scorer.begin(bits, samples, policy=nullcontext(model), keep=keep)
 
 
 def _note(details: Mapping[str, Mapping[str, Any] | None]) -> str:

@@ -17,7 +17,9 @@ from rl.evaluate import Evaluation
 from rl.pictures import sample_grid
 from rl.policy_model import checkpoint_of, load_policy
 from rl.recipe import load_recipe
+from rl.rollout import DrawSettings
 from rl.run_folder import json_ready
+from rl.scorer import LocalScorer, ScoredList
 from rl.train import (
     build_eval_rewards,
     build_evaluator,
@@ -68,9 +70,10 @@ def run(arguments: argparse.Namespace) -> None:
         pixels = model.config.vision_config.pixels_per_token
         check_size(recipe.rollout.height, recipe.rollout.width, pixels, "rollout.")
         decoder = load_decoder(recipe, source, device)
+        scorer = LocalScorer(decoder, ScoredList(rewards, DrawSettings.for_evaluation(recipe)), processor)
         rewards.load()
         try:
-            evaluation = build_evaluator(recipe, records, processor, decoder, rewards).run(model, accelerator)
+            evaluation = build_evaluator(recipe, records, processor, scorer).run(model, accelerator)
         finally:
             rewards.close()
     if questions:

@@ -17,19 +17,21 @@ from rl.policy_model import DTYPES
 from rl.recipe import check_batches
 from rl.reward_sizes import RewardSizes
 from rl.simulation import Simulation
+from uniar.errors import UserError
 from uniar.generation import sample_bytes
 from uniar.processing import check_size
 
 GIB = 2**30
 RESERVE = 2 * GIB
 RESERVED_SHARE = 0.05
+GPUS_A_MACHINE = 8
 PREFIX = 128
 """positions before the drawn tokens, for prompts of about 100 tokens; an image to edit adds its own"""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The figures of a recipe on `gpus` GPUs of `memory` bytes."""
+    """The figures of a recipe on `gpus` GPUs of `memory` bytes; parts and phases are those of a GPU that trains."""
 
     gpus: int
     memory: int
@@ -48,6 +50,10 @@ class Plan:
     """bytes that one process keeps in the machine's memory"""
     host_loading: int
     """and while it loads models"""
+    decoding_gpus: int
+    """of `gpus`, those that decode and score and do not train (decode.processes)"""
+    decoding: int
+    """bytes on one of them"""
     movable_rewards: tuple[str, ...]
     """keys of the reward entries whose models could leave the GPU while nothing is scored"""
     not_counted: tuple[str, ...]
@@ -56,6 +62,10 @@ class Plan:
     def held(self, phase: str) -> int:
         """Bytes on a GPU in this phase."""
         return sum(part.bytes for part in self.parts if phase in part.phases)
+
+    @property
+    def training_gpus(self) -> int:
+        return self.gpus - self.decoding_gpus
 
     @property
     def peak_phase(self) -> str:
@@ -71,7 +81,7 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        return self.peak <= self.usable
+        return max(self.peak, self.decoding) <= self.usable
 
     def part(self, name: str) -> int:
         """Bytes of one part; 0 where the recipe has none."""
@@ -83,7 +93,10 @@ def make_plan(recipe: Recipe, simulation: Simulation, gpus: int, memory: int, pr
 
     Raises UserError for a recipe that cannot run on so many GPUs, whatever their memory.
     """
-    model = simulation.model
+    model, total, decoders = simulation.model, gpus, recipe.decode.processes * -(-gpus // GPUS_A_MACHINE)
+    if decoders >= gpus:
+        raise UserError(f"decode.processes {recipe.decode.processes} a machine leaves none of {gpus} GPUs to train on.")
+    gpus -= decoders
     prompts = check_batches(recipe, gpus)
     vision = model.config.vision_config
     rollout, decode, trainer = recipe.rollout, recipe.decode, recipe.trainer
@@ -103,8 +116,6 @@ def make_plan(recipe: Recipe, simulation: Simulation, gpus: int, memory: int, pr
         *states.parts(gpus),
         *states.reference_parts(gpus),
         Part("averaged weights", states.average_bytes(gpus) if states.average == "gpu" else 0),
-        Part("reward models", rewards.always),
-        Part("offloaded reward models", rewards.scoring, frozenset({"decode"})),
         Part("rollout data", rollout_bytes(recipe, share, bits, generation > accumulation)),
         *cache_parts(recipe, policy, share, prefix, tokens, rollout.guidance != "none", "rollout"),
         Part("replay activations", simulation.replay(recipe, micro, prefix, tokens), frozenset({"replay"})),
@@ -117,13 +128,21 @@ def make_plan(recipe: Recipe, simulation: Simulation, gpus: int, memory: int, pr
         if recipe.evaluate.ema:  # the average takes the place of the policy's own weights, which wait beside it
             aside = states.trained_bytes // gpus
             parts.append(Part("policy weights set aside", aside, frozenset({"evaluate", "decode"})))
+    scoring = [
+        Part("reward models", rewards.always),
+        Part("offloaded reward models", rewards.scoring, frozenset({"decode"})),
+    ]
     if decode.device == "gpu":
-        parts.append(Part("decoder", decoder.weights))
+        scoring.append(Part("decoder", decoder.weights))
         working = simulation.decode(recipe, min(decode.batch_size, share))
-        parts.append(Part("decoding", working, frozenset({"decode"})))
-    host = states.host(gpus) + rewards.host + (0 if decode.device == "gpu" else decoder.weights)
+        scoring.append(Part("decoding", working, frozenset({"decode"})))
+    if not decoders:
+        parts += scoring
+    host = states.host(gpus)
+    if not decoders:
+        host += rewards.host + (0 if decode.device == "gpu" else decoder.weights)
     return Plan(
-        gpus=gpus,
+        gpus=total,
         memory=memory,
         origin=model.origin,
         parameters={**states.counts, "decoder": decoder.parameters},
@@ -136,6 +155,8 @@ def make_plan(recipe: Recipe, simulation: Simulation, gpus: int, memory: int, pr
         states=states,
         host=host,
         host_loading=host + states.whole * (2 if states.has_reference else 1),
+        decoding_gpus=decoders,
+        decoding=sum(part.bytes for part in scoring) if decoders else 0,
         movable_rewards=rewards.movable,
         not_counted=rewards.unknown,
     )

@@ -98,9 +98,9 @@ def _changes(recipe: Recipe, plan: Plan) -> Iterator[tuple[tuple[str, ...], str]
         yield ("model.ema.device=cpu",), "the average is moved on the CPU"
     if recipe.decode.device == "gpu" and recipe.decode.dtype is None and recipe.model.dtype == "float32":
         yield ("decode.dtype=bfloat16",), "other rounding in the decoder"
-    if zero.stage < 2 and plan.gpus > 1:
+    if zero.stage < 2 and plan.training_gpus > 1:
         yield ("trainer.deepspeed=configs/deepspeed/zero2.json",), "communication"
-    if zero.stage < 3 and plan.gpus > 1:
+    if zero.stage < 3 and plan.training_gpus > 1:
         yield ("trainer.deepspeed=configs/deepspeed/zero3.json",), "more communication"
     if not zero.optimizer_on_cpu:
         yield ("trainer.deepspeed=configs/deepspeed/zero3_offload.json",), "much slower updates, memory of the machine"

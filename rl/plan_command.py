@@ -66,6 +66,8 @@ def describe(plan: Plan, name: str, memory: float, reward_memory: float = 0.0) -
     """The plan as text: the verdict first."""
     verdict = "fits" if plan.fits else "DOES NOT FIT"
     gpus = f"{plan.gpus} GPU{'s' * (plan.gpus > 1)}"
+    if plan.decoding_gpus:
+        gpus += f" ({plan.decoding_gpus} of them for decoding and rewards)"
     lines = [
         f"{name} on {gpus} of {memory:g} GiB {verdict}: {plan.peak / GIB:.1f} GiB at its peak ({plan.peak_phase}), "
         f"{plan.usable / GIB:.1f} to use",
@@ -84,9 +86,11 @@ def describe(plan: Plan, name: str, memory: float, reward_memory: float = 0.0) -
         f"memory of the machine, a process: {plan.host / GIB:.1f} GiB while it trains, "
         f"{plan.host_loading / GIB:.1f} while it loads",
     ]
-    estimate = plan.states.deepspeed_estimate(plan.gpus)
+    if plan.decoding_gpus:
+        lines.append(f"a GPU for decoding and rewards: {plan.decoding / GIB:.1f} GiB")
+    estimate = plan.states.deepspeed_estimate(plan.training_gpus)
     if estimate is not None:
-        covered = plan.states.covered_by_deepspeed(plan.gpus)
+        covered = plan.states.covered_by_deepspeed(plan.training_gpus)
         lines.append(
             f"weights, gradients and optimizer by DeepSpeed's own estimate, all weights trained: {estimate / GIB:.1f} "
             f"GiB; here {covered / GIB:.1f}"

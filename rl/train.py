@@ -28,6 +28,7 @@ from rewards import RewardSuite
 from rl.callbacks import RunCallback
 from rl.checkpoints import newest_good
 from rl.config import Recipe
+from rl.decoder_process import DecoderProcess
 from rl.distributed import check_deepspeed, is_first_process, local_device, prepare_deepspeed_on_cpu, world_size
 from rl.early_stop import check_metric
 from rl.evaluate import Evaluator, paired_gain, require_free_names
@@ -37,12 +38,14 @@ from rl.folder_lock import FolderLock
 from rl.model_card import card_of_run
 from rl.peers import Peers
 from rl.policy_model import DTYPES, checkpoint_of, load_config, load_policy, reference_for, trainable
+from rl.process_roles import check_rewards, take_role
 from rl.prompts import PromptRecord, load_prompts
 from rl.questions import QuestionRecord, load_questions
 from rl.recipe import check_batches, load_recipe, rounding_risk
 from rl.resume import load_weights, only_weights_of
 from rl.rollout import DrawSettings
 from rl.run_folder import RunFolder
+from rl.scorer import DecoderConnection, LocalScorer, RemoteScorer, ScoredList, Scorer
 from rl.stopping import Stopper
 from rl.text_kl import TextKL
 from rl.trainer import UniARTrainer
@@ -63,14 +66,17 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCE
 def train(recipe: Recipe, resume: bool = False) -> RunFolder | None:
     """Runs a recipe from start, or with `resume` from its newest good checkpoint, to the exported checkpoint.
 
-    Returns the run's folder; None when a signal or `max_runtime` ended it early, saved and ready to be resumed. Raises
-    UserError for input that cannot work, as far as possible before any weight is loaded.
+    Returns the run's folder; None when a signal or `max_runtime` ended it early, saved and ready to be resumed, and in
+    a process that decodes for others. Raises UserError for input that cannot work, as far as possible before any weight
+    is loaded.
     """
     with FolderLock() as lock:
         return _train(recipe, resume, lock)
 
 
 def _train(recipe: Recipe, resume: bool, lock: FolderLock) -> RunFolder | None:
+    role = take_role(recipe.decode.processes)
+    decoding = DecoderProcess(role.socket, role.clients) if role is not None and role.decodes else None
     records = load_prompts(recipe.data.prompts, recipe.data.image_root, recipe.data_seed)
     check_batches(recipe, world_size(), len(records))
     check_deepspeed(recipe)
@@ -81,20 +87,37 @@ def _train(recipe: Recipe, resume: bool, lock: FolderLock) -> RunFolder | None:
     rewards = build_rewards(recipe, "rewards", records)
     eval_rewards = build_eval_rewards(recipe, held_out, rewards)
     check_metric(recipe, eval_rewards.names)
+    check_rewards(recipe, [*rewards.rewards, *eval_rewards.rewards])
     source = checkpoint_of(recipe.model)
     vision = load_config(source).vision_config
     check_size(recipe.rollout.height, recipe.rollout.width, vision.pixels_per_token, "rollout.")
 
+    lists = {
+        "rewards": ScoredList(rewards, DrawSettings.for_training(recipe), records),
+        "eval_rewards": ScoredList(eval_rewards, DrawSettings.for_evaluation(recipe), held_out),
+    }
     # The decoder comes before the trainer's arguments: under ZeRO-3 whatever is loaded after them is sharded.
-    decoder = load_decoder(recipe, source, local_device())
+    decoder = load_decoder(recipe, source, local_device()) if role is None or role.decodes else None
+    if decoding is not None:
+        try:
+            decoding.serve(decoder, lists)
+        finally:
+            for suite in (rewards, eval_rewards):
+                suite.close()
+        return None
     prepare_deepspeed_on_cpu(recipe)
     args = trainer_arguments(recipe, _bits_an_image(recipe, vision))
     model, processor = load_policy(recipe.model, source), load_processor(source)
-    for suite in (rewards, eval_rewards):
-        suite.load()
+    connection = None if role is None else DecoderConnection(role.socket)
+    if connection is None:
+        scorers = {key: LocalScorer(decoder, scored, processor) for key, scored in lists.items()}
+        for suite in (rewards, eval_rewards):
+            suite.load()
+    else:
+        scorers = {key: RemoteScorer(connection, key, scored) for key, scored in lists.items()}
     folder, checkpoint = _claim_folder(recipe, args, resume, lock)
     set_seed(recipe.seed)  # adapters start from random values
-    evaluator = build_evaluator(recipe, held_out, processor, decoder, eval_rewards)
+    evaluator = build_evaluator(recipe, held_out, processor, scorers["eval_rewards"])
     stopper = Stopper(None if recipe.max_runtime is None else recipe.max_runtime * 3600)
     held = recipe.evaluate
     callback = RunCallback(
@@ -117,8 +140,7 @@ def _train(recipe: Recipe, resume: bool, lock: FolderLock) -> RunFolder | None:
         args,
         policy,
         processor,
-        decoder,
-        rewards,
+        scorers["rewards"],
         records,
         Watch(recipe.watch),
         reference,
@@ -143,6 +165,8 @@ def _train(recipe: Recipe, resume: bool, lock: FolderLock) -> RunFolder | None:
             folder.release_if_unused()
         for suite in (rewards, eval_rewards):
             suite.close()
+    if connection is not None:
+        connection.close()
     if stopper.stopped:
         print(f"stopped by {stopper.stopped} after update {trainer.state.global_step}; go on with --resume", flush=True)
         return None
@@ -248,7 +272,7 @@ def load_decoder(recipe: Recipe, source: Path, device: torch.device | str) -> Un
 
 
 def build_evaluator(
-    recipe: Recipe, records: Sequence[PromptRecord], processor: Any, decoder: UniARVisualDecoder, rewards: RewardSuite
+    recipe: Recipe, records: Sequence[PromptRecord], processor: Any, scorer: Scorer
 ) -> Evaluator | None:
     """None where the recipe names no held-out prompts."""
     if not records:
@@ -256,8 +280,7 @@ def build_evaluator(
     return Evaluator(
         records,
         processor,
-        decoder,
-        rewards,
+        scorer,
         DrawSettings.for_evaluation(recipe),
         samples_per_prompt=recipe.evaluate.samples_per_prompt,
         grid_prompts=recipe.evaluate.grid_prompts,

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 from trl import GRPOConfig
 
-from rewards import RewardSuite, RewardTable
+from rewards import RewardTable
 from rl.advantages import compute_advantages, group_deviations
 from rl.bernoulli import log_prob
 from rl.chassis import Chassis
@@ -24,11 +24,11 @@ from rl.dynamic_sampling import DynamicSampling
 from rl.features import Features
 from rl.guidance import conditional_mismatch, policy_gap
 from rl.losses import LossInputs, policy_loss
-from rl.pipeline import decode_and_score
 from rl.policy import Branch, Gaps, replay
 from rl.prompts import PromptRecord
 from rl.reference import Reference
 from rl.rollout import Drawn, DrawSettings, Sample, branches, draw
+from rl.scorer import Scorer, Scores
 from rl.sharing import gathered
 from rl.text_kl import TextKL
 from rl.watch import Watch
@@ -36,7 +36,6 @@ from uniar.errors import RunError
 from uniar.generation import Rollout
 
 if TYPE_CHECKING:
-    from uniar.modeling_decoder import UniARVisualDecoder
     from uniar.modeling_uniar import UniARForConditionalGeneration
 
 STEP1_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.02}
@@ -55,8 +54,7 @@ class UniARTrainer(Chassis):
         args: GRPOConfig,
         model: "UniARForConditionalGeneration",
         processor: Any,
-        decoder: "UniARVisualDecoder",
-        rewards: RewardSuite,
+        scorer: Scorer,
         records: Sequence[PromptRecord],
         watch: Watch,
         reference: Reference | None = None,
@@ -65,7 +63,7 @@ class UniARTrainer(Chassis):
         callbacks: Sequence[TrainerCallback] = (),
         only_weights: bool = False,
     ) -> None:
-        self.recipe, self.decoder, self.rewards, self.records = recipe, decoder, rewards, list(records)
+        self.recipe, self.scorer, self.records = recipe, scorer, list(records)
         self.watch, self.reference, self.text_kl = watch, reference, text_kl
         self.features = features or Features()
         self.settings = DrawSettings.for_training(recipe)
@@ -100,31 +98,27 @@ class UniARTrainer(Chassis):
         """A rank's share of a rollout → the dictionary that TRL shuffles and splits into micro-batches by sample."""
         if self._first_rollout_step is None:
             self._first_rollout_step = self._logged_step = self.state.global_step
-        batch = self._one_round(inputs) if self.dynamic_sampling is None else self._chosen_groups(len(inputs))
-        with self.phase("replay"):
-            if self._serves_several_updates and self.recipe.algorithm.old_logp == "replay":
-                batch |= _named("old_", self._replay_all(self.model, batch))
-            if self.recipe.algorithm.beta:
-                with self.reference.ready(self.model, self.accelerator) as reference:
-                    batch |= _named("ref_", self._replay_all(reference, batch))
-        return batch
+        return self._one_round(inputs) if self.dynamic_sampling is None else self._chosen_groups(len(inputs))
 
     def _one_round(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         # TRL hands every rank a contiguous share of the global batch, in which a prompt's G rows stand together.
         offset, group = self.accelerator.process_index * len(inputs), self.recipe.rollout.samples_per_prompt
         samples = [Sample(self.records[row["number"]], (offset + place) % group) for place, row in enumerate(inputs)]
-        drawn, scored = self._draw_and_score(samples)
+        drawn, scores = self._draw(samples)
+        # Another process may score while this one replays.
+        batch = self._replayed(drawn.prompt, drawn.twin, drawn.rollout)
+        _, scored = scores()
         table = gathered(scored, self.accelerator)
         advantages, metrics = self._advantages(table)
         self._record_scores(samples, scored, table, metrics)
-        return _batch(drawn.prompt, drawn.twin, drawn.rollout, advantages[offset : offset + len(inputs)])
+        return batch | {"advantages": advantages[offset : offset + len(inputs)]}
 
     def _chosen_groups(self, share: int) -> dict[str, Any]:
         group, ranks = self.recipe.rollout.samples_per_prompt, self.accelerator.num_processes
 
         def draw_round(samples: list[Sample]) -> tuple[Rollout, RewardTable]:
-            drawn, scored = self._draw_and_score(samples)
-            return drawn.rollout, scored
+            drawn, scores = self._draw(samples)
+            return drawn.rollout, scores()[1]
 
         filled = self.dynamic_sampling.fill(
             share * ranks // group, self.state.global_step, draw_round, self._deviations
@@ -135,30 +129,36 @@ class UniARTrainer(Chassis):
         self._record(filled.metrics)
         advantages, _ = self._advantages(filled.table)
         prompt, twin = branches(self.bare_policy, self.processor, filled.samples, self.settings)
-        return _batch(prompt, twin, filled.rollout, advantages[filled.rows])
+        return self._replayed(prompt, twin, filled.rollout) | {"advantages": advantages[filled.rows]}
 
-    def _draw_and_score(self, samples: list[Sample]) -> tuple[Drawn, RewardTable]:
+    def _draw(self, samples: list[Sample]) -> tuple[Drawn, Scores]:
         step = self.state.global_step
         with self.phase("rollout"), self.policy() as policy:
             drawn = draw(policy, self.processor, samples, self.settings, step=step, return_gaps=True)
-        _, table = decode_and_score(
-            self.decoder,
-            drawn.rollout.bits,
-            samples,
-            self.settings,
-            self.rewards,
-            self.policy(),
-            self.processor,
-            step=step,
-            phase=self.phase,
-        )
-        return drawn, table
+        scores = self.scorer.begin(drawn.rollout.bits, samples, policy=self.policy(), step=step, phase=self.phase)
+        return drawn, scores
+
+    def _replayed(self, prompt: Branch, twin: Branch | None, rollout: Rollout) -> dict[str, Any]:
+        """What the update needs of B samples but their advantages, every entry indexed by sample."""
+        batch = {
+            **prompt.to_dict("prompt_"),
+            **({} if twin is None else twin.to_dict("twin_")),
+            "bits": rollout.bits,
+            **_named("rollout_", Gaps(rollout.gap_cond, rollout.gap_uncond)),
+        }
+        with self.phase("replay"):
+            if self._serves_several_updates and self.recipe.algorithm.old_logp == "replay":
+                batch |= _named("old_", self._replay_all(self.model, batch))
+            if self.recipe.algorithm.beta:
+                with self.reference.ready(self.model, self.accelerator) as reference:
+                    batch |= _named("ref_", self._replay_all(reference, batch))
+        return batch
 
     def _advantages(self, table: RewardTable) -> tuple[Tensor, dict[str, float]]:
         """(B,) advantages of all ranks' samples in whole groups, and the metrics of their rewards."""
         settings = self.recipe.algorithm.advantage
         advantages, metrics = compute_advantages(
-            self.rewards.terms(table.values),
+            self.scorer.rewards.terms(table.values),
             table.weights,
             group_size=self.recipe.rollout.samples_per_prompt,
             estimator=settings.estimator,
@@ -170,7 +170,7 @@ class UniARTrainer(Chassis):
 
     def _deviations(self, table: RewardTable) -> Tensor:
         return group_deviations(
-            self.rewards.terms(table.values),
+            self.scorer.rewards.terms(table.values),
             table.weights,
             group_size=self.recipe.rollout.samples_per_prompt,
             estimator=self.recipe.algorithm.advantage.estimator,
@@ -294,17 +294,6 @@ class UniARTrainer(Chassis):
                 f"than {tolerance:.2e} (algorithm.step1_tolerance): training would follow wrong importance ratios"
             )
             self.watch.mismatch(error, inputs)
-
-
-def _batch(prompt: Branch, twin: Branch | None, rollout: Rollout, advantages: Tensor) -> dict[str, Any]:
-    """What the update needs of B samples, every entry indexed by sample."""
-    return {
-        **prompt.to_dict("prompt_"),
-        **({} if twin is None else twin.to_dict("twin_")),
-        "bits": rollout.bits,
-        "advantages": advantages,
-        **_named("rollout_", Gaps(rollout.gap_cond, rollout.gap_uncond)),
-    }
 
 
 def _named(prefix: str, gaps: Gaps) -> dict[str, Tensor]:

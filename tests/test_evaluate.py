@@ -7,6 +7,7 @@ from rewards import RewardSpec, RewardSuite
 from rl.evaluate import Evaluator, paired_gain, standard_error, total_scores
 from rl.prompts import PromptRecord
 from rl.rollout import DrawSettings
+from rl.scorer import LocalScorer, ScoredList
 
 SETTINGS = DrawSettings(
     height=64,
@@ -36,7 +37,14 @@ def test_standard_error_of_the_mean():
 
 def evaluator(processor, decoder, suite) -> Evaluator:
     records = [PromptRecord(f"prompt {n}", id=str(n)) for n in range(5)]
-    return Evaluator(records, processor, decoder, suite, SETTINGS, samples_per_prompt=2, grid_prompts=3)
+    return Evaluator(
+        records,
+        processor,
+        LocalScorer(decoder, ScoredList(suite, SETTINGS), processor),
+        SETTINGS,
+        samples_per_prompt=2,
+        grid_prompts=3,
+    )
 
 
 def test_evaluations_are_paired(nano_model, nano_processor, nano_decoder):

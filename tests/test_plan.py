@@ -90,7 +90,7 @@ def test_weights_gradients_optimizer_and_reference_are_exact(settings, monkeypat
     if not model:
         assert plan.part("reference") == sum(p.nbytes for p in trainer.reference.model.parameters())
     assert plan.part("averaged weights") == sum(keeper.slices.bytes for keeper in trainer.keepers)
-    decoder = trainer.decoder
+    decoder = trainer.scorer.decoder
     held = [*decoder.parameters(), *decoder.sd3_transformer.buffers()]
     assert plan.part("decoder") == sum(tensor.nbytes for tensor in held)
 
@@ -270,6 +270,18 @@ def test_what_is_placed_on_the_cpu_leaves_the_gpu(settings):
     assert on_gpu.held("rollout") - moved.held("rollout") == on_gpu.part("reference") + on_gpu.part("decoder")
     assert moved.host == on_gpu.part("reference") + on_gpu.part("decoder")
     assert on_gpu.host == 0
+
+
+def test_gpus_that_decode_leave_the_others_alone(settings):
+    together = plan_of(recipe_of(settings), gpus=6)
+    apart = plan_of(recipe_of(settings, decode={"processes": 2}), gpus=8)
+    assert (apart.gpus, apart.training_gpus, apart.decoding_gpus) == (8, 6, 2)
+    assert apart.images_an_update == together.images_an_update
+    assert apart.part("decoder") == apart.part("decoding") == together.decoding == 0
+    assert apart.decoding == together.part("decoder") + together.part("decoding")
+    assert plan_of(recipe_of(settings, decode={"processes": 2}), gpus=16).decoding_gpus == 4
+    with pytest.raises(UserError, match=r"decode\.processes 1 a machine leaves none of 1 GPUs to train on"):
+        plan_of(recipe_of(settings, decode={"processes": 1}), gpus=1)
 
 
 def test_rewards_are_counted_or_named(settings, tmp_path):

@@ -13,6 +13,7 @@ from rl.evaluate import Evaluator, total_scores
 from rl.prompts import PromptRecord
 from rl.recipe import recipe_from_mapping
 from rl.rollout import DrawSettings
+from rl.scorer import LocalScorer, ScoredList
 from rl.train import train
 from uniar.errors import UserError
 
@@ -207,7 +208,9 @@ def test_an_evaluation_combines_as_training_does(nano_model, nano_processor, nan
         ]
     )
     records = [PromptRecord(f"prompt {n}", task="ab"[n % 2], id=str(n)) for n in range(4)]
-    evaluation = Evaluator(records, nano_processor, nano_decoder, suite, SETTINGS).run(nano_model)
+    evaluation = Evaluator(
+        records, nano_processor, LocalScorer(nano_decoder, ScoredList(suite, SETTINGS), nano_processor), SETTINGS
+    ).run(nano_model)
     for row in range(4):
         size, red = evaluation.values[row].tolist()
         assert size < 0

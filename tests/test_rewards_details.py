@@ -15,6 +15,7 @@ from rl.pictures import sample_grid
 from rl.prompts import PromptRecord
 from rl.recipe import recipe_from_mapping
 from rl.rollout import DrawSettings
+from rl.scorer import LocalScorer, ScoredList
 from rl.train import train
 
 PLUGIN = """
@@ -169,7 +170,14 @@ def test_an_evaluation_carries_them(nano_model, nano_processor, nano_decoder):
 
     suite = RewardSuite([RewardSpec(spoken), RewardSpec(counted), RewardSpec("compressibility")])
     records = [PromptRecord(f"prompt {n}", id=str(n)) for n in range(3)]
-    held_out = Evaluator(records, nano_processor, nano_decoder, suite, settings, samples_per_prompt=2, grid_prompts=2)
+    held_out = Evaluator(
+        records,
+        nano_processor,
+        LocalScorer(nano_decoder, ScoredList(suite, settings), nano_processor),
+        settings,
+        samples_per_prompt=2,
+        grid_prompts=2,
+    )
     evaluation = held_out.run(nano_model)
     assert evaluation.details["spoken"] == [{"why": f"it is prompt {n}"} for n in (0, 0, 1, 1, 2, 2)]
     assert evaluation.notes == [f"spoken: it is prompt {n}; counted: seen 3, asked 4" for n in (0, 1)]

@@ -12,6 +12,7 @@ from rewards.self_vqa import SelfVQA, token_grid
 from rl.evaluate import Evaluator
 from rl.prompts import PromptRecord
 from rl.rollout import DrawSettings
+from rl.scorer import LocalScorer, ScoredList
 from uniar.errors import UserError
 
 PROMPTS = ["a red square", "two blue circles on a green star", "a red square"]
@@ -145,7 +146,9 @@ def test_an_evaluation_binds_the_model_it_evaluates(nano_checkpoint, nano_model,
     )
     suite = RewardSuite.from_recipe([entry(nano_checkpoint), {**entry("policy"), "name": "now"}])
     records = [PromptRecord(prompt, id=str(number)) for number, prompt in enumerate(PROMPTS)]
-    held_out = Evaluator(records, nano_processor, nano_decoder, suite, settings)
+    held_out = Evaluator(
+        records, nano_processor, LocalScorer(nano_decoder, ScoredList(suite, settings), nano_processor), settings
+    )
     evaluation = held_out.run(nano_model)
     assert evaluation.values[:, 0].tolist() == pytest.approx(evaluation.values[:, 1].tolist(), rel=1e-4)
     assert [row["question"] for row in evaluation.details["now"]] == [

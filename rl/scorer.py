@@ -1,0 +1,175 @@
+"""Drawn bits → images and scores: in this process, or in one that does nothing else (`decode.processes`)."""
+
+import os
+import socket
+import time
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from rewards import RewardSuite, RewardTable
+from rl.decoder_messages import receive, send
+from rl.pipeline import decode_and_score
+from rl.prompts import PromptRecord
+from rl.rollout import DrawSettings, Sample
+from uniar.errors import RunError
+
+if TYPE_CHECKING:
+    from uniar.modeling_decoder import UniARVisualDecoder
+
+CONNECT_SECONDS = 60.0
+"""in which a decoding process opens its socket, which it does before it loads anything"""
+
+Scores = Callable[[], tuple[list[Image.Image | None], RewardTable]]
+"""Waits for B images, None for those that were not to be kept, and their scores."""
+
+Phase = Callable[[str], AbstractContextManager]
+
+
+class Scorer(Protocol):
+    """Decodes and scores samples with the rewards of one list of the recipe."""
+
+    rewards: RewardSuite
+
+    def begin(
+        self,
+        bits: Tensor,
+        samples: Sequence[Sample],
+        *,
+        policy: AbstractContextManager[nn.Module],
+        step: int = 0,
+        keep: Collection[int] = (),
+        phase: Phase = lambda name: nullcontext(),
+    ) -> Scores:
+        """Begins with bits (B, T, L, S, K).
+
+        policy: for rewards that look at the model. keep: the samples, by place, whose images are wanted. phase: a
+        context for the time that is spent on it in this process.
+        """
+
+
+@dataclass(frozen=True)
+class ScoredList:
+    """What samples of one list of the recipe's, rewards or eval_rewards, are scored with."""
+
+    rewards: RewardSuite
+    settings: DrawSettings
+    records: Sequence[PromptRecord] = ()
+    """all prompts that they may be of; for those who are told numbers"""
+
+
+class LocalScorer:
+    """In this process, when the scores are asked for."""
+
+    def __init__(self, decoder: "UniARVisualDecoder", scored: ScoredList, processor: Any) -> None:
+        self.decoder, self.rewards, self.settings, self.processor = decoder, scored.rewards, scored.settings, processor
+
+    def begin(
+        self,
+        bits: Tensor,
+        samples: Sequence[Sample],
+        *,
+        policy: AbstractContextManager[nn.Module],
+        step: int = 0,
+        keep: Collection[int] = (),
+        phase: Phase = lambda name: nullcontext(),
+    ) -> Scores:
+        return partial(
+            decode_and_score,
+            self.decoder,
+            bits,
+            samples,
+            self.settings,
+            self.rewards,
+            policy,
+            self.processor,
+            step=step,
+            phase=phase,
+        )
+
+
+class DecoderConnection:
+    """To the decoding process that serves this one. Answers come in the order of the questions."""
+
+    def __init__(self, path: Path) -> None:
+        self._socket = socket.socket(socket.AF_UNIX)
+        deadline = time.monotonic() + CONNECT_SECONDS
+        while True:
+            try:
+                self._socket.connect(os.fspath(path))
+                return
+            except (FileNotFoundError, ConnectionRefusedError):
+                if time.monotonic() > deadline:
+                    raise RunError(f"no decoding process has opened {path} in {CONNECT_SECONDS:g} s.") from None
+                time.sleep(0.1)
+
+    def ask(self, notes: dict[str, Any], **tensors: Tensor) -> None:
+        """Sends a question. Raises RunError when the decoding process has ended."""
+        with _told():
+            send(self._socket, notes, **tensors)
+
+    def answer(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Waits for the next answer. Raises RunError when the decoding process has ended."""
+        with _told():
+            return receive(self._socket)
+
+    def close(self) -> None:
+        """Says that nothing more will be asked. Raises RunError when the decoding process has ended."""
+        with _told():
+            send(self._socket, {"list": None})
+        self._socket.close()
+
+
+class RemoteScorer:
+    """In a decoding process, while this one goes on until it asks for the scores."""
+
+    def __init__(self, connection: DecoderConnection, key: str, scored: ScoredList) -> None:
+        """key: what the other process calls the same list."""
+        self.connection, self.key, self.rewards = connection, key, scored.rewards
+        self._numbers = {record.id: number for number, record in enumerate(scored.records)}
+
+    def begin(
+        self,
+        bits: Tensor,
+        samples: Sequence[Sample],
+        *,
+        policy: AbstractContextManager[nn.Module],
+        step: int = 0,
+        keep: Collection[int] = (),
+        phase: Phase = lambda name: nullcontext(),
+    ) -> Scores:
+        places = torch.tensor([[self._numbers[sample.record.id], sample.index] for sample in samples])
+        packed = torch.from_numpy(np.packbits(bits.cpu().numpy(), axis=-1))
+        notes = {"list": self.key, "step": step, "bits": bits.shape[-1], "keep": sorted(keep)}
+        self.connection.ask(notes, places=places, packed=packed)
+        return partial(self._finish, list(samples), phase)
+
+    def _finish(self, samples: Sequence[Sample], phase: Phase) -> tuple[list[Image.Image | None], RewardTable]:
+        with phase("decode"):
+            notes, tensors = self.connection.answer()
+        images: list[Image.Image | None] = [None] * len(samples)
+        for place in notes["kept"]:
+            images[place] = Image.fromarray(tensors[f"image {place}"].numpy())
+        weights = self.rewards.weights_for([sample.record.task for sample in samples])
+        seconds = dict(zip(self.rewards.names, notes["seconds"], strict=True))
+        values, failed = tensors["values"], tensors["failed"].bool()
+        return images, RewardTable(self.rewards.names, values, weights, failed, seconds, notes["details"])
+
+
+class _told:
+    """A closed connection becomes the sentence that says what has happened."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, ConnectionError):
+            raise RunError("the decoding process of this one has ended; what went wrong is said above.") from error
