@@ -29,7 +29,7 @@ sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__fi
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from rl.config import LoraSection  # noqa: E402
+from rl.config_model import LoraSection  # noqa: E402
 from rl.policy_model import trainable  # noqa: E402
 from rl.tensor_files import TensorFiles, save_tensors  # noqa: E402
 from uniar.modeling_uniar import UniARForConditionalGeneration  # noqa: E402

@@ -1,7 +1,8 @@
 """What a recipe can say: one dataclass a section, each setting with its type, default and help text.
 
-docs/config.md is generated from this file (`python -m rl.config_docs`); reading, overriding and checking recipes is in
-rl/recipe.py. Only types and help texts live here, so importing it costs nothing.
+docs/config.md is generated from this file and the two that it imports sections from (`python -m rl.config_docs`);
+reading, overriding and checking recipes is in rl/recipe.py. Only types and help texts live here, so importing it costs
+nothing.
 """
 
 # ruff: noqa: RUF009 (`setting` wraps dataclasses.field, which the rule would let pass)
@@ -10,79 +11,13 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Literal
 
+from rl.config_algorithm import AlgorithmSection
+from rl.config_model import ModelSection, Place
 from rl.settings import setting, settings_of
 from rl.yaml_files import dump_yaml
 
 Guidance = Literal["none", "guided", "guided_detach", "conditional"]
-Loss = Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo", "dppo_tv"]
-RatioLevel = Literal["bit", "visual_token", "sequence"]
-Place = Literal["gpu", "cpu"]
 WatchAction = Literal["stop", "skip", "warn"]
-
-
-@dataclasses.dataclass(frozen=True)
-class LoraSection:
-    """Low-rank adapters on the text layers instead of full fine-tuning; the reference policy is the model with its
-    adapters switched off."""
-
-    r: int = setting("Rank of the adapters.", 16, ge=1)
-    alpha: float = setting("Scale of the adapters: their output is multiplied by alpha / r.", 32.0, gt=0)
-    dropout: float = setting(
-        "Must be 0: with dropout the update would not see the log-probabilities that the rollout was drawn with.", 0.0
-    )
-    target_modules: list[str] | None = setting(
-        "Names of the linear layers that get an adapter; null: all attention and MLP projections of the text layers "
-        "and of the visual decoder.",
-        None,
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class EmaSection:
-    """An exponential moving average of the trained weights, kept beside them in float32."""
-
-    decay: float = setting(
-        "Share of itself that the average keeps when it moves: decay · average + (1 − decay) · weights.",
-        0.99,
-        ge=0,
-        lt=1,
-    )
-    update_every: int = setting("Updates between two moves of the average.", 1, ge=1)
-    device: Place = setting(
-        "Where the average waits: gpu is the training device, where it takes 4 bytes a trained weight, divided by the "
-        "processes; cpu the machine's memory.",
-        "gpu",
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelSection:
-    """The policy to train and the frozen reference it is held to."""
-
-    path: str | None = setting(
-        "A UniAR checkpoint: a folder, or a model id on the Hugging Face hub. Exactly one of path and preset is given.",
-        None,
-    )
-    preset: str | None = setting("Name of a small model with random weights, built at first use.", None)
-    seed: int = setting("Seed of the random weights of a preset.", 0, ge=0)
-    dtype: Literal["float32", "bfloat16"] = setting("Type of the weights.", "bfloat16")
-    attention: Literal["eager", "sdpa", "flash_attention_2"] = setting(
-        "Attention implementation; flash_attention_2 needs the flash-attn package.", "sdpa"
-    )
-    lora: LoraSection | None = setting("Train adapters; null: full fine-tuning.", None)
-    ema: EmaSection | None = setting(
-        "Keep an average of the weights; `evaluate.ema` and `uniar-rl export --ema` use it. null: none.", None
-    )
-    reference_device: Place = setting(
-        "Where a separate reference model waits between uses: gpu keeps it on the training device, cpu frees that "
-        "memory for the price of copying it each time. LoRA needs no separate reference.",
-        "gpu",
-    )
-
-    @property
-    def trainable(self) -> Literal["full", "lora"]:
-        """Which weights are trained, as `lora` says."""
-        return "full" if self.lora is None else "lora"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -270,99 +205,6 @@ class UnderstandingSection:
     )
     kl_questions: str | None = setting("Questions of the text-KL term, a JSONL file; others than those held out.", None)
     kl_questions_per_update: int = setting("How many of them an update asks, over all processes.", 8, ge=1)
-
-
-@dataclasses.dataclass(frozen=True)
-class AdvantageSection:
-    """How rewards become advantages."""
-
-    estimator: Literal["grpo", "rloo", "gdpo"] = setting(
-        "grpo: the weighted sum of rewards minus its group mean. rloo: minus the mean of the other samples of the "
-        "group. gdpo: each reward normalised in its group first, then weighted and summed.",
-        "grpo",
-    )
-    scale: Literal["group", "batch", "none"] = setting(
-        "Divide by the standard deviation of the group, of the whole batch, or not at all.", "group"
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class KLControlSection:
-    """An adaptive weight of the KL term, beta · (1 + rate · clip(KL / target − 1, −0.2, 0.2)) after each update."""
-
-    target: float = setting("KL to the reference that beta is steered to, in nats a bit, as the metric kl.", gt=0)
-    rate: float = setting("Gain of the controller: at 0.1 beta changes by 2 % an update at most.", 0.1, gt=0, le=1)
-
-
-@dataclasses.dataclass(frozen=True)
-class ReferenceRefreshSection:
-    """A reference that follows the policy: (1 − mix) · reference + mix · policy after every so many updates."""
-
-    every: int = setting("Updates between two refreshes.", ge=1)
-    mix: float = setting(
-        "Share of the policy in the refreshed reference; 1: the policy itself. LoRA needs 1.", 1.0, gt=0, le=1
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class AlgorithmSection:
-    """The loss. Formulas and papers are in docs/algorithms.md."""
-
-    loss: Loss = setting("The policy loss.", "grpo")
-    ratio_level: RatioLevel | None = setting(
-        "What one importance ratio stands for: a bit, a visual token (mean over its bits) or the whole image; "
-        "null: sequence for gspo, else bit.",
-        None,
-    )
-    epsilon: float | None = setting(
-        "Clip range of the ratio, downwards (and upwards where epsilon_high is null); null: the default of the ratio "
-        "level, 0.2 for a bit, smaller by the square root of the number of bits for a visual token or an image.",
-        None,
-        gt=0,
-    )
-    epsilon_high: float | None = setting(
-        "Clip range upwards; null: as epsilon, or the loss's own default. For cispo it is the cap of the ratio itself, "
-        "as in TRL.",
-        None,
-        gt=0,
-    )
-    delta: float | None = setting(
-        "dppo_tv alone: how far a bit's probability may move from the old policy's; null: the loss's default.",
-        None,
-        gt=0,
-        le=1,
-    )
-    beta: float = setting("Weight of the KL divergence of what is drawn to the reference policy; 0: none.", 0.01, ge=0)
-    kl: Literal["exact", "k1", "k2", "k3"] = setting(
-        "The KL divergence in closed form, or one of the sampled estimators, for comparison with other work.", "exact"
-    )
-    kl_control: KLControlSection | None = setting(
-        "Steer beta so that the policy keeps a given KL to the reference; beta is then its start. null: beta is fixed.",
-        None,
-    )
-    reference_refresh: ReferenceRefreshSection | None = setting(
-        "Let the reference follow the policy; null: it stays as it was at the start.", None
-    )
-    advantage: AdvantageSection = setting("How rewards become advantages.", factory=AdvantageSection)
-    entropy_coef: float = setting("Weight of an entropy bonus.", 0.0)
-    num_iterations: int = setting("Times that each rollout is trained on.", 1, ge=1)
-    old_logp: Literal["replay", "rollout"] = setting(
-        "Old log-probabilities: replay recomputes them before the first update (where a rollout serves several), "
-        "rollout takes those of the rollout itself, with truncated importance weights for the mismatch.",
-        "replay",
-    )
-    importance_cap: float = setting("Cap of those importance weights, with old_logp rollout.", 2.0, gt=0)
-    step1_tolerance: float | None = setting(
-        "Mean |Δ log π| a bit between rollout and replay at which the first step stops the run; null: 1e-5 in float32, "
-        "0.02 in bfloat16, times (2·guidance_scale − 1) / temperature.",
-        None,
-        gt=0,
-    )
-
-    @property
-    def level(self) -> RatioLevel:
-        """The ratio level, the default of the loss filled in."""
-        return self.ratio_level or ("sequence" if self.loss == "gspo" else "bit")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from rl.config import EmaSection
+from rl.config_model import EmaSection
 from rl.keeper import Keeper
 from rl.weight_slices import SlicedFiles, WeightSlices
 from uniar.errors import UserError

@@ -19,8 +19,7 @@ from rl.policy_model import checkpoint_of, load_policy
 from rl.recipe import load_recipe
 from rl.rollout import DrawSettings
 from rl.run_folder import json_ready
-from rl.scorer import LocalScorer, ScoredList
-from rl.train import (
+from rl.run_parts import (
     build_eval_rewards,
     build_evaluator,
     build_examiner,
@@ -28,6 +27,7 @@ from rl.train import (
     held_out_questions,
     load_decoder,
 )
+from rl.scorer import LocalScorer, ScoredList
 from rl.understanding import Understanding
 from uniar.checkpoint import load_processor, require_parts, resolve_checkpoint
 from uniar.commands.loading import choose_device

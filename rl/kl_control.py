@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from rl.config import KLControlSection
+from rl.config_algorithm import KLControlSection
 from rl.keeper import Keeper
 
 LARGEST_ERROR = 0.2

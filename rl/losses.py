@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rl import bernoulli
 from rl.bernoulli import MAX_LOG_RATIO, KLEstimator
-from rl.config import Loss, RatioLevel
+from rl.config_algorithm import Loss, RatioLevel
 from rl.loss_settings import CISPO_CAP, misfit
 from uniar.errors import UserError
 

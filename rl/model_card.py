@@ -12,7 +12,8 @@ from typing import Any
 import torch
 import yaml
 
-from rl.config import ModelSection, Recipe
+from rl.config import Recipe
+from rl.config_model import ModelSection
 from rl.evaluate import paired_gain
 from rl.recipe import load_recipe
 from rl.run_folder import RunFolder

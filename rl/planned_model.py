@@ -16,7 +16,7 @@ from diffusers import AutoencoderKL
 from huggingface_hub import snapshot_download
 from torch import nn
 
-from rl.config import ModelSection
+from rl.config_model import ModelSection
 from rl.policy_model import DTYPES, trainable
 from uniar.configuration_uniar import UniARConfig
 from uniar.errors import UserError

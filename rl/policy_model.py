@@ -5,7 +5,8 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from rl.config import LoraSection, ModelSection, Recipe
+from rl.config import Recipe
+from rl.config_model import LoraSection, ModelSection
 from rl.reference import AdapterCopy, AdapterOff, FrozenCopy, Reference
 from uniar.checkpoint import require_model_type, require_parts, resolve_checkpoint
 from uniar.configuration_uniar import UniARConfig

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from rl.config import ReferenceRefreshSection
+from rl.config_algorithm import ReferenceRefreshSection
 from rl.keeper import Keeper
 from rl.reference import AdapterCopy, FrozenCopy
 

@@ -15,46 +15,50 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers import PrinterCallback, ProgressCallback, set_seed
-from transformers.integrations import get_reporting_integration_callbacks, is_deepspeed_zero3_enabled
+from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import GRPOConfig
 
-from rewards import RewardSuite
 from rl.callbacks import RunCallback
 from rl.checkpoints import newest_good
 from rl.config import Recipe
 from rl.decoder_process import DecoderProcess
 from rl.distributed import check_deepspeed, is_first_process, local_device, prepare_deepspeed_on_cpu, world_size
 from rl.early_stop import check_metric
-from rl.evaluate import Evaluator, paired_gain, require_free_names
+from rl.evaluate import paired_gain
 from rl.export import export_model
 from rl.features import Features
 from rl.folder_lock import FolderLock
+from rl.grpo_config import grpo_config
 from rl.model_card import card_of_run
 from rl.peers import Peers
-from rl.policy_model import DTYPES, checkpoint_of, load_config, load_policy, reference_for, trainable
+from rl.policy_model import checkpoint_of, load_config, load_policy, reference_for, trainable
 from rl.process_roles import check_rewards, take_role
-from rl.prompts import PromptRecord, load_prompts
-from rl.questions import QuestionRecord, load_questions
+from rl.prompts import load_prompts
 from rl.recipe import check_batches, load_recipe, rounding_risk
 from rl.resume import load_weights, only_weights_of
 from rl.rollout import DrawSettings
 from rl.run_folder import RunFolder
-from rl.scorer import DecoderConnection, LocalScorer, RemoteScorer, ScoredList, Scorer
+from rl.run_parts import (
+    build_eval_rewards,
+    build_evaluator,
+    build_examiner,
+    build_rewards,
+    build_text_kl,
+    held_out_prompts,
+    held_out_questions,
+    load_decoder,
+    text_kl_questions,
+)
+from rl.scorer import DecoderConnection, LocalScorer, RemoteScorer, ScoredList
 from rl.stopping import Stopper
-from rl.text_kl import TextKL
 from rl.trainer import UniARTrainer
-from rl.understanding import Examiner
 from rl.watch import Watch
 from uniar.checkpoint import load_processor
-from uniar.configuration_uniar import UniARConfig
 from uniar.errors import UserError
-from uniar.modeling_decoder import UniARVisualDecoder
 from uniar.processing import check_size
 
 logger = logging.getLogger(__name__)
@@ -106,7 +110,7 @@ def _train(recipe: Recipe, resume: bool, lock: FolderLock) -> RunFolder | None:
                 suite.close()
         return None
     prepare_deepspeed_on_cpu(recipe)
-    args = trainer_arguments(recipe, _bits_an_image(recipe, vision))
+    args = grpo_config(recipe, vision)
     model, processor = load_policy(recipe.model, source), load_processor(source)
     connection = None if role is None else DecoderConnection(role.socket)
     if connection is None:
@@ -194,136 +198,6 @@ def _claim_folder(recipe: Recipe, args: GRPOConfig, resume: bool, lock: FolderLo
     return RunFolder(path), None if checkpoint is None else Path(checkpoint)
 
 
-def held_out_prompts(recipe: Recipe) -> list[PromptRecord]:
-    """The prompts of `evaluate`; none where it names none."""
-    if recipe.evaluate.prompts is None:
-        return []
-    records = load_prompts(recipe.evaluate.prompts, recipe.data.image_root, recipe.data_seed)
-    return records[: recipe.evaluate.limit]
-
-
-def held_out_questions(recipe: Recipe) -> list[QuestionRecord]:
-    """The questions of `understanding`; none where it names none."""
-    asked = recipe.understanding
-    return [] if asked.questions is None else load_questions(asked.questions, asked.image_root, asked.limit)
-
-
-def text_kl_questions(recipe: Recipe) -> list[QuestionRecord]:
-    """The questions of the text-KL term; none without one."""
-    asked = recipe.understanding
-    return load_questions(asked.kl_questions, asked.image_root) if asked.kl_beta else []
-
-
-def build_examiner(recipe: Recipe, questions: Sequence[QuestionRecord], processor: Any) -> Examiner | None:
-    """None where there are no held-out questions."""
-    asked = recipe.understanding
-    if not questions:
-        return None
-    return Examiner(questions, processor, batch_size=asked.batch_size, max_new_tokens=asked.max_new_tokens)
-
-
-def build_text_kl(
-    recipe: Recipe, questions: Sequence[QuestionRecord], processor: Any, config: UniARConfig
-) -> TextKL | None:
-    """None where the recipe has no text-KL term."""
-    asked = recipe.understanding
-    if not questions:
-        return None
-    return TextKL(
-        questions,
-        processor,
-        config,
-        beta=asked.kl_beta,
-        questions_per_update=asked.kl_questions_per_update,
-        seed=recipe.seed,
-    )
-
-
-def build_rewards(recipe: Recipe, key: str, records: Sequence[PromptRecord]) -> RewardSuite:
-    """The rewards under `key`; plug-in files are named relative to the recipe."""
-    suite = RewardSuite.from_recipe(getattr(recipe, key), key=key, folder=Path(recipe.source).parent)
-    suite.check_tasks(record.task for record in records if record.task is not None)
-    return suite
-
-
-def build_eval_rewards(
-    recipe: Recipe, held_out: Sequence[PromptRecord], rewards: RewardSuite | None = None
-) -> RewardSuite:
-    """The rewards of evaluations: `eval_rewards`, or where that is empty `rewards`, which may be built already."""
-    if recipe.eval_rewards:
-        return require_free_names(build_rewards(recipe, "eval_rewards", held_out))
-    suite = rewards or RewardSuite.from_recipe(recipe.rewards, folder=Path(recipe.source).parent)
-    if held_out:
-        try:
-            suite.check_tasks(record.task for record in held_out if record.task is not None)
-        except UserError as error:
-            raise UserError(
-                f"evaluate.prompts {recipe.evaluate.prompts}, scored with `rewards` as eval_rewards is empty: {error}"
-            ) from error
-        require_free_names(suite)
-    return suite
-
-
-def load_decoder(recipe: Recipe, source: Path, device: torch.device | str) -> UniARVisualDecoder:
-    where = device if recipe.decode.device == "gpu" else "cpu"
-    return UniARVisualDecoder.from_pretrained(
-        source, device=where, torch_dtype=DTYPES[recipe.decode.dtype or recipe.model.dtype]
-    )
-
-
-def build_evaluator(
-    recipe: Recipe, records: Sequence[PromptRecord], processor: Any, scorer: Scorer
-) -> Evaluator | None:
-    """None where the recipe names no held-out prompts."""
-    if not records:
-        return None
-    return Evaluator(
-        records,
-        processor,
-        scorer,
-        DrawSettings.for_evaluation(recipe),
-        samples_per_prompt=recipe.evaluate.samples_per_prompt,
-        grid_prompts=recipe.evaluate.grid_prompts,
-    )
-
-
-def trainer_arguments(recipe: Recipe, bits_an_image: int) -> GRPOConfig:
-    """The recipe's `trainer` section over our defaults, and what other sections own in TRL's own names."""
-    chosen = {
-        "logging_steps": 1,
-        "report_to": "none",
-        "bf16": recipe.model.dtype == "bfloat16",
-        # Without this, transformers refuses bf16, and accelerate starts no process group, on a machine without a GPU.
-        "use_cpu": not torch.accelerator.is_available(),
-        **recipe.trainer,
-    }
-    owned = {
-        "output_dir": recipe.output_dir,
-        "seed": recipe.seed,
-        "data_seed": recipe.data_seed,
-        "shuffle_dataset": recipe.data.shuffle,
-        "num_generations": recipe.rollout.samples_per_prompt,
-        "num_iterations": recipe.algorithm.num_iterations,
-        "temperature": recipe.rollout.temperature,
-        "max_completion_length": bits_an_image,
-        # The KL term is ours (rl/losses.py), so TRL must not load a reference of its own.
-        "beta": 0.0,
-        "loss_type": "grpo",
-        "scale_rewards": "group",
-        "remove_unused_columns": False,
-        "disable_tqdm": True,
-    }
-    if chosen.get("learning_rate", 0) < 0:
-        raise UserError(f"{recipe.source}: trainer.learning_rate is {chosen['learning_rate']:g}, expected 0 or more.")
-    try:
-        args = GRPOConfig(**chosen, **owned)
-        for integration in get_reporting_integration_callbacks(args.report_to):
-            integration()  # which fails where its package is not installed
-        return args
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise UserError(f"{recipe.source}: the trainer section does not work: {error}") from error
-
-
 def export_from_trainer(trainer: UniARTrainer, source: Path, folder: RunFolder, target: Path) -> None:
     """Writes the policy of a run as a self-contained checkpoint; collective where weights are sharded."""
     accelerator = trainer.accelerator
@@ -333,12 +207,6 @@ def export_from_trainer(trainer: UniARTrainer, source: Path, folder: RunFolder, 
         card = card_of_run(folder, source, trainer.state.global_step, accelerator.num_processes)
         export_model(accelerator.unwrap_model(trainer.model), source, target, state, card=card)
     accelerator.wait_for_everyone()
-
-
-def _bits_an_image(recipe: Recipe, vision: Any) -> int:
-    levels, spatial, bsq_dim = vision.code_shape
-    tokens = (recipe.rollout.height // vision.pixels_per_token) * (recipe.rollout.width // vision.pixels_per_token)
-    return tokens * levels * spatial * bsq_dim
 
 
 def report(folder: RunFolder) -> None:

@@ -30,19 +30,13 @@ from rl.reference import Reference
 from rl.rollout import Drawn, DrawSettings, Sample, branches, draw
 from rl.scorer import Scorer, Scores
 from rl.sharing import gathered
+from rl.step1_check import mismatch_of
 from rl.text_kl import TextKL
 from rl.watch import Watch
-from uniar.errors import RunError
 from uniar.generation import Rollout
 
 if TYPE_CHECKING:
     from uniar.modeling_uniar import UniARForConditionalGeneration
-
-STEP1_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.02}
-
-
-class RolloutMismatch(RunError):
-    """The replayed policy is not the one that drew: every importance ratio would be wrong from the first step on."""
 
 
 class UniARTrainer(Chassis):
@@ -284,15 +278,8 @@ class UniARTrainer(Chassis):
             self._record({"guidance/mismatch": self._mean_over_ranks(mismatch.mean())})
         if self.state.global_step != self._first_rollout_step:
             return
-        tolerance = self.recipe.algorithm.step1_tolerance
-        if tolerance is None:
-            precision = torch.bfloat16 if self.args.bf16 else self.accelerator.unwrap_model(self.model).dtype
-            tolerance = STEP1_TOLERANCE[precision] * (2 * drawn.guidance_scale - 1) / drawn.temperature
-        if not difference <= tolerance:
-            error = RolloutMismatch(
-                f"the replayed policy differs from the one that drew by {difference:.2e} in mean |Δ log π| a bit, more "
-                f"than {tolerance:.2e} (algorithm.step1_tolerance): training would follow wrong importance ratios"
-            )
+        precision = torch.bfloat16 if self.args.bf16 else self.bare_policy.dtype
+        if (error := mismatch_of(difference, self.recipe, precision)) is not None:
             self.watch.mismatch(error, inputs)
 
 

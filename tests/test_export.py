@@ -17,7 +17,7 @@ from inference.visual_inputs import prepare_visual_inputs
 from rl.adapters import MergedAdapter, lora_scale, merge_state
 from rl.checkpoints import seal
 from rl.cli import main
-from rl.config import LoraSection
+from rl.config_model import LoraSection
 from rl.export import export_checkpoint, export_model
 from rl.model_card import Origin, model_card
 from rl.policy_model import trainable

@@ -6,7 +6,7 @@ import pytest
 from training_runs import launch, logged, run, small_recipe
 from transformers import TrainerControl, TrainerState
 
-from rl.config import KLControlSection
+from rl.config_algorithm import KLControlSection
 from rl.kl_control import KLControl
 from rl.recipe import recipe_from_mapping
 from uniar.errors import UserError

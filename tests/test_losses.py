@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from rl import bernoulli
-from rl.config import AdvantageSection, AlgorithmSection, Guidance, Loss, RatioLevel
+from rl.config import Guidance
+from rl.config_algorithm import AdvantageSection, AlgorithmSection, Loss, RatioLevel
 from rl.losses import LossInputs, clip_range, importance_weights, policy_loss
 from rl.settings import build, settings_of
 from rl.yaml_files import parse_yaml

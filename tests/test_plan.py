@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rl.cli import main
-from rl.config import ModelSection
+from rl.config_model import ModelSection
 from rl.guidance import policy_gap
 from rl.losses import LossInputs, policy_loss
 from rl.memory import Measured, PeakBytes

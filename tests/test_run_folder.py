@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from rl.config import DataSection, ModelSection, Recipe
+from rl.config import DataSection, Recipe
+from rl.config_model import ModelSection
 from rl.evaluate import Evaluation
 from rl.folder_lock import FolderLock
 from rl.pictures import plot_metrics, sample_grid

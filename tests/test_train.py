@@ -17,8 +17,9 @@ from rl.policy import Branch, replay
 from rl.prompts import load_prompts
 from rl.recipe import recipe_from_mapping
 from rl.run_folder import RunFolder
+from rl.step1_check import RolloutMismatch
 from rl.train import train
-from rl.trainer import RolloutMismatch, UniARTrainer
+from rl.trainer import UniARTrainer
 from uniar.modeling_uniar import UniARForConditionalGeneration
 
 COLOURS = ("red", "blue", "green", "yellow")

@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 
 from rl.recipe import recipe_from_mapping
 from rl.run_folder import RunFolder
+from rl.step1_check import RolloutMismatch
 from rl.train import train
-from rl.trainer import RolloutMismatch, UniARTrainer
+from rl.trainer import UniARTrainer
 from uniar.errors import RunError, UserError
 
 ROOT = Path(__file__).parent.parent

@@ -1,0 +1,114 @@
+"""From the sections of a recipe to the objects that a run, or an evaluation, is made of."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rewards import RewardSuite
+from rl.config import Recipe
+from rl.evaluate import Evaluator, require_free_names
+from rl.policy_model import DTYPES
+from rl.prompts import PromptRecord, load_prompts
+from rl.questions import QuestionRecord, load_questions
+from rl.rollout import DrawSettings
+from rl.scorer import Scorer
+from rl.text_kl import TextKL
+from rl.understanding import Examiner
+from uniar.configuration_uniar import UniARConfig
+from uniar.errors import UserError
+from uniar.modeling_decoder import UniARVisualDecoder
+
+
+def held_out_prompts(recipe: Recipe) -> list[PromptRecord]:
+    """The prompts of `evaluate`; none where it names none."""
+    if recipe.evaluate.prompts is None:
+        return []
+    records = load_prompts(recipe.evaluate.prompts, recipe.data.image_root, recipe.data_seed)
+    return records[: recipe.evaluate.limit]
+
+
+def held_out_questions(recipe: Recipe) -> list[QuestionRecord]:
+    """The questions of `understanding`; none where it names none."""
+    asked = recipe.understanding
+    return [] if asked.questions is None else load_questions(asked.questions, asked.image_root, asked.limit)
+
+
+def text_kl_questions(recipe: Recipe) -> list[QuestionRecord]:
+    """The questions of the text-KL term; none without one."""
+    asked = recipe.understanding
+    return load_questions(asked.kl_questions, asked.image_root) if asked.kl_beta else []
+
+
+def build_examiner(recipe: Recipe, questions: Sequence[QuestionRecord], processor: Any) -> Examiner | None:
+    """None where there are no held-out questions."""
+    asked = recipe.understanding
+    if not questions:
+        return None
+    return Examiner(questions, processor, batch_size=asked.batch_size, max_new_tokens=asked.max_new_tokens)
+
+
+def build_text_kl(
+    recipe: Recipe, questions: Sequence[QuestionRecord], processor: Any, config: UniARConfig
+) -> TextKL | None:
+    """None where the recipe has no text-KL term."""
+    asked = recipe.understanding
+    if not questions:
+        return None
+    return TextKL(
+        questions,
+        processor,
+        config,
+        beta=asked.kl_beta,
+        questions_per_update=asked.kl_questions_per_update,
+        seed=recipe.seed,
+    )
+
+
+def build_rewards(recipe: Recipe, key: str, records: Sequence[PromptRecord]) -> RewardSuite:
+    """The rewards under `key`; plug-in files are named relative to the recipe."""
+    suite = RewardSuite.from_recipe(getattr(recipe, key), key=key, folder=Path(recipe.source).parent)
+    suite.check_tasks(record.task for record in records if record.task is not None)
+    return suite
+
+
+def build_eval_rewards(
+    recipe: Recipe, held_out: Sequence[PromptRecord], rewards: RewardSuite | None = None
+) -> RewardSuite:
+    """The rewards of evaluations: `eval_rewards`, or where that is empty `rewards`, which may be built already."""
+    if recipe.eval_rewards:
+        return require_free_names(build_rewards(recipe, "eval_rewards", held_out))
+    suite = rewards or RewardSuite.from_recipe(recipe.rewards, folder=Path(recipe.source).parent)
+    if held_out:
+        try:
+            suite.check_tasks(record.task for record in held_out if record.task is not None)
+        except UserError as error:
+            raise UserError(
+                f"evaluate.prompts {recipe.evaluate.prompts}, scored with `rewards` as eval_rewards is empty: {error}"
+            ) from error
+        require_free_names(suite)
+    return suite
+
+
+def load_decoder(recipe: Recipe, source: Path, device: torch.device | str) -> UniARVisualDecoder:
+    where = device if recipe.decode.device == "gpu" else "cpu"
+    return UniARVisualDecoder.from_pretrained(
+        source, device=where, torch_dtype=DTYPES[recipe.decode.dtype or recipe.model.dtype]
+    )
+
+
+def build_evaluator(
+    recipe: Recipe, records: Sequence[PromptRecord], processor: Any, scorer: Scorer
+) -> Evaluator | None:
+    """None where the recipe names no held-out prompts."""
+    if not records:
+        return None
+    return Evaluator(
+        records,
+        processor,
+        scorer,
+        DrawSettings.for_evaluation(recipe),
+        samples_per_prompt=recipe.evaluate.samples_per_prompt,
+        grid_prompts=recipe.evaluate.grid_prompts,
+    )
