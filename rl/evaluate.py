@@ -140,14 +140,14 @@ class Evaluator:
         tables: dict[int, RewardTable] = {}
         images: dict[int, Image.Image] = {}
         begun: tuple[range, Scores] | None = None
-        for numbers in [*share_of(self.batches, accelerator), None]:
-            # Another process may score a batch while the next is drawn.
-            following = None if numbers is None else (numbers, self._begin(numbers, model))
-            if begun is not None:
-                scored, scores = begun
-                drawn, tables[scored.start] = scores()
-                images.update({n: image for n, image in zip(scored, drawn, strict=True) if n in self.shown})
-            begun = following
+        for numbers in share_of(self.batches, accelerator):
+            samples = [self.samples[number] for number in numbers]
+            bits = draw(model, self.processor, samples, self.settings).rollout.bits
+            # Another process has scored the batch before meanwhile.
+            self._finish(begun, tables, images)
+            keep = [place for place, number in enumerate(numbers) if number in self.shown]
+            begun = numbers, self.scorer.begin(bits, samples, policy=nullcontext(model), keep=keep)
+        self._finish(begun, tables, images)
         table = RewardTable.cat(in_order(tables, accelerator))
         totals = total_scores(self.scorer.rewards.terms(table.values), table.weights, table.failed)
         images = in_order(images, accelerator)
@@ -156,11 +156,14 @@ class Evaluator:
         seconds = time.perf_counter() - started
         return Evaluation(self.scorer.rewards.names, table.values, totals, shown, seconds, table.details, notes)
 
-    def _begin(self, numbers: range, model: "UniARForConditionalGeneration") -> Scores:
-        samples = [self.samples[number] for number in numbers]
-        bits = draw(model, self.processor, samples, self.settings).rollout.bits
-        keep = [place for place, number in enumerate(numbers) if number in self.shown]
-        return self.scorer.begin(bits, samples, policy=nullcontext(model), keep=keep)
+    def _finish(
+        self, begun: tuple[range, Scores] | None, tables: dict[int, RewardTable], images: dict[int, Image.Image]
+    ) -> None:
+        if begun is None:
+            return
+        numbers, scores = begun
+        drawn, tables[numbers.start] = scores()
+        images.update({n: image for n, image in zip(numbers, drawn, strict=True) if n in self.shown})
 
 
 def _note(details: Mapping[str, Mapping[str, Any] | None]) -> str:

@@ -2,9 +2,11 @@
 
 import os
 import socket
+import threading
 import time
-from collections.abc import Callable, Collection, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,6 +34,8 @@ Scores = Callable[[], tuple[list[Image.Image | None], RewardTable]]
 """Waits for B images, None for those that were not to be kept, and their scores."""
 
 Phase = Callable[[str], AbstractContextManager]
+
+Answer = tuple[dict[str, Any], dict[str, Tensor]]
 
 
 class Scorer(Protocol):
@@ -97,10 +101,10 @@ class LocalScorer:
 
 
 class DecoderConnection:
-    """To the decoding process that serves this one. Answers come in the order of the questions."""
+    """To the decoding process that serves this one."""
 
     def __init__(self, path: Path) -> None:
-        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket, self._turn = socket.socket(socket.AF_UNIX), threading.Lock()
         deadline = time.monotonic() + CONNECT_SECONDS
         while True:
             try:
@@ -111,19 +115,30 @@ class DecoderConnection:
                     raise RunError(f"no decoding process has opened {path} in {CONNECT_SECONDS:g} s.") from None
                 time.sleep(0.1)
 
-    def ask(self, notes: dict[str, Any], **tensors: Tensor) -> None:
-        """Sends a question. Raises RunError when the decoding process has ended."""
-        with _told():
-            send(self._socket, notes, **tensors)
+    def ask(self, notes: dict[str, Any], **tensors: Tensor) -> "Future[Answer]":
+        """Sends a question; the answer's notes and tensors, once they are there. Raises, when they are asked for,
+        RunError if the decoding process has ended.
 
-    def answer(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Waits for the next answer. Raises RunError when the decoding process has ended."""
-        with _told():
-            return receive(self._socket)
+        A thread of its own sends and reads: neither side ever waits for this process to finish what it is at, which may
+        need the other training processes, and those the decoding process.
+        """
+        answer: Future[Answer] = Future()
+
+        def exchange() -> None:
+            try:
+                with self._turn, _told():
+                    send(self._socket, notes, **tensors)
+                    answer.set_result(receive(self._socket))
+            except BaseException as error:
+                answer.set_exception(error)
+
+        # As a daemon it does not keep a process alive that an error ends.
+        threading.Thread(target=exchange, name="scores", daemon=True).start()
+        return answer
 
     def close(self) -> None:
         """Says that nothing more will be asked. Raises RunError when the decoding process has ended."""
-        with _told():
+        with self._turn, _told():
             send(self._socket, {"list": None})
         self._socket.close()
 
@@ -149,12 +164,14 @@ class RemoteScorer:
         places = torch.tensor([[self._numbers[sample.record.id], sample.index] for sample in samples])
         packed = torch.from_numpy(np.packbits(bits.cpu().numpy(), axis=-1))
         notes = {"list": self.key, "step": step, "bits": bits.shape[-1], "keep": sorted(keep)}
-        self.connection.ask(notes, places=places, packed=packed)
-        return partial(self._finish, list(samples), phase)
+        answer = self.connection.ask(notes, places=places, packed=packed)
+        return partial(self._finish, answer, list(samples), phase)
 
-    def _finish(self, samples: Sequence[Sample], phase: Phase) -> tuple[list[Image.Image | None], RewardTable]:
+    def _finish(
+        self, answer: "Future[Answer]", samples: Sequence[Sample], phase: Phase
+    ) -> tuple[list[Image.Image | None], RewardTable]:
         with phase("decode"):
-            notes, tensors = self.connection.answer()
+            notes, tensors = answer.result()
         images: list[Image.Image | None] = [None] * len(samples)
         for place in notes["kept"]:
             images[place] = Image.fromarray(tensors[f"image {place}"].numpy())
@@ -164,12 +181,10 @@ class RemoteScorer:
         return images, RewardTable(self.rewards.names, values, weights, failed, seconds, notes["details"])
 
 
-class _told:
+@contextmanager
+def _told() -> Iterator[None]:
     """A closed connection becomes the sentence that says what has happened."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, ConnectionError):
-            raise RunError("the decoding process of this one has ended; what went wrong is said above.") from error
+    try:
+        yield
+    except ConnectionError as error:
+        raise RunError("the decoding process of this one has ended; what went wrong is said above.") from error

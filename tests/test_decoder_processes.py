@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import psutil
@@ -17,8 +18,9 @@ from rl.decoder_messages import receive, send
 from rl.process_roles import Role, take_role
 from rl.recipe import recipe_from_mapping
 from rl.run_folder import RunFolder
+from rl.scorer import DecoderConnection
 from rl.train import train
-from uniar.errors import UserError
+from uniar.errors import RunError, UserError
 
 EACH = {"decode": {"processes": 1}}
 
@@ -167,3 +169,35 @@ def test_messages():
     here.close()
     with pytest.raises(ConnectionError, match="the other side has closed the connection"):
         receive(there)
+
+
+def test_questions_and_answers_larger_than_the_connection_holds(tmp_path):
+    """Neither side reads while it writes, so a second question must wait until the first answer has been read."""
+    large = torch.zeros(8 << 20, dtype=torch.uint8)
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(str(tmp_path / "socket"))
+    listening.listen(1)
+
+    def serve() -> None:
+        connection = listening.accept()[0]
+        for _ in range(2):
+            notes, _ = receive(connection)
+            send(connection, notes, large=large)
+
+    threading.Thread(target=serve, daemon=True).start()
+    connection = DecoderConnection(tmp_path / "socket")
+    answers = [connection.ask({"number": number}, large=large) for number in (1, 2)]
+    for number, answer in zip((1, 2), answers, strict=True):
+        notes, tensors = answer.result(timeout=60)
+        assert notes == {"number": number}
+        assert len(tensors["large"]) == len(large)
+
+
+def test_the_other_side_ends(tmp_path):
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(str(tmp_path / "socket"))
+    listening.listen(1)
+    connection = DecoderConnection(tmp_path / "socket")
+    listening.accept()[0].close()
+    with pytest.raises(RunError, match="the decoding process of this one has ended"):
+        connection.ask({"number": 1}).result(timeout=60)
