@@ -126,6 +126,8 @@ class RunCallback(TrainerCallback):
                 and step
             ):
                 self.export(self.folder.best)
+                if state.is_world_process_zero:
+                    self.folder.note_best(step)
         found = [part for part in (evaluation, understanding) if part is not None]
         # Straight to the callbacks: the trainer's own `log` would close the training metrics under way. The handler
         # takes the log for the one that is due, so it gets a copy of the flags.

@@ -52,7 +52,9 @@ class EarlyStop(Keeper):
             lines.append("no evaluation was better than the starting model's")
         else:
             what = f"held-out {self.section.metric} {self.best:.4f} after update {self.best_step}"
-            lines.append(f"best model {folder}: {what}")
+            kept = f"best model {folder}: {what}"
+            lost = f"{what} was the best, but a later model had replaced it before the run was resumed"
+            lines.append(kept if folder.exists() else lost)
         return "\n".join(lines)
 
     def state(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ evaluations/         step-N.json: scores of all held-out samples, and under "und
 metrics.png          reward, KL and entropy, and the share of right answers, over the steps
 checkpoint-N/        to resume from
 best/                with evaluate.early_stop: the exported checkpoint of the best evaluation
+best.json            the update that it is of
 final/               the exported checkpoint
 """
 
@@ -50,6 +51,7 @@ class RunFolder:
         self.samples = self.path / "samples"
         self.evaluations = self.path / "evaluations"
         self.best = self.path / "best"
+        self.best_step = self.path / "best.json"
         self.final = self.path / "final"
 
     @classmethod
@@ -122,17 +124,25 @@ class RunFolder:
             shutil.copyfile(checkpoint / self.metrics.name, self.metrics)
 
     def forget_after(self, step: int) -> None:
-        """Drops the lines, evaluations and pictures of later steps, which a resumed run makes again, or not at all."""
+        """Drops the lines, evaluations, pictures and the best model of later steps, which a resumed run makes again, or
+        not at all."""
         for file in (*self.evaluations.iterdir(), *self.samples.iterdir()):
             number = re.fullmatch(r"(?:step|details)-(\d+)", file.stem)
             if number is not None and int(number[1]) > step:
                 file.unlink()
+        if self.best_step.exists() and json.loads(self.best_step.read_text())["step"] > step:
+            shutil.rmtree(self.best, ignore_errors=True)
+            self.best_step.unlink()
         for file in (self.metrics, self.details):
             if file.exists():
                 kept = [line for line in _lines(file) if line["step"] <= step]
                 replacement = file.with_suffix(".partial")
                 replacement.write_text("".join(json.dumps(line) + "\n" for line in kept))
                 replacement.replace(file)
+
+    def note_best(self, step: int) -> None:
+        """Says which update the model in best/ is of."""
+        self.best_step.write_text(json.dumps({"step": step}) + "\n")
 
     def append_details(self, step: int, prompts: Sequence[str], table: RewardTable) -> None:
         """Lines of details.jsonl for B samples: their scores, and what rewards say. None where no reward does."""

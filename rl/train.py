@@ -38,7 +38,7 @@ from rl.peers import Peers
 from rl.policy_model import checkpoint_of, load_config, load_policy, reference_for, trainable
 from rl.process_roles import check_rewards, take_role
 from rl.prompts import load_prompts
-from rl.recipe import check_batches, load_recipe, rounding_risk
+from rl.recipe import check_batches, load_recipe, refresh_risk, rounding_risk
 from rl.resume import load_weights, only_weights_of
 from rl.rollout import DrawSettings
 from rl.run_folder import RunFolder
@@ -84,8 +84,9 @@ def _train(recipe: Recipe, resume: bool, lock: FolderLock) -> RunFolder | None:
     records = load_prompts(recipe.data.prompts, recipe.data.image_root, recipe.data_seed)
     check_batches(recipe, world_size(), len(records))
     check_deepspeed(recipe)
-    if (risk := rounding_risk(recipe)) and is_first_process():
-        logger.warning("WARNING: %s", risk)
+    for risk in (rounding_risk(recipe), refresh_risk(recipe)):
+        if risk is not None and is_first_process():
+            logger.warning("WARNING: %s", risk)
     held_out = held_out_prompts(recipe)
     questions, kl_questions = held_out_questions(recipe), text_kl_questions(recipe)
     rewards = build_rewards(recipe, "rewards", records)

@@ -2,7 +2,6 @@
 
 import json
 import math
-from pathlib import Path
 
 import pytest
 from training_runs import changed, deepspeed, launch, logged, run, small_recipe, weights
@@ -33,16 +32,17 @@ def seen(scores: list[float], **section) -> tuple[EarlyStop, list[bool], list[bo
     return early_stop, best, ended
 
 
-def test_patience_and_min_delta():
+def test_patience_and_min_delta(tmp_path):
     early_stop, best, ended = seen([0.1, 0.2, 0.24, 0.3, 0.3, 0.34], patience=2, min_delta=0.05)
     assert best == [True, True, False, True, False, False]
     assert ended == [False, False, False, False, False, True]
     assert (early_stop.best, early_stop.best_step) == (0.3, 3)
     assert early_stop.stopped == "held-out reward has not risen by more than 0.05 in 2 evaluations"
     why = f"stopped after update 5: {early_stop.stopped}"
-    best_model = "best model best: held-out reward 0.3000 after update 3"
-    assert early_stop.report(5, 9, Path("best")).splitlines() == [why, best_model]
-    assert early_stop.report(5, 5, Path("best")) == best_model  # it would have ended there anyway
+    best_model = f"best model {tmp_path}: held-out reward 0.3000 after update 3"
+    assert early_stop.report(5, 9, tmp_path).splitlines() == [why, best_model]
+    assert early_stop.report(5, 5, tmp_path) == best_model  # it would have ended there anyway
+    assert early_stop.report(5, 5, tmp_path / "gone").endswith("replaced it before the run was resumed")
 
 
 def test_a_score_that_is_missing_is_no_improvement():

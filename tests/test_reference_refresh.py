@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 from training_runs import changed, deepspeed, launch, logged, run, small_recipe
 
 from rl.export import trained_weights
-from rl.recipe import recipe_from_mapping
+from rl.recipe import recipe_from_mapping, refresh_risk
 from rl.weight_slices import SlicedFiles
 from uniar.errors import UserError
 
@@ -54,6 +54,16 @@ def test_what_cannot_be_refreshed(settings):
     refresh = {"reference_refresh": {"every": 1, "mix": 0.5}}
     with pytest.raises(UserError, match=r"mix is 0\.5, and model\.lora needs 1: the product of mixed"):
         recipe_from_mapping(changed(settings, model={"lora": {}}, algorithm=refresh))
+
+
+def test_a_mix_too_small_for_bfloat16_is_warned_of(settings):
+    def risk(mix: float, dtype: str) -> str | None:
+        refresh = {"reference_refresh": {"every": 1, "mix": mix}}
+        return refresh_risk(recipe_from_mapping(changed(settings, model={"dtype": dtype}, algorithm=refresh)))
+
+    assert "mix 0.1 with model.dtype bfloat16" in risk(0.1, "bfloat16")
+    assert risk(0.5, "bfloat16") is None
+    assert risk(0.1, "float32") is None
 
 
 @pytest.mark.slow

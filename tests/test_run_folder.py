@@ -117,7 +117,14 @@ def test_a_resumed_run_leaves_no_evaluation_behind_that_it_may_not_make_again(tm
         (folder.evaluations / f"details-{step:06d}.json").write_text("{}")
         (folder.samples / f"step-{step:06d}.png").touch()
     (folder.samples / "mine.png").touch()
+    folder.best.mkdir()
+    folder.note_best(10)
     folder.forget_after(10)
+    assert folder.best.exists()
+    folder.note_best(20)
+    folder.forget_after(10)
+    assert not folder.best.exists()
+    assert not folder.best_step.exists()
     assert set(folder.evaluated_totals()) == {10}
     kept = sorted(file.name for file in (*folder.evaluations.iterdir(), *folder.samples.iterdir()))
     assert kept == ["details-000010.json", "mine.png", "step-000010.json", "step-000010.png"]
