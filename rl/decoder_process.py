@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from rl.decoder_messages import receive, send
-from rl.distributed import local_device
 from rl.pipeline import decode_and_score
 from rl.rollout import Sample
 from rl.scorer import ScoredList
@@ -46,8 +45,6 @@ class DecoderProcess:
 
     def serve(self, decoder: "UniARVisualDecoder", lists: Mapping[str, ScoredList]) -> None:
         """Answers until every training process is done. Raises RunError when one ends before."""
-        if torch.accelerator.is_available():
-            torch.accelerator.set_device_index(local_device().index)  # where rewards put their models
         # Connections are not closed on an error: the other side is to learn of it when this one has been reported.
         connections = selectors.DefaultSelector()
         connections.register(self._listening, selectors.EVENT_READ)
@@ -59,11 +56,17 @@ class DecoderProcess:
                 if key.fileobj is self._listening:
                     connections.register(self._listening.accept()[0], selectors.EVENT_READ)
                     connected += 1
+                    if connected == self.clients:
+                        connections.unregister(self._listening)
+                        self._close()
                 elif not self._answer(key.fileobj, decoder, lists):
                     connections.unregister(key.fileobj)
                     key.fileobj.close()
                     done += 1
         connections.close()
+
+    def _close(self) -> None:
+        """Nobody else can connect."""
         self._listening.close()
         self.path.unlink(missing_ok=True)
 
@@ -105,5 +108,5 @@ def _score(
         step=notes["step"],
     )
     kept = {f"image {place}": torch.from_numpy(np.array(images[place].convert("RGB"))) for place in notes["keep"]}
-    said = {"kept": notes["keep"], "seconds": list(table.seconds.values()), "details": table.details}
+    said = {"kept": notes["keep"], "seconds": table.seconds, "details": table.details}
     return said, {"values": table.values, "failed": table.failed.to(torch.uint8), **kept}

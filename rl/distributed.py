@@ -27,6 +27,12 @@ def local_device() -> torch.device:
     return torch.device(accelerator.type, int(os.environ.get("LOCAL_RANK", "0")))
 
 
+def use_local_device() -> None:
+    """Makes this process's accelerator the current one, where models go that name no device of their own."""
+    if torch.accelerator.is_available():
+        torch.accelerator.set_device_index(local_device().index)
+
+
 def check_deepspeed(recipe: Recipe) -> None:
     """Raises UserError where DeepSpeed is asked for with a configuration that is no file, or in a process that no
     launcher has started: it would look for MPI."""

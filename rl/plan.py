@@ -76,12 +76,17 @@ class Plan:
         return self.held(self.peak_phase)
 
     @property
+    def most(self) -> int:
+        """Bytes on the GPU that holds most, be it one that trains or one that decodes."""
+        return max(self.peak, self.decoding)
+
+    @property
     def usable(self) -> int:
         return int((self.memory - RESERVE) * (1 - RESERVED_SHARE))
 
     @property
     def fits(self) -> bool:
-        return max(self.peak, self.decoding) <= self.usable
+        return self.most <= self.usable
 
     def part(self, name: str) -> int:
         """Bytes of one part; 0 where the recipe has none."""
@@ -94,8 +99,11 @@ def make_plan(recipe: Recipe, simulation: Simulation, gpus: int, memory: int, pr
     Raises UserError for a recipe that cannot run on so many GPUs, whatever their memory.
     """
     model, total, decoders = simulation.model, gpus, recipe.decode.processes * -(-gpus // GPUS_A_MACHINE)
-    if decoders >= gpus:
-        raise UserError(f"decode.processes {recipe.decode.processes} a machine leaves none of {gpus} GPUs to train on.")
+    if 2 * decoders > gpus:
+        raise UserError(
+            f"decode.processes {recipe.decode.processes} a machine leaves {max(0, gpus - decoders)} of {gpus} GPUs to "
+            "train on; as many must train as decode."
+        )
     gpus -= decoders
     prompts = check_batches(recipe, gpus)
     vision = model.config.vision_config

@@ -51,8 +51,8 @@ def advise(recipe: Recipe, plan: Plan, planner: Planner) -> list[Change]:
         ]
         if not tried:
             return []
-        (current, smaller), overrides, price = min(tried, key=lambda found: found[0][1].peak)
-        if smaller.peak >= best.peak:
+        (current, smaller), overrides, price = min(tried, key=lambda found: found[0][1].most)
+        if smaller.most >= best.most:
             return []
         best, together = smaller, (*together, *overrides)
         prices.append(price)

@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> None:
         print("\nwhat would make it fit:")
         for change in changes:
             words = shlex.join(change.overrides) if not change.overrides[0].startswith("--") else change.overrides[0]
-            print(f"  {words}\n      {change.plan.peak / GIB:.1f} GiB at its peak; price: {change.price}")
+            print(f"  {words}\n      {change.plan.most / GIB:.1f} GiB at its peak; price: {change.price}")
 
 
 def describe(plan: Plan, name: str, memory: float, reward_memory: float = 0.0) -> str:
@@ -87,7 +87,8 @@ def describe(plan: Plan, name: str, memory: float, reward_memory: float = 0.0) -
         f"{plan.host_loading / GIB:.1f} while it loads",
     ]
     if plan.decoding_gpus:
-        lines.append(f"a GPU for decoding and rewards: {plan.decoding / GIB:.1f} GiB")
+        verdict = "" if plan.decoding <= plan.usable else ", which DOES NOT FIT"
+        lines.append(f"a GPU for decoding and rewards: {plan.decoding / GIB:.1f} GiB{verdict}")
     estimate = plan.states.deepspeed_estimate(plan.training_gpus)
     if estimate is not None:
         covered = plan.states.covered_by_deepspeed(plan.training_gpus)

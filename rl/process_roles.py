@@ -16,6 +16,9 @@ from rewards import Reward
 from rl.config import Recipe
 from uniar.errors import UserError
 
+LONGEST_PATH = 103
+"""bytes of a socket's path; 107 on Linux, 103 on other systems"""
+
 
 @dataclass(frozen=True)
 class Role:
@@ -26,6 +29,8 @@ class Role:
     """which decoding process of the machine it is, or is served by"""
     clients: int
     """how many training processes that one serves"""
+    machine: int = 0
+    """which machine of the run this is; tests and small runs have several on one"""
 
     @property
     def socket(self) -> Path:
@@ -39,7 +44,13 @@ class Role:
             os.environ.get(name, "")
             for name in ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT")
         )
-        return folder / f"{hashlib.sha256(launch.encode()).hexdigest()[:12]}-{self.decoder}.sock"
+        path = folder / f"{hashlib.sha256(launch.encode()).hexdigest()[:12]}-{self.machine}-{self.decoder}.sock"
+        if len(os.fsencode(path)) > LONGEST_PATH:
+            raise UserError(
+                f"{path} is {len(os.fsencode(path))} bytes long, and the path of a socket at most {LONGEST_PATH}; set "
+                "TMPDIR to a shorter one, such as /tmp."
+            )
+        return path
 
 
 def take_role(decoders: int) -> Role | None:
@@ -52,11 +63,10 @@ def take_role(decoders: int) -> Role | None:
         return None
     local_size_key = "LOCAL_WORLD_SIZE" if "LOCAL_WORLD_SIZE" in os.environ else "LOCAL_SIZE"  # torchrun, deepspeed
     local_size, size = int(os.environ.get(local_size_key, 1)), int(os.environ.get("WORLD_SIZE", 1))
-    if local_size <= decoders:
+    if local_size < 2 * decoders:  # each that trains asks one of them
         raise UserError(
             f"decode.processes is {decoders}, and the launcher has started {local_size} "
-            f"process{'es' * (local_size != 1)} on this machine; start more, such as torchrun --nproc_per_node "
-            f"{decoders + 1}, of which 1 trains."
+            f"process{'es' * (local_size != 1)} on this machine; as many must train, so start {2 * decoders} or more."
         )
     rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
     if size % local_size or rank % local_size != local_rank:
@@ -64,15 +74,15 @@ def take_role(decoders: int) -> Role | None:
             f"decode.processes is {decoders}, which needs equally many processes on each machine; found {size} "
             f"processes, {local_size} of them here."
         )
-    training = local_size - decoders
+    training, machine = local_size - decoders, rank // local_size
     os.environ["WORLD_SIZE"] = str(size // local_size * training)
     os.environ[local_size_key] = str(training)
     if local_rank >= training:
         decoder = local_rank - training
-        return Role(True, decoder, len(range(decoder, training, decoders)))
-    os.environ["RANK"] = str(rank // local_size * training + local_rank)
+        return Role(True, decoder, len(range(decoder, training, decoders)), machine)
+    os.environ["RANK"] = str(machine * training + local_rank)
     decoder = local_rank % decoders
-    return Role(False, decoder, len(range(decoder, training, decoders)))
+    return Role(False, decoder, len(range(decoder, training, decoders)), machine)
 
 
 def check_rewards(recipe: Recipe, rewards: Sequence[Reward]) -> None:

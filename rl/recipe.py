@@ -260,12 +260,12 @@ def check_batches(recipe: Recipe, world_size: int, prompt_count: int | None = No
 def refresh_risk(recipe: Recipe) -> str | None:
     """A sentence for a reference in bfloat16 that cannot follow the policy; None where there is none."""
     refresh = recipe.algorithm.reference_refresh
-    if refresh is None or refresh.mix >= 0.5 or recipe.model.dtype != "bfloat16":
+    if refresh is None or refresh.mix > 0.5 or recipe.model.dtype != "bfloat16":
         return None
     return (
         f"{recipe.source}: algorithm.reference_refresh.mix {refresh.mix:g} with model.dtype bfloat16: where reference "
-        "and policy are one step of bfloat16 apart, as most weights that differ are, less than half of the way is "
-        "rounded back; set mix to 0.5 or more, or model.dtype: float32 and trainer.bf16: true."
+        "and policy are one step of bfloat16 apart, as most weights that differ are, half of the way and less is "
+        "rounded back; set mix above 0.5, or model.dtype: float32 and trainer.bf16: true."
     )
 
 

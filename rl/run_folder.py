@@ -136,13 +136,11 @@ class RunFolder:
         for file in (self.metrics, self.details):
             if file.exists():
                 kept = [line for line in _lines(file) if line["step"] <= step]
-                replacement = file.with_suffix(".partial")
-                replacement.write_text("".join(json.dumps(line) + "\n" for line in kept))
-                replacement.replace(file)
+                _replace(file, "".join(json.dumps(line) + "\n" for line in kept))
 
     def note_best(self, step: int) -> None:
         """Says which update the model in best/ is of."""
-        self.best_step.write_text(json.dumps({"step": step}) + "\n")
+        _replace(self.best_step, json.dumps({"step": step}) + "\n")
 
     def append_details(self, step: int, prompts: Sequence[str], table: RewardTable) -> None:
         """Lines of details.jsonl for B samples: their scores, and what rewards say. None where no reward does."""
@@ -197,6 +195,13 @@ def _from_current_folder(recipe: Recipe, entries: Sequence[dict[str, Any]]) -> l
     """Reward entries for the config of a run, which stands in another folder than the recipe."""
     folder = Path(recipe.source).parent
     return [{**entry, "use": from_current_folder(entry["use"], folder)} for entry in entries]
+
+
+def _replace(file: Path, text: str) -> None:
+    """A process that is killed meanwhile leaves the file as it was."""
+    replacement = file.with_suffix(".partial")
+    replacement.write_text(text)
+    replacement.replace(file)
 
 
 def print_changes(before: str, after: str) -> None:

@@ -176,9 +176,8 @@ class RemoteScorer:
         for place in notes["kept"]:
             images[place] = Image.fromarray(tensors[f"image {place}"].numpy())
         weights = self.rewards.weights_for([sample.record.task for sample in samples])
-        seconds = dict(zip(self.rewards.names, notes["seconds"], strict=True))
         values, failed = tensors["values"], tensors["failed"].bool()
-        return images, RewardTable(self.rewards.names, values, weights, failed, seconds, notes["details"])
+        return images, RewardTable(self.rewards.names, values, weights, failed, notes["seconds"], notes["details"])
 
 
 @contextmanager

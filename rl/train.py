@@ -26,7 +26,14 @@ from rl.callbacks import RunCallback
 from rl.checkpoints import newest_good
 from rl.config import Recipe
 from rl.decoder_process import DecoderProcess
-from rl.distributed import check_deepspeed, is_first_process, local_device, prepare_deepspeed_on_cpu, world_size
+from rl.distributed import (
+    check_deepspeed,
+    is_first_process,
+    local_device,
+    prepare_deepspeed_on_cpu,
+    use_local_device,
+    world_size,
+)
 from rl.early_stop import check_metric
 from rl.evaluate import paired_gain
 from rl.export import export_model
@@ -101,8 +108,13 @@ def _train(recipe: Recipe, resume: bool, lock: FolderLock) -> RunFolder | None:
         "rewards": ScoredList(rewards, DrawSettings.for_training(recipe), records),
         "eval_rewards": ScoredList(eval_rewards, DrawSettings.for_evaluation(recipe), held_out),
     }
-    # The decoder comes before the trainer's arguments: under ZeRO-3 whatever is loaded after them is sharded.
-    decoder = load_decoder(recipe, source, local_device()) if role is None or role.decodes else None
+    decoder = None
+    if role is None or role.decodes:
+        # Before the trainer's arguments: under ZeRO-3 whatever is loaded after them is sharded.
+        use_local_device()
+        decoder = load_decoder(recipe, source, local_device())
+        for suite in (rewards, eval_rewards):
+            suite.load()
     if decoding is not None:
         try:
             decoding.serve(decoder, lists)
@@ -116,8 +128,6 @@ def _train(recipe: Recipe, resume: bool, lock: FolderLock) -> RunFolder | None:
     connection = None if role is None else DecoderConnection(role.socket)
     if connection is None:
         scorers = {key: LocalScorer(decoder, scored, processor) for key, scored in lists.items()}
-        for suite in (rewards, eval_rewards):
-            suite.load()
     else:
         scorers = {key: RemoteScorer(connection, key, scored) for key, scored in lists.items()}
     folder, checkpoint = _claim_folder(recipe, args, resume, lock)

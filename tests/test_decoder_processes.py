@@ -12,13 +12,15 @@ import time
 import psutil
 import pytest
 import torch
-from training_runs import ROOT, changed, launch, logged, run, small_recipe
+from training_runs import ROOT, changed, deepspeed, launch, logged, run, small_recipe
 
 from rl.decoder_messages import receive, send
+from rl.decoder_process import DecoderProcess
 from rl.process_roles import Role, take_role
 from rl.recipe import recipe_from_mapping
 from rl.run_folder import RunFolder
 from rl.scorer import DecoderConnection
+from rl.stopping import SIGNALS
 from rl.train import train
 from uniar.errors import RunError, UserError
 
@@ -93,13 +95,49 @@ def test_a_decoding_process_that_is_killed_ends_the_run(settings, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("engine", [None, "zero3"])
 @pytest.mark.parametrize("sections", [{}, {"rollout": {"dynamic_sampling": {}}}], ids=["plain", "dynamic"])
-def test_several_processes_share_one(settings, tmp_path, sections):
+def test_several_processes_share_one(settings, tmp_path, sections, engine):
     here = run(settings, **sections, output_dir=str(tmp_path / "here"))
-    trainer = {"per_device_train_batch_size": 4}
+    trainer = {"per_device_train_batch_size": 4, "deepspeed": engine and deepspeed(engine)}
     there, _ = launch(settings, 3, **EACH, **sections, trainer=trainer, output_dir=str(tmp_path / "there"))
+    require_same(there, here)
+
+
+@pytest.mark.slow
+def test_a_resumed_run_is_the_uninterrupted_one(settings, tmp_path):
+    whole, _ = launch(settings, 2, **EACH, output_dir=str(tmp_path / "whole"))
+    trainer = {"max_steps": 2, "save_steps": 1}
+    launch(settings, 2, **EACH, trainer=trainer, evaluate={"at_end": False}, output_dir=str(tmp_path / "parts"))
+    parts, _ = launch(settings, 2, "--resume", **EACH, output_dir=str(tmp_path / "parts"))
+    for key in ("reward", "eval_reward", "loss", "grad_norm"):
+        assert logged(parts, key) == logged(whole, key), key
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["deepspeed", "accelerate"])
+def test_other_launchers(settings, tmp_path, launcher):
+    here = run(settings, output_dir=str(tmp_path / "here"))
+    trainer = {"per_device_train_batch_size": 4, "deepspeed": deepspeed("zero2")}
+    recipe = tmp_path / "there.yaml"
+    recipe.write_text(json.dumps(changed(settings, **EACH, trainer=trainer, output_dir=str(tmp_path / "there"))))
+    if launcher == "deepspeed":
+        words = ["-m", "deepspeed.launcher.runner", "--num_accelerators", "3", "--module", "rl.train", str(recipe)]
+    else:
+        # torchvision may not import beside a CPU torch unless uniar comes first; `accelerate launch` imports it.
+        start = "import uniar; from accelerate.commands.accelerate_cli import main; main()"
+        words = ["-c", start, "launch", "--multi_gpu", "--num_processes", "3", "-m", "rl.train", str(recipe)]
+    environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *words], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=500
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    require_same(RunFolder(tmp_path / "there"), here)
+
+
+def require_same(found: RunFolder, expected: RunFolder) -> None:
     for key in ("reward", "eval_reward", "grad_norm"):
-        assert logged(there, key) == pytest.approx(logged(here, key), rel=1e-3, abs=1e-6), key
+        assert logged(found, key) == pytest.approx(logged(expected, key), rel=1e-3, abs=1e-6), key
 
 
 def test_a_reward_that_looks_at_the_policy_is_refused(settings, monkeypatch):
@@ -116,17 +154,19 @@ def environment(monkeypatch, rank: int, local_rank: int, size: int, local_size: 
 
 
 def test_roles_on_two_machines(monkeypatch):
-    trained, decoding = [], []
+    trained, decoding, sockets = [], [], set()
     for rank in range(10):
         environment(monkeypatch, rank, rank % 5, 10, 5)
         role = take_role(2)
         assert (os.environ["WORLD_SIZE"], os.environ["LOCAL_WORLD_SIZE"]) == ("6", "3")
         if role.decodes:
             decoding.append((rank, role.decoder, role.clients))
+            sockets.add(role.socket)
         else:
             trained.append((rank, int(os.environ["RANK"]), role.decoder))
     assert trained == [(0, 0, 0), (1, 1, 1), (2, 2, 0), (5, 3, 0), (6, 4, 1), (7, 5, 0)]
     assert decoding == [(3, 0, 2), (4, 1, 1), (8, 0, 2), (9, 1, 1)]
+    assert len(sockets) == 4  # also where both are this machine, as in tests of several nodes
 
 
 def test_without_such_processes_nothing_changes(monkeypatch):
@@ -139,6 +179,9 @@ def test_too_few_processes(monkeypatch, settings):
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     with pytest.raises(UserError, match=r"decode\.processes is 1, and the launcher has started 1 process on this"):
         train(recipe_from_mapping(changed(settings, **EACH)))
+    environment(monkeypatch, 0, 0, 3, 3)
+    with pytest.raises(UserError, match="3 processes on this machine; as many must train, so start 4 or more"):
+        take_role(2)
     environment(monkeypatch, 4, 1, 5, 3)
     with pytest.raises(UserError, match="needs equally many processes on each machine; found 5 processes, 3 of them"):
         take_role(1)
@@ -155,6 +198,32 @@ def test_the_socket_is_this_user_s_and_this_run_s(monkeypatch, tmp_path):
     first.parent.chmod(0o755)
     with pytest.raises(UserError, match=r"is not a folder of yours alone \(mode 700\)"):
         role.socket  # noqa: B018
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / ("long" * 20)))
+    (tmp_path / ("long" * 20)).mkdir()
+    with pytest.raises(UserError, match="bytes long, and the path of a socket at most 103; set TMPDIR to a shorter"):
+        role.socket  # noqa: B018
+
+
+def test_once_its_processes_have_connected_no_other_can(tmp_path):
+    """Such as those of a later run that has got the same port."""
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    path, gone = tmp_path / "socket", []
+
+    def ask_nothing() -> None:
+        connection, deadline = DecoderConnection(path), time.monotonic() + 30
+        while path.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        gone.append(not path.exists())
+        connection.close()
+
+    try:
+        decoding = DecoderProcess(path, clients=1)
+        threading.Thread(target=ask_nothing, daemon=True).start()
+        decoding.serve(None, {})
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert gone == [True]
 
 
 def test_messages():

@@ -17,6 +17,7 @@ from rl.memory import Measured, PeakBytes
 from rl.model_states import ModelStates, ZeroSettings
 from rl.plan import GIB, RESERVE, Plan, make_plan
 from rl.plan_advice import advise
+from rl.plan_command import describe
 from rl.planned_model import PlannedModel, planned_model
 from rl.policy import Branch, replay
 from rl.policy_model import load_policy, trainable
@@ -280,8 +281,18 @@ def test_gpus_that_decode_leave_the_others_alone(settings):
     assert apart.part("decoder") == apart.part("decoding") == together.decoding == 0
     assert apart.decoding == together.part("decoder") + together.part("decoding")
     assert plan_of(recipe_of(settings, decode={"processes": 2}), gpus=16).decoding_gpus == 4
-    with pytest.raises(UserError, match=r"decode\.processes 1 a machine leaves none of 1 GPUs to train on"):
+    with pytest.raises(UserError, match=r"decode\.processes 1 a machine leaves 0 of 1 GPUs to train on"):
         plan_of(recipe_of(settings, decode={"processes": 1}), gpus=1)
+
+
+def test_a_gpu_that_decodes_may_be_what_does_not_fit(settings):
+    recipe = recipe_of(settings, decode={"processes": 1, "batch_size": 64}, trainer={"per_device_train_batch_size": 64})
+    roomy = plan_of(recipe, gpus=2)
+    assert roomy.decoding > roomy.peak
+    memory = RESERVE + int((roomy.decoding + roomy.peak) / 2 / 0.95)
+    plan = plan_of(recipe, gpus=2, memory=memory)
+    assert not plan.fits
+    assert "GiB, which DOES NOT FIT" in describe(plan, "it", memory / GIB)
 
 
 def test_rewards_are_counted_or_named(settings, tmp_path):

@@ -62,7 +62,8 @@ def test_a_mix_too_small_for_bfloat16_is_warned_of(settings):
         return refresh_risk(recipe_from_mapping(changed(settings, model={"dtype": dtype}, algorithm=refresh)))
 
     assert "mix 0.1 with model.dtype bfloat16" in risk(0.1, "bfloat16")
-    assert risk(0.5, "bfloat16") is None
+    assert "mix 0.5 with model.dtype bfloat16" in risk(0.5, "bfloat16")
+    assert risk(0.6, "bfloat16") is None
     assert risk(0.1, "float32") is None
 
 

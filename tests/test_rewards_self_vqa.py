@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 from reference_towers import random_images
+from training_runs import changed, deepspeed, launch, logged, run, small_recipe
 
 from rewards import RewardBatch, RewardError, RewardSuite
 from rewards.self_vqa import SelfVQA, token_grid
@@ -154,6 +155,17 @@ def test_an_evaluation_binds_the_model_it_evaluates(nano_checkpoint, nano_model,
     assert [row["question"] for row in evaluation.details["now"]] == [
         f'Does this figure show "{prompt}"? Please answer Yes or No.' for prompt in PROMPTS
     ]
+
+
+@pytest.mark.slow
+def test_zero3_does_not_share_out_a_judge(nano_checkpoint, tmp_path):
+    """Its weights are whole in every process: whatever is loaded in a run under ZeRO-3 may be taken for the policy."""
+    settings = changed(small_recipe(nano_checkpoint, tmp_path), rewards=[entry(nano_checkpoint)])
+    settings = changed(settings, trainer={"max_steps": 1, "save_strategy": "no"})
+    one = run(settings, output_dir=str(tmp_path / "one"))
+    trainer = {"deepspeed": deepspeed("zero3"), "per_device_train_batch_size": 4}
+    two, _ = launch(settings, 2, trainer=trainer, output_dir=str(tmp_path / "two"))
+    assert logged(two, "reward") == pytest.approx(logged(one, "reward"), rel=1e-3)
 
 
 def test_other_rewards_do_not_see_the_autocast_of_the_policy(nano_model, nano_processor):

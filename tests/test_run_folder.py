@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -128,6 +129,19 @@ def test_a_resumed_run_leaves_no_evaluation_behind_that_it_may_not_make_again(tm
     assert set(folder.evaluated_totals()) == {10}
     kept = sorted(file.name for file in (*folder.evaluations.iterdir(), *folder.samples.iterdir()))
     assert kept == ["details-000010.json", "mine.png", "step-000010.json", "step-000010.png"]
+
+
+def test_a_process_that_is_killed_leaves_what_is_known_of_the_best_model(tmp_path, monkeypatch):
+    folder = RunFolder(tmp_path)
+    folder.note_best(10)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        folder.note_best(20)
+    assert json.loads(folder.best_step.read_text()) == {"step": 10}
 
 
 def test_an_evaluation_and_the_questions_of_its_step_share_a_file(tmp_path):
