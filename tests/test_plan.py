@@ -168,7 +168,8 @@ def test_the_peak_of_an_update_within_15_percent(settings, monkeypatch, model, a
             return super()._compute_loss(model, inputs)
 
         def training_step(self, *args, **kwargs):
-            modules = [self.model, self.decoder.sd3_transformer, self.decoder.vae, self.decoder.bsq_encoder]
+            decoder = self.scorer.decoder
+            modules = [self.model, decoder.sd3_transformer, decoder.vae, decoder.bsq_encoder]
             modules += [self.reference.model] if hasattr(self.reference, "model") else []
             weights = [tensor for m in modules for tensor in (*m.parameters(), *m.buffers())]
             with PeakBytes(weights) as measured:
