@@ -1,5 +1,6 @@
 """What rewards with a torch model have in common: device and precision, weights read once, batches."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, TypeVar
 
@@ -20,7 +21,7 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-class ModelReward(Reward):
+class ModelReward(Reward, ABC):
     """A reward whose model a subclass makes in `build`.
 
     Args:
@@ -42,9 +43,9 @@ class ModelReward(Reward):
         self._device = self._own_device or default_device()
         self._model: nn.Module | None = None
 
+    @abstractmethod
     def build(self) -> nn.Module:
         """The model with its weights, on the CPU. Raises UserError for weights that are missing or wrong."""
-        raise NotImplementedError
 
     def load(self) -> None:
         if self._model is None:

@@ -53,6 +53,9 @@ class MergedAdapter(Mapping[str, Tensor]):
             )
         return (weight.float() + added).to(weight.dtype)
 
+    def __contains__(self, name: object) -> bool:  # Mapping's own would make the weight
+        return name in self.base
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.base)
 

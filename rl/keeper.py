@@ -59,5 +59,5 @@ class Keeper(TrainerCallback):
             return
         if self.place(checkpoint).exists():
             self.load(checkpoint)
-        else:
+        elif self.trainer.accelerator.is_main_process:
             logger.warning("%s has no %s, which starts anew.", checkpoint, self.place(checkpoint).name)

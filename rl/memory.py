@@ -107,6 +107,11 @@ class Measured:
     def peak(self) -> int:
         return self._bytes.peak
 
+    @property
+    def held(self) -> int:
+        """Bytes that are there now."""
+        return self._bytes.held
+
 
 def _drop_gradient(parameter: Tensor) -> None:
     parameter.grad = None

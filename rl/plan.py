@@ -27,6 +27,9 @@ RESERVED_SHARE = 0.05
 GPUS_A_MACHINE = 8
 PREFIX = 128
 """positions before the drawn tokens, for prompts of about 100 tokens; an image to edit adds its own"""
+ANSWER = 32
+"""tokens of an answer of the text-KL term; the question and its picture are taken to be as long as a prompt and a
+drawing"""
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,10 @@ def make_plan(recipe: Recipe, simulation: Simulation, gpus: int, memory: int, pr
         Part("replay activations", simulation.replay(recipe, micro, prefix, tokens), frozenset({"replay"})),
         Part("activations", simulation.update(recipe, micro, prefix, tokens), frozenset({"update"})),
     ]
+    if recipe.understanding.kl_beta:
+        asked = math.ceil(recipe.understanding.kl_questions_per_update / (gpus * accumulation))
+        kept = simulation.text(recipe, asked, prefix + tokens + ANSWER, ANSWER)
+        parts.append(Part("text-KL activations", kept, frozenset({"update"})))
     if recipe.evaluate.prompts is not None:
         guided = recipe.evaluate.guidance_scale != 1
         samples = samples_at_once(recipe.evaluate.samples_per_prompt, decode.batch_size)

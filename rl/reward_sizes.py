@@ -11,11 +11,15 @@ import torch
 
 from rewards.base import Reward
 from rewards.function import FunctionReward
+from rewards.geneval import GenEval
 from rewards.model_reward import ModelReward
 from rewards.open_clip_model import OpenClip
 from rewards.spec import RewardSpec
 from rl.config import Recipe
 from uniar.errors import UserError
+
+RELEASED_DETECTORS = {"facebook/mask2former-swin-small-coco-instance": 68_741_083}
+"""parameters of Mask2Formers whose config files need not be here"""
 
 
 @dataclass(frozen=True)
@@ -66,10 +70,29 @@ def _sized(entries: Sequence[Any], key: str, recipe: Recipe) -> list[tuple[Rewar
 def _bytes(reward: Reward) -> int | None:
     clip = next((value for value in vars(reward).values() if isinstance(value, OpenClip)), None)
     if clip is not None:
-        parameters = _open_clip_parameters(clip.name)
-        return None if parameters is None else parameters * getattr(reward, "dtype", torch.float32).itemsize
+        counts = [_open_clip_parameters(clip.name)]
+        if isinstance(reward, GenEval):
+            counts.append(_detector_parameters(reward.detector))
+        return None if None in counts else sum(counts) * getattr(reward, "dtype", torch.float32).itemsize
     ours = type(reward).__module__.startswith("rewards.")
     return 0 if ours and not isinstance(reward, ModelReward | FunctionReward) else None
+
+
+@functools.cache
+def _detector_parameters(name: str) -> int | None:
+    """Of a Mask2Former, a folder or a hub id, by its config file."""
+    from transformers import AutoConfig, Mask2FormerConfig, Mask2FormerForUniversalSegmentation
+
+    if name in RELEASED_DETECTORS:
+        return RELEASED_DETECTORS[name]
+    try:
+        config = AutoConfig.from_pretrained(name, local_files_only=True)
+    except (OSError, ValueError):
+        return None  # not here, or none: training will tell
+    if not isinstance(config, Mask2FormerConfig):
+        return None
+    with torch.device("meta"):
+        return Mask2FormerForUniversalSegmentation(config).num_parameters()
 
 
 @functools.cache

@@ -4,7 +4,7 @@ meta device.
 Shapes: B rows · P prefix positions · T visual tokens · L levels · S patches a token · K bits a code · H hidden.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from rl.losses import LossInputs, policy_loss
 from rl.memory import Measured
 from rl.planned_model import PlannedModel
 from rl.policy_model import DTYPES
+from rl.text_kl import categorical_kl
 from uniar.modeling_sd3 import SD3Transformer2DModelWithSigLIP
 from uniar.modeling_uniar import UniARForConditionalGeneration
 
@@ -50,6 +51,14 @@ class Simulation:
             lambda: update_bytes(
                 self.model.policy(recipe.model), recipe, rows, prefix, tokens, checkpointing=checkpointing
             ),
+        )
+
+    def text(self, recipe: Recipe, rows: int, length: int, answer: int) -> int:
+        """`text_bytes` of a recipe's policy."""
+        checkpointing = bool(recipe.trainer.get("gradient_checkpointing", True))
+        return self._once(
+            ("text", repr(recipe.model), rows, length, answer, checkpointing),
+            lambda: text_bytes(self.model.policy(recipe.model), rows, length, answer, checkpointing=checkpointing),
         )
 
     def replay(self, recipe: Recipe, rows: int, prefix: int, tokens: int) -> int:
@@ -88,6 +97,20 @@ def update_bytes(policy: nn.Module, recipe: Recipe, rows: int, prefix: int, toke
         loss.backward()
         del gap, loss
     return measured.peak
+
+
+def text_bytes(policy: nn.Module, rows: int, length: int, answer: int, *, checkpointing: bool) -> int:
+    """Of the text-KL term of `rows` questions of `length` positions, the last `answer` of them their answers: what it
+    keeps for the backward pass, which comes when the visual bits have had their forward pass."""
+    model = policy.get_base_model() if hasattr(policy, "get_base_model") else policy
+    model.train()
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    with Measured(policy) as measured:
+        divergence = text_divergence(model, rows, length, answer)
+        held = measured.held
+        del divergence
+    return held
 
 
 def replay_bytes(policy: nn.Module, recipe: Recipe, rows: int, prefix: int, tokens: int) -> int:
@@ -143,8 +166,26 @@ def _meta(dtype: torch.dtype, *shape: int) -> Tensor:
 def visual_gap(model: UniARForConditionalGeneration, rows: int, prefix: int, tokens: int) -> Tensor:
     """Raw gaps (B, T, L, S, K) on the meta device, as UniARForConditionalGeneration computes them from drawn bits; its
     checks of ids and masks look at values, which meta tensors do not have."""
+    layers = [*model.model.language_model.layers, *model.visual_decoder_layers]
+    hidden = _hidden(model, layers, rows, prefix + tokens, tokens)
+    logits = model.visual_logits(hidden[:, -tokens:]).float()
+    return logits[..., 1] - logits[..., 0]
+
+
+def text_divergence(model: UniARForConditionalGeneration, rows: int, length: int, answer: int) -> Tensor:
+    """The text-KL term on the meta device, as rl/text_kl.py computes it of answers that are all as long. All other
+    positions count as a picture's."""
+    language = model.model.language_model
+    hidden = language.norm(_hidden(model, language.layers, rows, length, length - answer))
+    logits = model.lm_head(hidden[:, -answer - 1 :])[:, :-1].float().flatten(0, 1)
+    return categorical_kl(logits, torch.empty_like(logits)).sum()
+
+
+def _hidden(
+    model: UniARForConditionalGeneration, layers: Iterable[nn.Module], rows: int, length: int, tokens: int
+) -> Tensor:
+    """(rows, length, H) behind the layers, of rows that have `tokens` visual tokens each."""
     text, vision, device = model.config.text_config, model.config.vision_config, "meta"
-    length = prefix + tokens
     bits = torch.empty(rows, tokens, *vision.code_shape, dtype=torch.uint8, device=device)
     image_mask = torch.ones(rows, length, 1, dtype=torch.bool, device=device)
     main, *deepstack = model.model.visual.language_features(bits)
@@ -152,13 +193,12 @@ def visual_gap(model: UniARForConditionalGeneration, rows: int, prefix: int, tok
     hidden = hidden.masked_scatter(image_mask, main.to(hidden.dtype))
     mask = torch.ones(rows, 1, length, length, dtype=torch.bool, device=device)
     rotary = (torch.empty(rows, length, text.head_dim, dtype=hidden.dtype, device=device),) * 2
-    for number, layer in enumerate([*model.model.language_model.layers, *model.visual_decoder_layers]):
+    for number, layer in enumerate(layers):
         hidden = layer(hidden, attention_mask=mask, position_embeddings=rotary)
         if number < len(deepstack):
             added = torch.zeros_like(hidden).masked_scatter(image_mask, deepstack[number].to(hidden.dtype))
             hidden = hidden + added
-    logits = model.visual_logits(hidden[:, -tokens:]).float()
-    return logits[..., 1] - logits[..., 0]
+    return hidden
 
 
 def _loss(gap: Tensor, recipe: Recipe) -> Tensor:

@@ -73,6 +73,9 @@ class TensorFiles(Mapping[str, Tensor]):
         with safe_open(self.stored[name].file, "pt") as tensors:
             return tensors.get_tensor(name)
 
+    def __contains__(self, name: object) -> bool:  # Mapping's own would read the tensor
+        return name in self.stored
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.stored)
 

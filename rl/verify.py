@@ -40,6 +40,8 @@ def verify(
     Raises UserError past a relative `TOLERANCE`.
     """
     names: dict[str, Any] = {}
+    # The lines that the card gives its readers, run as they would: what rl/model_card.py writes down itself, and names
+    # as quoted literals. Nothing is run that was read from the export or from any other file.
     exec(compile(loading_snippet(str(folder), dtype, base), f"{folder}/README.md", "exec"), names)
     processor = names["processor"]
     exported = _logits(names.pop("model"), processor)

@@ -166,6 +166,9 @@ class SlicedFiles(Mapping[str, Tensor]):
         shape = self.shapes[name]
         return self.read(name, 0, torch.Size(shape).numel()).view(shape)
 
+    def __contains__(self, name: object) -> bool:  # Mapping's own would read the weight
+        return name in self.shapes
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.shapes)
 

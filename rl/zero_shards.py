@@ -63,6 +63,9 @@ class ZeroShards(Mapping[str, Tensor]):
         pieces, shape = self._pieces[name]
         return torch.cat(pieces)[: shape.numel()].view(shape)
 
+    def __contains__(self, name: object) -> bool:  # Mapping's own would put the weight together
+        return name in self._pieces
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._pieces)
 

@@ -45,6 +45,20 @@ def test_patience_and_min_delta(tmp_path):
     assert early_stop.report(5, 5, tmp_path / "gone").endswith("replaced it before the run was resumed")
 
 
+def test_where_no_evaluation_is_better_there_is_no_best_model(settings, tmp_path, capsys):
+    early_stop, best, ended = seen([0.3, 0.2, 0.1], patience=2)
+    assert (best, ended) == ([True, False, False], [False, False, True])
+    assert early_stop.report(2, 9, tmp_path / "best").splitlines() == [
+        "stopped after update 2: held-out reward has not risen by more than 0 in 2 evaluations",
+        "no evaluation was better than the starting model's",
+    ]
+    evaluate = {"early_stop": {"patience": 1, "min_delta": 2.0}}  # which no score reaches
+    folder = run(settings, evaluate=evaluate, trainer={"max_steps": 3, "save_strategy": "no"})
+    assert len(logged(folder, "eval_reward")) == 2
+    assert "no evaluation was better than the starting model's" in capsys.readouterr().out
+    assert not folder.best.exists()
+
+
 def test_a_score_that_is_missing_is_no_improvement():
     _, best, ended = seen([0.1, math.nan, 0.2, math.nan], patience=1)
     assert best == [True, False, True, False]
@@ -62,9 +76,9 @@ def test_a_run_that_gets_worse_ends_and_its_best_model_is_kept(settings, capsys)
     assert len(scores) == best + 3 < 30
     output = capsys.readouterr().out
     assert f"stopped after update {best + 2}: held-out reward has not risen by more than 0 in 2 evaluations" in output
-    if best == 0:
-        assert "no evaluation was better than the starting model's" in output
-        assert not folder.best.exists()
+    # The starting model is there already.
+    assert folder.best.exists() == (best > 0)
+    assert ("no evaluation was better than the starting model's" in output) == (best == 0)
 
 
 def test_the_best_model_is_exported_and_the_state_resumed(settings, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """The average of the weights: what it is, on one process and several, resumed, evaluated and exported."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from rl.checkpoints import newest_good
 from rl.cli import main
 from rl.ema import averaged_weights
 from rl.export import trained_weights
+from rl.keeper import Keeper
 from rl.recipe import recipe_from_mapping
 from rl.weight_slices import SlicedFiles
 from uniar.errors import UserError
@@ -105,6 +107,17 @@ def test_a_run_resumed_with_an_average_it_did_not_have_begins_one(settings, capl
     assert averaged_weights(folder.path / "checkpoint-3")
 
 
+def test_the_main_process_alone_says_what_starts_anew(tmp_path, caplog):
+    class Numbers(Keeper):
+        name = "numbers"
+
+    for is_main in (False, True):
+        keeper = Numbers()
+        keeper.attach(SimpleNamespace(accelerator=SimpleNamespace(is_main_process=is_main), resumed_from=tmp_path))
+        keeper.on_train_begin(None, None, None)
+        assert ("has no numbers.json, which starts anew" in caplog.text) == is_main
+
+
 def test_what_does_not_go_together_is_refused(settings, tmp_path):
     with pytest.raises(UserError, match=r"evaluate\.ema is true, but there is no average to evaluate; set model\.ema"):
         recipe_from_mapping({**settings, "evaluate": {"ema": True}})
@@ -115,13 +128,17 @@ def test_what_does_not_go_together_is_refused(settings, tmp_path):
         averaged_weights(folder.path / "checkpoint-3")
 
 
-def test_sliced_files(tmp_path):
+def test_sliced_files(tmp_path, monkeypatch):
     weight = torch.arange(10.0).view(2, 5)
     for rank, (start, stop) in enumerate([(0, 4), (4, 10)]):
         places = json.dumps({"w": {"start": start, "shape": [2, 5]}})
         file = tmp_path / f"{rank:05d}.safetensors"
         save_file({"w": weight.flatten()[start:stop].clone()}, file, {"places": places})
     assert torch.equal(SlicedFiles(tmp_path)["w"], weight)
+    with monkeypatch.context() as patched:
+        patched.setattr(SlicedFiles, "read", lambda *_: pytest.fail("a weight was read"))
+        assert "w" in SlicedFiles(tmp_path)
+        assert "v" not in SlicedFiles(tmp_path)
     assert SlicedFiles(tmp_path).read("w", 3, 6).tolist() == [3, 4, 5]
     (tmp_path / "00001.safetensors").unlink()
     with pytest.raises(UserError, match="lacks elements 4 to 10 of w: a rank's file is missing"):

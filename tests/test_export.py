@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from inference.visual_inputs import prepare_visual_inputs
-from rl.adapters import MergedAdapter, lora_scale, merge_state
+from rl.adapters import MergedAdapter, lora_scale, merge_checkpoint, merge_state
 from rl.checkpoints import seal
 from rl.cli import main
 from rl.config_model import LoraSection
@@ -202,6 +202,23 @@ def test_verify_finds_another_model(run_folder, tmp_path, capsys):
     save_file(weights, out / "model.safetensors", {"format": "pt"})
     with pytest.raises(UserError, match="its visual logits differ by up to"):
         verify(out, run_folder / "checkpoint-2", load_recipe_path(run_folder), torch.float32)
+
+
+def test_verify_runs_nothing_that_it_reads(run_folder, tmp_path):
+    """Its lines are the card's as rl/model_card.py writes them, and a path is a literal in them, whatever its name."""
+    out = tmp_path / "it's \"mine\"')\nraise SystemExit(3)  #"
+    assert main(["export", str(run_folder / "checkpoint-2"), "--output", str(out)]) == 0
+    (out / "README.md").write_text("```python\nraise SystemExit(4)\n```\n")
+    assert verify(out, run_folder / "checkpoint-2", load_recipe_path(run_folder), torch.float32) == 0
+
+
+def test_asking_for_a_name_reads_no_weight(run_folder, nano_checkpoint, monkeypatch):
+    plain, merged = TensorFiles(nano_checkpoint), merge_checkpoint(run_folder / "checkpoint-1", nano_checkpoint)
+    name = next(iter(plain))
+    for weights in (plain, merged):
+        monkeypatch.setattr(type(weights), "__getitem__", lambda *_: pytest.fail("a weight was read"))
+        assert name in weights
+        assert "another" not in weights
 
 
 def load_recipe_path(run_folder: Path) -> Path:

@@ -8,7 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
+from test_rewards_geneval import tiny_config
+from transformers import Mask2FormerForUniversalSegmentation
 
+from rewards.geneval import GenEval
 from rl.cli import main
 from rl.config_model import ModelSection
 from rl.guidance import policy_gap
@@ -21,9 +25,12 @@ from rl.plan_command import describe
 from rl.planned_model import PlannedModel, planned_model
 from rl.policy import Branch, replay
 from rl.policy_model import load_policy, trainable
+from rl.questions import QuestionRecord
 from rl.recipe import load_recipe, recipe_from_mapping
+from rl.reward_sizes import RELEASED_DETECTORS
 from rl.simulation import Simulation
 from rl.tensor_files import TensorFiles, write_like
+from rl.text_kl import TextKL
 from rl.train import train
 from rl.trainer import UniARTrainer
 from uniar import generation
@@ -303,6 +310,48 @@ def test_rewards_are_counted_or_named(settings, tmp_path):
     plan = plan_of(recipe_from_mapping({**settings, "rewards": entries}))
     assert plan.part("reward models") == 4 * 102_007_137  # open_clip's RN50
     assert plan.not_counted == ("mine",)
+
+
+def test_geneval_is_its_detector_and_clip(settings, tmp_path):
+    entry = {"use": "geneval", "clip_model": "RN50", "dtype": "bfloat16"}
+    plan = plan_of(recipe_from_mapping({**settings, "rewards": [entry]}))
+    assert plan.part("reward models") == 2 * (102_007_137 + RELEASED_DETECTORS[GenEval().detector])
+    config = tiny_config()
+    config.save_pretrained(tmp_path / "detector")
+    plan = plan_of(recipe_from_mapping({**settings, "rewards": [{**entry, "detector": str(tmp_path / "detector")}]}))
+    size = Mask2FormerForUniversalSegmentation(config).num_parameters()
+    assert plan.part("reward models") == 2 * (102_007_137 + size)
+    plan = plan_of(recipe_from_mapping({**settings, "rewards": [{**entry, "detector": str(tmp_path / "none")}]}))
+    assert (plan.part("reward models"), plan.not_counted) == (0, ("geneval",))
+
+
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_the_text_kl_term_within_15_percent(settings, nano_checkpoint, nano_processor, tmp_path, checkpointing):
+    recipe = recipe_of(settings, trainer={"gradient_checkpointing": checkpointing})
+    model = trainable(load_policy(recipe.model, nano_checkpoint), None).train()
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    Image.new("RGB", (128, 128)).save(tmp_path / "picture.png")
+    record = QuestionRecord(tmp_path / "picture.png", "What is it?", "nothing at all, as far as one can see")
+    text = TextKL([record] * 3, nano_processor, model.config, beta=1.0, questions_per_update=3, seed=0)
+    text.begin(0, model, torch.device("cpu"))
+    exchange = text._parts[0].exchange
+    with Measured(model) as measured:
+        divergence = text.divergence(model)
+        held = measured.held - exchange.images["pixel_values"].nbytes  # which were there, and were seen first inside
+    assert divergence.requires_grad
+    rows, length = exchange.input_ids.shape
+    planned = simulation_of(recipe.model).text(recipe, rows, length, exchange.answer_mask.shape[1])
+    assert planned == pytest.approx(held, rel=0.15)
+
+
+def test_the_text_kl_term_is_shared_among_gpus_and_micro_batches(settings):
+    asked = {"kl_beta": 0.1, "kl_questions": "questions.jsonl", "kl_questions_per_update": 16}
+    trainer = {"gradient_accumulation_steps": 4}
+    plans = [plan_of(recipe_of(settings, understanding=asked, trainer=trainer), gpus=gpus) for gpus in (1, 2, 8)]
+    one, two, eight = (plan.part("text-KL activations") for plan in plans)
+    assert one > 1.5 * two > 1.5 * eight > 0
+    assert plan_of(recipe_of(settings, trainer=trainer)).part("text-KL activations") == 0
 
 
 def test_the_policys_own_weights_wait_while_its_average_is_evaluated(settings):

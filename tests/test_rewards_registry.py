@@ -10,6 +10,7 @@ import pytest
 
 from rewards import Reward, RewardSpec, RewardSuite, register_reward
 from rewards.color import Color
+from rewards.model_reward import ModelReward
 from rewards.parameters import RECIPE_KEYS, bind_parameters
 from rewards.registry import resolve, reward_names
 from uniar.errors import UserError
@@ -322,3 +323,12 @@ def test_functions_have_parameters_too():
         UserError, match=r"the function takes \(batch\); a reward function takes its columns by keyword"
     ):
         RewardSuite([RewardSpec(lambda batch: [], name="f")])
+
+
+def test_a_reward_with_a_model_says_how_it_is_built():
+    class Unbuilt(ModelReward):
+        def score(self, batch):
+            return [0.0] * len(batch)
+
+    with pytest.raises(TypeError, match="abstract method"):
+        Unbuilt(1, None, "float32")
