@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
+from training_runs import changed, small_recipe
 
 from rl.cli import main
 
@@ -19,17 +20,9 @@ def checkpoint(nano_checkpoint: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def recipe(checkpoint: Path, tmp_path: Path) -> dict:
-    lines = [json.dumps({"prompt": f"a {colour} square"}) for colour in ("red", "blue", "green", "yellow")]
-    (tmp_path / "prompts.jsonl").write_text("\n".join(lines) + "\n")
-    return {
-        "model": {"path": str(checkpoint), "dtype": "float32"},
-        "data": {"prompts": str(tmp_path / "prompts.jsonl")},
-        "rollout": {"height": 64, "width": 64, "samples_per_prompt": 4},
-        "decode": {"num_inference_steps": 1},
-        "rewards": [{"use": "compressibility"}],
-        "trainer": {"max_steps": 1, "per_device_train_batch_size": 8, "save_strategy": "no"},
-        "output_dir": str(tmp_path / "run"),
-    }
+    recipe = small_recipe(checkpoint, tmp_path)
+    recipe["rewards"] = [{"use": "compressibility"}]
+    return changed(recipe, trainer={"max_steps": 1, "save_strategy": "no"})
 
 
 def sentence(recipe: dict, tmp_path: Path, capsys: pytest.CaptureFixture, *overrides: str) -> str:

@@ -1,6 +1,5 @@
 """Runs whose disk is full, cannot be written, or is another one: a clear error, and what was complete stays so."""
 
-import json
 import os
 import resource
 import shutil
@@ -9,29 +8,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from training_runs import changed, run, small_recipe
 
 from rl.checkpoints import SAVING, checkpoints, fault, newest_good
-from rl.recipe import recipe_from_mapping
 from rl.run_folder import RunFolder
-from rl.train import train
 from rl.trainer import UniARTrainer
 from uniar.errors import UserError
 
 
 @pytest.fixture
 def settings(nano_checkpoint: Path, tmp_path: Path) -> dict:
-    lines = [json.dumps({"prompt": f"a {colour} square"}) for colour in ("red", "blue")]
-    (tmp_path / "prompts.jsonl").write_text("\n".join(lines) + "\n")
-    return {
-        "model": {"path": str(nano_checkpoint), "dtype": "float32"},
-        "data": {"prompts": str(tmp_path / "prompts.jsonl")},
-        "rollout": {"height": 64, "width": 64, "samples_per_prompt": 4},
-        "decode": {"num_inference_steps": 1},
-        "rewards": [{"use": "color", "color": "red", "softness": 0.6}],
-        "trainer": {"max_steps": 2, "save_steps": 1, "per_device_train_batch_size": 8, "learning_rate": 1e-3},
-        "output_dir": str(tmp_path / "run"),
-        "resume": "auto",
-    }
+    recipe = small_recipe(nano_checkpoint, tmp_path)
+    return changed({**recipe, "resume": "auto"}, trainer={"max_steps": 2, "save_steps": 1})
 
 
 @contextmanager
@@ -54,7 +42,7 @@ def require_unharmed(settings: dict) -> None:
 
 def require_it_goes_on(settings: dict) -> None:
     """When there is room again, from that checkpoint."""
-    folder = train(recipe_from_mapping(settings))
+    folder = run(settings)
     assert [line["step"] for line in folder.read() if "reward" in line] == [1, 2]
     assert newest_good(folder.path).name == "checkpoint-2"
     assert not (folder.path / SAVING).exists()
@@ -74,7 +62,7 @@ def test_a_disk_that_is_full_while_a_checkpoint_is_written(settings, monkeypatch
 
     monkeypatch.setattr(UniARTrainer, "_save_checkpoint", save_second_to_a_full_disk)
     with pytest.raises(UserError, match=r"checkpoint of step 2 could not be written to .*/run \(.* GB free there\): "):
-        train(recipe_from_mapping(settings))
+        run(settings)
     monkeypatch.undo()
     require_unharmed(settings)
     if largest == 100:
@@ -92,7 +80,7 @@ def test_a_disk_that_is_full_while_metrics_are_written(settings, monkeypatch):
 
     monkeypatch.setattr(RunFolder, "append", append_second_to_a_full_disk)
     with pytest.raises(UserError, match=r"run cannot be written: .*File too large.*; its checkpoints are as they were"):
-        train(recipe_from_mapping(settings))
+        run(settings)
     monkeypatch.undo()
     assert not RunFolder(settings["output_dir"]).metrics.read_text().endswith("\n")  # cut short, as a full disk does it
     require_unharmed(settings)
@@ -114,7 +102,7 @@ def test_a_folder_that_cannot_be_written_any_longer(settings, monkeypatch, how):
 
     monkeypatch.setattr(UniARTrainer, "_save_checkpoint", save_second)
     with pytest.raises(UserError, match="checkpoint of step 2 could not be written"):
-        train(recipe_from_mapping(settings))
+        run(settings)
     monkeypatch.undo()
     folder.chmod(0o700)
     (folder / SAVING).unlink(missing_ok=True)
@@ -129,11 +117,11 @@ def test_a_run_folder_on_another_disk(settings):
         folder.symlink_to(other)
         (folder / "final").symlink_to(folder.parent / "exported")  # the result on the first disk again
         settings["trainer"] |= {"max_steps": 1}
-        assert train(recipe_from_mapping(settings)) is not None
+        assert run(settings) is not None
         settings["trainer"] |= {"max_steps": 2}
-        run = train(recipe_from_mapping(settings))
-        assert newest_good(run.path).name == "checkpoint-2"
-        assert [line["step"] for line in run.read() if "reward" in line] == [1, 2]
+        again = run(settings)
+        assert newest_good(again.path).name == "checkpoint-2"
+        assert [line["step"] for line in again.read() if "reward" in line] == [1, 2]
         assert (folder.parent / "exported" / "model.safetensors").is_file()
         assert (folder / "final").is_symlink()
     finally:

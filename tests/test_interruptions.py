@@ -14,26 +14,16 @@ from pathlib import Path
 
 import psutil
 import pytest
+from training_runs import ROOT, changed, deepspeed, small_recipe
 
 from rl.checkpoints import SAVING, checkpoints, fault, newest_good
 from rl.run_folder import RunFolder
 
-ROOT = Path(__file__).parent.parent
-
 
 @pytest.fixture
 def recipe(nano_checkpoint: Path, tmp_path: Path) -> dict:
-    lines = [json.dumps({"prompt": f"a {colour} square"}) for colour in ("red", "blue", "green", "yellow")]
-    (tmp_path / "prompts.jsonl").write_text("\n".join(lines) + "\n")
-    return {
-        "model": {"path": str(nano_checkpoint), "dtype": "float32"},
-        "data": {"prompts": str(tmp_path / "prompts.jsonl")},
-        "rollout": {"height": 64, "width": 64, "samples_per_prompt": 4},
-        "decode": {"num_inference_steps": 1},
-        "rewards": [{"use": "color", "color": "red", "softness": 0.6}],
-        "trainer": {"max_steps": 10, "save_steps": 1, "per_device_train_batch_size": 8, "learning_rate": 1e-3},
-        "resume": "auto",
-    }
+    recipe = small_recipe(nano_checkpoint, tmp_path)
+    return changed({**recipe, "resume": "auto"}, trainer={"max_steps": 10, "save_steps": 1})
 
 
 def start(recipe: dict, folder: Path, processes: int = 1) -> subprocess.Popen:
@@ -188,10 +178,7 @@ def test_killed_three_times(recipe, tmp_path):
 def test_killed_thirty_times(recipe, tmp_path, processes, engine):
     """Ten times each."""
     if engine is not None:
-        recipe["trainer"] |= {
-            "per_device_train_batch_size": 4,
-            "deepspeed": str(ROOT / "configs" / "deepspeed" / f"{engine}.json"),
-        }
+        recipe["trainer"] |= {"per_device_train_batch_size": 4, "deepspeed": deepspeed(engine)}
     print(check_killed_run(recipe, tmp_path, 10, processes), engine or "")
 
 

@@ -15,19 +15,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from training_runs import ROOT, changed, require_same, run, small_recipe, weights
 
 from rl.checkpoints import newest_good
 from rl.plan import GIB, make_plan
 from rl.planned_model import planned_model
-from rl.recipe import load_recipe, recipe_from_mapping
+from rl.recipe import load_recipe
 from rl.run_folder import RunFolder
 from rl.simulation import Simulation
-from rl.train import train
 
-ROOT = Path(__file__).parent.parent
 MOMENTS = ("exp_avg", "exp_avg_sq")
-COLOURS = ("red", "green", "blue", "yellow")
 LAUNCHERS = {
     "single_node.sh": ["--gpus", "2"],
     "multi_node.sh": ["--nodes", "2", "--gpus", "1", "--master", "localhost:29517"],
@@ -184,30 +181,14 @@ def test_without_a_gpu_the_number_of_processes_must_be_given():
 
 @pytest.fixture(scope="module")
 def settings(nano_checkpoint, tmp_path_factory) -> dict:
-    folder = tmp_path_factory.mktemp("launched")
-    lines = [json.dumps({"prompt": f"a {colour} circle"}) for colour in COLOURS]
-    (folder / "prompts.jsonl").write_text("\n".join(lines) + "\n")
-    return {
-        "model": {"path": str(nano_checkpoint), "dtype": "float32"},
-        "data": {"prompts": str(folder / "prompts.jsonl")},
-        "rollout": {"height": 64, "width": 64, "samples_per_prompt": 4},
-        "decode": {"num_inference_steps": 2, "batch_size": 8},
-        "rewards": [{"use": "color", "color": "red", "softness": 0.6}],
-        "trainer": {
-            "max_steps": 2,
-            "save_steps": 2,
-            "learning_rate": 1e-3,
-            "per_device_train_batch_size": 4,
-            "gradient_checkpointing": False,
-        },
-    }
+    recipe = small_recipe(nano_checkpoint, tmp_path_factory.mktemp("launched"))
+    return changed(recipe, trainer={"max_steps": 2, "save_steps": 2, "per_device_train_batch_size": 4})
 
 
 @pytest.fixture(scope="module")
 def one_process(settings, tmp_path_factory) -> RunFolder:
-    trainer = {**settings["trainer"], "per_device_train_batch_size": 8}
     folder = tmp_path_factory.mktemp("one") / "run"
-    return train(recipe_from_mapping({**settings, "trainer": trainer, "output_dir": str(folder)}))
+    return run(settings, trainer={"per_device_train_batch_size": 8}, output_dir=str(folder))
 
 
 def deepspeed(name: str, **zero: object) -> dict:
@@ -222,16 +203,6 @@ def write_recipe(settings: dict, folder: Path, config: dict | None) -> Path:
     return recipe
 
 
-def require_same(found: RunFolder, expected: RunFolder) -> None:
-    for key in ("reward", "kl", "entropy", "grad_norm"):
-        lines = [[line[key] for line in run.read() if key in line] for run in (found, expected)]
-        assert len(lines[0]) == 2
-        assert lines[0] == pytest.approx(lines[1], rel=1e-4, abs=1e-7), key
-    weights = [load_file(run.final / "model.safetensors") for run in (found, expected)]
-    assert weights[0].keys() == weights[1].keys()
-    assert all(torch.allclose(weights[0][name], weights[1][name], atol=1e-4) for name in weights[0])
-
-
 @pytest.fixture(scope="module")
 def sharded(settings, tmp_path_factory) -> RunFolder:
     """Two processes under ZeRO-3, started by launch/single_node.sh, whose checkpoints hold shards alone."""
@@ -243,7 +214,7 @@ def sharded(settings, tmp_path_factory) -> RunFolder:
 
 
 def test_single_node(sharded, one_process):
-    require_same(sharded, one_process)
+    require_same(sharded, one_process, updates=2)
     assert "`torchrun --nproc_per_node 2 -m rl.train recipe.yaml`" in (sharded.final / "README.md").read_text()
 
 
@@ -256,7 +227,7 @@ def test_zero3_shards_alone_make_the_same_export(sharded, tmp_path):
     checkpoint = sharded.path / "checkpoint-2"
     assert not list(checkpoint.glob("*.safetensors"))
     assert main(["export", str(checkpoint), "--output", str(tmp_path / "out"), "--verify"]) == 0
-    exported, final = (load_file(folder / "model.safetensors") for folder in (tmp_path / "out", sharded.final))
+    exported, final = weights(tmp_path / "out"), weights(sharded.final)
     assert exported.keys() == final.keys()
     assert all(torch.equal(exported[name], final[name]) for name in final)
     ours, theirs = ZeroShards(checkpoint), get_fp32_state_dict_from_zero_checkpoint(str(checkpoint))
@@ -293,7 +264,7 @@ def test_two_nodes(settings, one_process, tmp_path):
     ]
     said = [node.communicate(timeout=500)[0] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], "\n".join(text[-2000:] for text in said)
-    require_same(RunFolder(tmp_path / "run"), one_process)
+    require_same(RunFolder(tmp_path / "run"), one_process, updates=2)
 
 
 @pytest.mark.slow
@@ -308,10 +279,10 @@ def test_deepspeed_hostfile_and_zero2_shards(settings, one_process, tmp_path, mo
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     done = launch("deepspeed_hostfile.sh", *options("deepspeed_hostfile.sh", tmp_path), str(recipe))
     assert done.returncode == 0, done.stderr[-3000:]
-    require_same(RunFolder(tmp_path / "run"), one_process)
+    require_same(RunFolder(tmp_path / "run"), one_process, updates=2)
     checkpoint = tmp_path / "run" / "checkpoint-2"
     ours, theirs = ZeroShards(checkpoint), get_fp32_state_dict_from_zero_checkpoint(str(checkpoint))
-    saved = load_file(checkpoint / "model.safetensors")
+    saved = weights(checkpoint)
     assert (ours.stage, ours.ranks) == (2, 2)
     assert set(ours) == set(theirs) == set(saved)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -334,7 +305,7 @@ def test_the_launchers_own_commands(settings, one_process, tmp_path, launcher):
         [sys.executable, *words], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=500
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    require_same(RunFolder(tmp_path / "run"), one_process)
+    require_same(RunFolder(tmp_path / "run"), one_process, updates=2)
 
 
 @pytest.mark.slow
@@ -342,7 +313,7 @@ def test_slurm(settings, one_process, slurm, tmp_path):
     recipe = write_recipe(settings, tmp_path, deepspeed("zero2"))
     done = launch("slurm.sbatch", str(recipe), "resume=auto", **slurm)
     assert done.returncode == 0, done.stderr[-3000:]
-    require_same(RunFolder(tmp_path / "run"), one_process)
+    require_same(RunFolder(tmp_path / "run"), one_process, updates=2)
 
 
 @pytest.mark.slow
@@ -351,24 +322,24 @@ def test_offload(settings, one_process, tmp_path):
     config = {**deepspeed("zero3_offload"), "zero_force_ds_cpu_optimizer": False}
     done = launch("single_node.sh", "--gpus", "2", str(write_recipe(settings, tmp_path, config)))
     assert done.returncode == 0, done.stderr[-3000:]
-    require_same(RunFolder(tmp_path / "run"), one_process)
+    require_same(RunFolder(tmp_path / "run"), one_process, updates=2)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_to_the_launcher_saves_first(settings, tmp_path, number):
     settings = {**settings, "trainer": {**settings["trainer"], "max_steps": 5000, "save_steps": 5000}}
-    recipe, run = write_recipe(settings, tmp_path, None), RunFolder(tmp_path / "run")
+    recipe, folder = write_recipe(settings, tmp_path, None), RunFolder(tmp_path / "run")
     command = ["bash", str(ROOT / "launch" / "single_node.sh"), "--gpus", "2", str(recipe)]
     with (tmp_path / "log").open("w") as log:
         launcher = subprocess.Popen(
             command, env={**os.environ, "PYTHON": sys.executable}, stdout=log, stderr=subprocess.STDOUT
         )
         deadline = time.monotonic() + 300
-        while len(run.read()) < 3 and launcher.poll() is None and time.monotonic() < deadline:
+        while len(folder.read()) < 3 and launcher.poll() is None and time.monotonic() < deadline:
             time.sleep(0.5)
         launcher.send_signal(number)
         launcher.wait(timeout=120)
     said = (tmp_path / "log").read_text()
     assert "stopped by " in said, said[-3000:]
-    assert newest_good(run.path) is not None
+    assert newest_good(folder.path) is not None

@@ -1,5 +1,6 @@
 """Scoring beside decoding: what overlaps, and that nothing else changes."""
 
+import dataclasses
 import json
 import threading
 import time
@@ -8,6 +9,7 @@ from contextlib import contextmanager, nullcontext
 import pytest
 import torch
 from hostile_server import hostile_server
+from training_runs import SMALL_DRAWING
 
 from rewards import Reward, RewardError, RewardSpec, RewardSuite
 from rewards.server import create_app, running
@@ -15,20 +17,10 @@ from rl import pipeline
 from rl.pipeline import SMALLEST_CHUNK, chunk_size, decode_and_score, reward_batch
 from rl.prompts import PromptRecord
 from rl.recipe import recipe_from_mapping
-from rl.rollout import DrawSettings, Sample, decode
+from rl.rollout import Sample, decode
 from rl.train import train
 
-SETTINGS = DrawSettings(
-    height=64,
-    width=64,
-    temperature=1.0,
-    guidance_scale=None,
-    upsampling_ratio=1.0,
-    num_inference_steps=1,
-    decoder_guidance_scale=1.0,
-    decode_batch_size=4,
-    seed=1,
-)
+SETTINGS = dataclasses.replace(SMALL_DRAWING, decode_batch_size=4)
 COUNT = 2 * SMALLEST_CHUNK + 3  # three chunks, the last one smaller
 PATIENCE = 60  # seconds after which something that should happen beside another thing does not
 SAMPLES = [Sample(PromptRecord(f"prompt {n}", task="ab"[n % 2], id=str(n // 4)), n % 4) for n in range(COUNT)]

@@ -6,13 +6,13 @@ import math
 import pytest
 import torch
 from PIL import Image
+from training_runs import SMALL_DRAWING
 
 from rewards import Reward, RewardBatch, RewardSpec, RewardSuite
 from rl.advantages import compute_advantages
 from rl.evaluate import Evaluator, total_scores
 from rl.prompts import PromptRecord
 from rl.recipe import recipe_from_mapping
-from rl.rollout import DrawSettings
 from rl.scorer import LocalScorer, ScoredList
 from rl.train import train
 from uniar.errors import UserError
@@ -187,19 +187,6 @@ def test_totals_with_weights_by_sample():
     assert math.isnan(totals[2])
 
 
-SETTINGS = DrawSettings(
-    height=64,
-    width=64,
-    temperature=0.5,
-    guidance_scale=None,
-    upsampling_ratio=1.0,
-    num_inference_steps=1,
-    decoder_guidance_scale=1.0,
-    decode_batch_size=8,
-    seed=1,
-)
-
-
 def test_an_evaluation_combines_as_training_does(nano_model, nano_processor, nano_decoder):
     suite = RewardSuite.from_recipe(
         [
@@ -208,9 +195,8 @@ def test_an_evaluation_combines_as_training_does(nano_model, nano_processor, nan
         ]
     )
     records = [PromptRecord(f"prompt {n}", task="ab"[n % 2], id=str(n)) for n in range(4)]
-    evaluation = Evaluator(
-        records, nano_processor, LocalScorer(nano_decoder, ScoredList(suite, SETTINGS), nano_processor), SETTINGS
-    ).run(nano_model)
+    scorer = LocalScorer(nano_decoder, ScoredList(suite, SMALL_DRAWING), nano_processor)
+    evaluation = Evaluator(records, nano_processor, scorer, SMALL_DRAWING).run(nano_model)
     for row in range(4):
         size, red = evaluation.values[row].tolist()
         assert size < 0

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from training_runs import SMALL_DRAWING
 
 from rewards import Reward, RewardBatch, RewardError, RewardSpec, RewardSuite, RewardTable
 from rewards.contract import split_details
@@ -14,7 +15,6 @@ from rl.evaluate import Evaluator
 from rl.pictures import sample_grid
 from rl.prompts import PromptRecord
 from rl.recipe import recipe_from_mapping
-from rl.rollout import DrawSettings
 from rl.scorer import LocalScorer, ScoredList
 from rl.train import train
 
@@ -150,18 +150,6 @@ def test_they_stand_under_the_images(tmp_path):
 
 
 def test_an_evaluation_carries_them(nano_model, nano_processor, nano_decoder):
-    settings = DrawSettings(
-        height=64,
-        width=64,
-        temperature=0.5,
-        guidance_scale=None,
-        upsampling_ratio=1.0,
-        num_inference_steps=1,
-        decoder_guidance_scale=1.0,
-        decode_batch_size=8,
-        seed=1,
-    )
-
     def spoken(prompts, images):
         return [{"score": 1.0, "why": f"it is {prompt}"} for prompt in prompts]
 
@@ -170,14 +158,9 @@ def test_an_evaluation_carries_them(nano_model, nano_processor, nano_decoder):
 
     suite = RewardSuite([RewardSpec(spoken), RewardSpec(counted), RewardSpec("compressibility")])
     records = [PromptRecord(f"prompt {n}", id=str(n)) for n in range(3)]
-    held_out = Evaluator(
-        records,
-        nano_processor,
-        LocalScorer(nano_decoder, ScoredList(suite, settings), nano_processor),
-        settings,
-        samples_per_prompt=2,
-        grid_prompts=2,
-    )
+    several = {"samples_per_prompt": 2, "grid_prompts": 2}
+    scorer = LocalScorer(nano_decoder, ScoredList(suite, SMALL_DRAWING), nano_processor)
+    held_out = Evaluator(records, nano_processor, scorer, SMALL_DRAWING, **several)
     evaluation = held_out.run(nano_model)
     assert evaluation.details["spoken"] == [{"why": f"it is prompt {n}"} for n in (0, 0, 1, 1, 2, 2)]
     assert evaluation.notes == [f"spoken: it is prompt {n}; counted: seen 3, asked 4" for n in (0, 1)]

@@ -6,13 +6,12 @@ import pytest
 import torch
 from PIL import Image
 from reference_towers import random_images
-from training_runs import changed, deepspeed, launch, logged, run, small_recipe
+from training_runs import SMALL_DRAWING, changed, deepspeed, launch, logged, run, small_recipe
 
 from rewards import RewardBatch, RewardError, RewardSuite
 from rewards.self_vqa import SelfVQA, token_grid
 from rl.evaluate import Evaluator
 from rl.prompts import PromptRecord
-from rl.rollout import DrawSettings
 from rl.scorer import LocalScorer, ScoredList
 from uniar.errors import UserError
 
@@ -134,22 +133,10 @@ def test_a_suite_without_need_of_the_policy_does_not_enter_its_context(nano_chec
 
 
 def test_an_evaluation_binds_the_model_it_evaluates(nano_checkpoint, nano_model, nano_processor, nano_decoder):
-    settings = DrawSettings(
-        height=64,
-        width=64,
-        temperature=0.5,
-        guidance_scale=None,
-        upsampling_ratio=1.0,
-        num_inference_steps=1,
-        decoder_guidance_scale=1.0,
-        decode_batch_size=8,
-        seed=1,
-    )
     suite = RewardSuite.from_recipe([entry(nano_checkpoint), {**entry("policy"), "name": "now"}])
     records = [PromptRecord(prompt, id=str(number)) for number, prompt in enumerate(PROMPTS)]
-    held_out = Evaluator(
-        records, nano_processor, LocalScorer(nano_decoder, ScoredList(suite, settings), nano_processor), settings
-    )
+    scorer = LocalScorer(nano_decoder, ScoredList(suite, SMALL_DRAWING), nano_processor)
+    held_out = Evaluator(records, nano_processor, scorer, SMALL_DRAWING)
     evaluation = held_out.run(nano_model)
     assert evaluation.values[:, 0].tolist() == pytest.approx(evaluation.values[:, 1].tolist(), rel=1e-4)
     assert [row["question"] for row in evaluation.details["now"]] == [

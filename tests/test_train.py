@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from training_runs import COLOURS, changed, logged, run, small_recipe, weights
 
 from rl.checkpoints import newest_good
 from rl.cli import main
@@ -16,52 +16,23 @@ from rl.losses import LossInputs, policy_loss
 from rl.policy import Branch, replay
 from rl.prompts import load_prompts
 from rl.recipe import recipe_from_mapping
-from rl.run_folder import RunFolder
 from rl.step1_check import RolloutMismatch
-from rl.train import train
 from rl.trainer import UniARTrainer
 from uniar.modeling_uniar import UniARForConditionalGeneration
-
-COLOURS = ("red", "blue", "green", "yellow")
 
 
 @pytest.fixture
 def settings(nano_checkpoint: Path, tmp_path: Path) -> dict:
     """A recipe of three updates; tests change what they are about."""
-    for name, thing in (("prompts", "square"), ("held_out", "circle")):
-        lines = [json.dumps({"prompt": f"a {colour} {thing}", "task": "color"}) for colour in COLOURS]
-        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
-    return {
-        "model": {"path": str(nano_checkpoint), "dtype": "float32"},
-        "data": {"prompts": str(tmp_path / "prompts.jsonl")},
-        "rollout": {"height": 64, "width": 64, "samples_per_prompt": 4, "guidance": "guided", "guidance_scale": 2.0},
-        "decode": {"num_inference_steps": 2, "batch_size": 16},
-        "rewards": [{"use": "color", "color": "red", "softness": 0.6, "tolerance": 0.2}],
-        "evaluate": {"prompts": str(tmp_path / "held_out.jsonl"), "guidance_scale": 2.0, "at_start": False},
-        "trainer": {
-            "max_steps": 3,
-            "save_steps": 3,
-            "learning_rate": 1e-3,
-            "per_device_train_batch_size": 8,
-            "gradient_checkpointing": False,
-        },
-        "output_dir": str(tmp_path / "run"),
-    }
-
-
-def run(settings: dict, resume: bool = False, **sections: dict) -> RunFolder:
-    merged = {key: dict(value) if isinstance(value, dict) else value for key, value in settings.items()}
-    for name, values in sections.items():
-        merged[name] = {**merged.get(name, {}), **values} if isinstance(values, dict) else values
-    return train(recipe_from_mapping(merged), resume=resume)
-
-
-def logged(folder: RunFolder, key: str) -> list[float]:
-    return [line[key] for line in folder.read() if key in line]
-
-
-def weights(folder: RunFolder) -> dict[str, torch.Tensor]:
-    return load_file(folder.final / "model.safetensors")
+    lines = [json.dumps({"prompt": f"a {colour} circle", "task": "color"}) for colour in COLOURS]
+    (tmp_path / "held_out.jsonl").write_text("\n".join(lines) + "\n")
+    return changed(
+        small_recipe(nano_checkpoint, tmp_path),
+        rollout={"guidance": "guided", "guidance_scale": 2.0},
+        decode={"num_inference_steps": 2},
+        evaluate={"prompts": str(tmp_path / "held_out.jsonl"), "guidance_scale": 2.0, "at_end": True},
+        trainer={"lr_scheduler_type": "linear"},
+    )
 
 
 def test_a_run_leaves_what_it_says(settings):
@@ -83,7 +54,7 @@ def test_a_run_leaves_what_it_says(settings):
 
 
 def test_what_is_trained_and_what_stays(settings, nano_checkpoint):
-    before, after = load_file(nano_checkpoint / "model.safetensors"), weights(run(settings))
+    before, after = weights(nano_checkpoint), weights(run(settings).final)
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     frozen = ("model.visual.", "lm_head.", "model.language_model.norm.")
     assert not {name for name in changed if name.startswith(frozen)}
@@ -112,7 +83,8 @@ SEVERAL_UPDATES = {"algorithm": {"num_iterations": 2}}
     "sections", [{}, {"model": {"lora": {"r": 4}}}, SEVERAL_UPDATES], ids=["full", "lora", "several updates a rollout"]
 )
 def test_resumed_run_is_the_uninterrupted_one(settings, tmp_path, caplog, sections):
-    trainer = {"max_steps": 4, "save_steps": 2, "lr_scheduler_type": "constant"}
+    # An epoch is two updates: the checkpoint stands in the middle of the second.
+    trainer = {"max_steps": 4, "save_steps": 3, "lr_scheduler_type": "constant"}
     if sections is SEVERAL_UPDATES:
         trainer |= {"max_steps": 8, "save_steps": 4, "steps_per_generation": 2, "per_device_train_batch_size": 4}
     whole = run(settings, trainer=trainer, output_dir=str(tmp_path / "whole"), **sections)
@@ -125,7 +97,7 @@ def test_resumed_run_is_the_uninterrupted_one(settings, tmp_path, caplog, sectio
     for key in ("reward", "loss", "kl", "grad_norm"):
         assert logged(whole, key) == logged(second, key), key
     assert f"checkpoint-{half + 1} is passed over: scheduler.pt has 9 bytes instead of" in caplog.text
-    expected, found = weights(whole), weights(second)
+    expected, found = weights(whole.final), weights(second.final)
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
@@ -218,7 +190,7 @@ def test_lora_starts_at_its_reference_and_leaves_the_base(settings, nano_checkpo
     assert logged(folder, "kl")[0] == 0
     assert logged(folder, "kl")[-1] > 0
     assert (folder.path / "checkpoint-3" / "adapter_model.safetensors").is_file()
-    before, after = load_file(nano_checkpoint / "model.safetensors"), weights(folder)
+    before, after = weights(nano_checkpoint), weights(folder.final)
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed
     assert all(".layers." in name or name.startswith("visual_decoder.") for name in changed)
@@ -228,7 +200,7 @@ def test_bfloat16_passes_the_step_one_check(settings, caplog):
     folder = run(settings, model={"dtype": "bfloat16"})
     assert "configs/deepspeed/zero2.json), or set model.dtype: float32 and trainer.bf16: true" in caplog.text
     assert 0 < max(logged(folder, "rollout/logp_difference")) < 0.02
-    assert {t.dtype for name, t in weights(folder).items() if "bsq" not in name} == {torch.float32}
+    assert {t.dtype for name, t in weights(folder.final).items() if "bsq" not in name} == {torch.float32}
 
 
 def test_a_policy_that_is_not_the_one_that_drew_stops_the_run(settings):
@@ -269,7 +241,7 @@ def test_the_commands_by_themselves(settings, tmp_path, capsys):
     folder = run(settings)
     (tmp_path / "recipe.yaml").write_text(json.dumps(settings))
     assert main(["export", str(folder.path / "checkpoint-3"), "--output", str(tmp_path / "exported")]) == 0
-    exported, final = load_file(tmp_path / "exported" / "model.safetensors"), weights(folder)
+    exported, final = weights(tmp_path / "exported"), weights(folder.final)
     assert all(torch.equal(final[name], exported[name]) for name in final)
     capsys.readouterr()
     command = [

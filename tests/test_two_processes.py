@@ -3,24 +3,19 @@ was resumed goes on as if it had not been stopped."""
 
 import functools
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from training_runs import ROOT, changed, deepspeed, launch, logged, require_same, small_recipe, weights
 
 from rl.checkpoints import newest_good
 from rl.recipe import recipe_from_mapping
 from rl.run_folder import RunFolder
 from rl.train import train
 
-ROOT = Path(__file__).parent.parent
-COLOURS = ("red", "blue", "green", "yellow")
 ENGINES = ("ddp", "zero2", "zero3")
 
 # A reward that counts for nothing and writes down which bits it has seen.
@@ -69,67 +64,34 @@ VARIANTS = {
 @pytest.fixture(scope="module")
 def settings(nano_checkpoint, tmp_path_factory) -> dict:
     folder = tmp_path_factory.mktemp("prompts")
-    lines = [json.dumps({"prompt": f"a {colour} square"}) for colour in COLOURS]
-    (folder / "prompts.jsonl").write_text("\n".join(lines) + "\n")
-    return {
-        "model": {"path": str(nano_checkpoint), "dtype": "float32"},
-        "data": {"prompts": str(folder / "prompts.jsonl")},
-        "rollout": {"height": 64, "width": 64, "samples_per_prompt": 4, "guidance": "guided", "guidance_scale": 2.0},
-        "decode": {"num_inference_steps": 1, "batch_size": 8},
-        "rewards": [{"use": "color", "color": "red", "softness": 0.6}],
-        "evaluate": {"prompts": str(folder / "prompts.jsonl"), "guidance_scale": 2.0},
-        "trainer": {
-            "max_steps": 3,
-            "save_steps": 1,
-            "learning_rate": 1e-3,
-            "per_device_train_batch_size": 8,
-            "gradient_checkpointing": False,
-        },
-    }
+    recipe = small_recipe(nano_checkpoint, folder)
+    held_out = {"prompts": recipe["data"]["prompts"], "guidance_scale": 2.0, "at_start": True}
+    return changed(
+        recipe,
+        rollout={"guidance": "guided", "guidance_scale": 2.0},
+        evaluate=held_out,
+        trainer={"save_steps": 1, "lr_scheduler_type": "linear"},
+    )
 
 
 def recipe_in(folder: Path, settings: dict, *changes: dict) -> dict:
     """The recipe of a run in `folder`, with the reward that writes down its samples."""
-    merged = {key: dict(value) if isinstance(value, dict) else value for key, value in settings.items()}
     for change in changes:
-        for name, values in change.items():
-            merged[name] = {**merged.get(name, {}), **values}
+        settings = changed(settings, **change)
     folder.mkdir(exist_ok=True)
     (folder / "digest.py").write_text(DIGEST)
     seen = {"use": f"{folder / 'digest.py'}:digest", "weight": 0}
-    return {**merged, "rewards": [*settings["rewards"], seen], "output_dir": str(folder / "run")}
+    return {**settings, "rewards": [*settings["rewards"], seen], "output_dir": str(folder / "run")}
 
 
 def engine_settings(engine: str | None) -> dict:
-    config = None if engine in (None, "ddp") else str(ROOT / "configs" / "deepspeed" / f"{engine}.json")
-    return {"deepspeed": config}
-
-
-def launch(recipe: dict, *words: str, module: tuple[str, ...] = ("-m", "rl.train"), **variables: str) -> str:
-    """Trains on two processes and returns what was said."""
-    file = Path(recipe["output_dir"]).with_suffix(".yaml")
-    file.write_text(json.dumps(recipe))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **variables}
-    done = subprocess.run(
-        [*launcher, *module, str(file), *words], capture_output=True, text=True, timeout=400, env=environment, cwd=ROOT
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
-
-
-def logged(folder: RunFolder, key: str) -> list[float]:
-    return [line[key] for line in folder.read() if key in line]
+    return {"deepspeed": None if engine in (None, "ddp") else deepspeed(engine)}
 
 
 def metrics(folder: RunFolder) -> list[dict]:
     """All that was logged, but for what depends on the clock."""
     timed = ("seconds/", "eval_seconds", "train_", "step_time")
     return [{key: value for key, value in line.items() if not key.startswith(timed)} for line in folder.read()]
-
-
-def weights(folder: RunFolder) -> dict[str, torch.Tensor]:
-    return load_file(folder.final / "model.safetensors")
 
 
 def samples(folder: RunFolder) -> Counter:
@@ -155,18 +117,14 @@ def recipe_of_two(settings: dict, folder: Path, engine: str, variant: str = "pla
     return recipe_in(folder, settings, {"trainer": trainer}, VARIANTS[variant][1])
 
 
-def require_same(found: RunFolder, expected: RunFolder) -> None:
+def require_same_samples(found: RunFolder, expected: RunFolder) -> None:
+    """The same drawings, and so the same rewards; metrics and weights as close as sums in another order come."""
+    require_same(found, expected, updates=3)
     for key in ("reward", "eval_reward"):
         assert logged(found, key) == pytest.approx(logged(expected, key), abs=1e-6), key
     assert logged(found, "eval_reward")[0] == logged(expected, "eval_reward")[0]
-    for key in ("loss", "kl", "entropy", "grad_norm"):
-        assert len(logged(found, key)) >= 3, key
-        assert logged(found, key) == pytest.approx(logged(expected, key), rel=1e-4, abs=1e-7), key
     assert samples(found) == samples(expected)
     assert len(samples(found)) > 20
-    one, two = weights(expected), weights(found)
-    assert one.keys() == two.keys()
-    assert all(torch.allclose(one[name].float(), two[name].float(), atol=1e-4) for name in one)
 
 
 # The matrix ----------------------------------------------------------------------------------------------------------
@@ -175,34 +133,33 @@ def require_same(found: RunFolder, expected: RunFolder) -> None:
 @pytest.fixture(scope="module")
 def zero2(settings, tmp_path_factory) -> RunFolder:
     recipe = recipe_of_two(settings, tmp_path_factory.mktemp("zero2"), "zero2")
-    assert launch(recipe).strip().splitlines()[-1].startswith("held-out reward: ")
-    return RunFolder(recipe["output_dir"])
+    folder, said = launch(recipe, 2)
+    assert "\nheld-out reward: " in said
+    return folder
 
 
 @pytest.fixture(scope="module")
 def zero3(settings, tmp_path_factory) -> RunFolder:
     """Its phases and what they gathered are in gathers-<rank>.jsonl beside it."""
     folder = tmp_path_factory.mktemp("zero3")
-    counted = (str(ROOT / "tests" / "counted_run.py"),)
-    launch(recipe_of_two(settings, folder, "zero3"), module=counted, GATHERS=str(folder / "gathers"))
-    return RunFolder(folder / "run")
+    recipe, counted = recipe_of_two(settings, folder, "zero3"), [str(ROOT / "tests" / "counted_run.py")]
+    return launch(recipe, 2, program=counted, variables={"GATHERS": str(folder / "gathers")})[0]
 
 
 def test_zero2_is_one_process(zero2, one_process):
-    require_same(zero2, one_process("plain"))
+    require_same_samples(zero2, one_process("plain"))
 
 
 def test_zero3_is_one_process(zero3, one_process):
-    require_same(zero3, one_process("plain"))
+    require_same_samples(zero3, one_process("plain"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("engine", ENGINES)
 def test_matrix(settings, one_process, tmp_path, engine, variant):
-    recipe = recipe_of_two(settings, tmp_path, engine, variant)
-    launch(recipe)
-    require_same(RunFolder(recipe["output_dir"]), one_process(variant))
+    found, _ = launch(recipe_of_two(settings, tmp_path, engine, variant), 2)
+    require_same_samples(found, one_process(variant))
 
 
 def test_zero3_gathers_once_a_rollout_and_never_the_decoder(zero3, nano_model):
@@ -235,15 +192,14 @@ def stopped_after(run: RunFolder, step: int, folder: Path) -> RunFolder:
 @pytest.mark.parametrize("engine", ["zero2", "zero3", pytest.param("ddp", marks=pytest.mark.slow)])
 def test_resumed_run_is_the_uninterrupted_one(settings, tmp_path, request, engine):
     if engine == "ddp":
-        whole = RunFolder(recipe_of_two(settings, tmp_path / "whole", engine)["output_dir"])
-        launch(recipe_of_two(settings, tmp_path / "whole", engine))
+        whole, _ = launch(recipe_of_two(settings, tmp_path / "whole", engine), 2)
     else:
         whole = request.getfixturevalue(engine)
     recipe = recipe_of_two(settings, tmp_path / "resumed", engine)
     resumed = stopped_after(whole, 1, tmp_path / "resumed")
-    launch(recipe, "--resume")
+    launch(recipe, 2, "--resume")
     assert metrics(resumed) == metrics(whole)
-    expected, found = weights(whole), weights(resumed)
+    expected, found = weights(whole.final), weights(resumed.final)
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
@@ -274,7 +230,7 @@ def test_another_engine_goes_on_with_the_weights(settings, tmp_path, before, aft
         size = {"per_device_train_batch_size": 4 if engine else 8}
         recipe = recipe_in(tmp_path, settings, changes, {"trainer": {**trainer, **size}})
         if engine is not None:
-            return launch({**recipe, "resume": "auto"})
+            return launch({**recipe, "resume": "auto"}, 2)[1]
         train(recipe_from_mapping({**recipe, "resume": "auto"}))
         return ""
 

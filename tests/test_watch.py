@@ -1,43 +1,27 @@
 """Runs that go wrong stop, skip the update, or warn, as the recipe says; the bad batch is kept."""
 
-import json
 import logging
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+import training_runs
 from safetensors.torch import load_file
+from training_runs import changed, deepspeed, launch, logged, small_recipe, weights
 
-from rl.recipe import recipe_from_mapping
 from rl.run_folder import RunFolder
 from rl.step1_check import RolloutMismatch
-from rl.train import train
 from rl.trainer import UniARTrainer
 from uniar.errors import RunError, UserError
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
 def settings(nano_checkpoint: Path, tmp_path: Path) -> dict:
-    lines = [json.dumps({"prompt": f"a {colour} square"}) for colour in ("red", "blue")]
-    (tmp_path / "prompts.jsonl").write_text("\n".join(lines) + "\n")
-    return {
-        "model": {"path": str(nano_checkpoint), "dtype": "float32"},
-        "data": {"prompts": str(tmp_path / "prompts.jsonl")},
-        "rollout": {"height": 64, "width": 64, "samples_per_prompt": 4},
-        "decode": {"num_inference_steps": 1},
-        "rewards": [{"use": "color", "color": "red", "softness": 0.6}],
-        "trainer": {"max_steps": 3, "save_strategy": "no", "per_device_train_batch_size": 8, "learning_rate": 1e-3},
-        "output_dir": str(tmp_path / "run"),
-    }
+    return changed(small_recipe(nano_checkpoint, tmp_path), trainer={"save_strategy": "no"})
 
 
 def run(settings: dict, **watch) -> RunFolder:
-    return train(recipe_from_mapping({**settings, "watch": watch}))
+    return training_runs.run(settings, watch=watch)
 
 
 @pytest.fixture
@@ -66,16 +50,16 @@ def test_its_update_can_be_skipped(settings, broken_second_update, caplog):
     assert "update 2: the loss is nan" in caplog.text
     assert "the update is skipped" in caplog.text
     assert "a gradient" not in caplog.text  # said once
-    weights = load_file(folder.final / "model.safetensors")
-    assert all(bool(torch.isfinite(t).all()) for t in weights.values() if t.is_floating_point())
-    assert len([line for line in folder.read() if "reward" in line]) == 3
+    trained = weights(folder.final)
+    assert all(bool(torch.isfinite(t).all()) for t in trained.values() if t.is_floating_point())
+    assert len(logged(folder, "reward")) == 3
 
 
 def test_or_only_warned_of(settings, broken_second_update, caplog):
     with caplog.at_level(logging.WARNING):
         folder = run(settings, nonfinite="warn")
     assert "made all the same" in caplog.text
-    assert bool(load_file(folder.final / "model.safetensors")["output_layer_vistok.1.weight"].isnan().any())
+    assert bool(weights(folder.final)["output_layer_vistok.1.weight"].isnan().any())
 
 
 def test_a_gradient_that_is_not_finite(settings, monkeypatch, caplog):
@@ -99,21 +83,15 @@ def test_a_gradient_that_is_not_finite(settings, monkeypatch, caplog):
     assert "the update is skipped" in caplog.text
 
 
-def weights(folder: RunFolder) -> dict[str, torch.Tensor]:
-    return load_file(folder.final / "model.safetensors")
-
-
 def require_one_update(folder: RunFolder, settings: dict) -> None:
     """The weights of `folder` are those after the first of its updates."""
-    trainer = {**settings["trainer"], "max_steps": 1, "deepspeed": None}
-    settings = {**settings, "trainer": trainer, "output_dir": f"{settings['output_dir']}-once"}
-    expected, found = weights(train(recipe_from_mapping(settings))), weights(folder)
+    once = training_runs.run(settings, trainer={"max_steps": 1}, output_dir=f"{settings['output_dir']}-once")
+    expected, found = weights(once.final), weights(folder.final)
     assert all(torch.allclose(expected[name], found[name], atol=1e-4) for name in expected)
 
 
 def test_updates_past_a_limit_can_be_skipped(settings, caplog):
     """The first update starts at the reference; what comes after is past the limit, and changes nothing."""
-    settings["trainer"] |= {"lr_scheduler_type": "constant"}
     with caplog.at_level(logging.WARNING):
         folder = run(settings, kl_limit=1e-9, action="skip")
     assert "update 3: kl is " in caplog.text
@@ -124,24 +102,11 @@ def test_updates_past_a_limit_can_be_skipped(settings, caplog):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["zero2", "zero3"])
-def test_deepspeed_skips_updates(settings, tmp_path, engine):
-    config = str(ROOT / "configs" / "deepspeed" / f"{engine}.json")
-    settings["trainer"] |= {"lr_scheduler_type": "constant", "deepspeed": config}
-    (tmp_path / "recipe.yaml").write_text(json.dumps({**settings, "watch": {"kl_limit": 1e-9, "action": "skip"}}))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [*launcher, "-m", "rl.train", str(tmp_path / "recipe.yaml")],
-        env=environment,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stderr.count("the update is skipped") == 2
-    folder = RunFolder(settings["output_dir"])
-    assert len([line for line in folder.read() if "reward" in line]) == 3
+def test_deepspeed_skips_updates(settings, engine):
+    trainer = {"deepspeed": deepspeed(engine)}
+    folder, said = launch(settings, 1, watch={"kl_limit": 1e-9, "action": "skip"}, trainer=trainer)
+    assert said.count("the update is skipped") == 2
+    assert len(logged(folder, "reward")) == 3
     require_one_update(folder, settings)
 
 
@@ -150,12 +115,12 @@ def test_a_policy_that_is_not_the_one_that_drew(settings, caplog):
     settings["trainer"] |= {"max_steps": 1}
     with pytest.raises(RolloutMismatch, match=r"wrong importance ratios; its batch is in .*/bad_batches\."):
         run(settings)
-    before = load_file(Path(settings["model"]["path"]) / "model.safetensors")
-    for action, changed in (("warn", True), ("skip", False)):
+    before = weights(Path(settings["model"]["path"]))
+    for action, trains in (("warn", True), ("skip", False)):
         settings["output_dir"] += f"-{action}"
         with caplog.at_level(logging.WARNING):
-            after = weights(run(settings, step1=action))
-        assert changed != all(torch.equal(before[name], after[name]) for name in before), action
+            after = weights(run(settings, step1=action).final)
+        assert trains != all(torch.equal(before[name], after[name]) for name in before), action
     assert caplog.text.count("the replayed policy differs from the one that drew") == 2
 
 

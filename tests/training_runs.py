@@ -1,21 +1,36 @@
-"""What tests of training share: a small recipe, running it here or on several processes, reading what it left."""
+"""What tests of training share: a small recipe, running it here or on several processes, reading what it left, and
+comparing it with what another left."""
 
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
 from rl.recipe import recipe_from_mapping
+from rl.rollout import DrawSettings
 from rl.run_folder import RunFolder
 from rl.train import train
 
 ROOT = Path(__file__).parent.parent
 COLOURS = ("red", "blue", "green", "yellow")
+SMALL_DRAWING = DrawSettings(
+    height=64,
+    width=64,
+    temperature=0.5,
+    guidance_scale=None,
+    upsampling_ratio=1.0,
+    num_inference_steps=1,
+    decoder_guidance_scale=1.0,
+    decode_batch_size=8,
+    seed=1,
+)
 
 
 def small_recipe(checkpoint: Path, folder: Path) -> dict[str, Any]:
@@ -55,21 +70,28 @@ def run(settings: dict[str, Any], resume: bool = False, **sections: Any) -> RunF
 
 
 def launch(
-    settings: dict[str, Any], processes: int, *more: str, fails: bool = False, **sections: Any
+    settings: dict[str, Any],
+    processes: int,
+    *more: str,
+    fails: bool = False,
+    program: Sequence[str] = ("-m", "rl.train"),
+    variables: Mapping[str, str] | None = None,
+    **sections: Any,
 ) -> tuple[RunFolder, str]:
-    """Trains under torchrun; the run's folder, and what was printed to both streams. `fails`: it must not succeed."""
+    """Trains under torchrun; the run's folder, and what was printed to both streams. `fails`: it must not succeed.
+    program: what each process runs; variables: of its environment."""
     recipe = changed(settings, **sections)
     folder = Path(recipe["output_dir"])
     path = folder.with_suffix(".yaml")
     path.write_text(json.dumps(recipe))
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--standalone"]
     done = subprocess.run(
-        [sys.executable, *launcher, "-m", "rl.train", str(path), *more],
+        [sys.executable, *launcher, *program, str(path), *more],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         timeout=600,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **(variables or {})},
         cwd=ROOT,
     )
     assert (done.returncode != 0) == fails, done.stdout[-5000:]
@@ -87,3 +109,22 @@ def logged(folder: RunFolder, key: str) -> list[float]:
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
+
+
+def require_same(found: RunFolder, expected: RunFolder, updates: int) -> None:
+    """Metrics and weights agree, but for the order in which processes add numbers up."""
+    for key in ("reward", "loss", "kl", "entropy", "grad_norm"):
+        assert len(logged(found, key)) >= updates, key
+        assert logged(found, key) == pytest.approx(logged(expected, key), rel=1e-4, abs=1e-7), key
+    one, two = weights(expected.final), weights(found.final)
+    assert one.keys() == two.keys()
+    assert all(torch.allclose(one[name].float(), two[name].float(), atol=1e-4) for name in one)
+
+
+def nudge(model: torch.nn.Module) -> None:
+    """Stands for training: moves every trained parameter."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
