@@ -125,6 +125,15 @@ def hostile_server(answer, listing):
         hostile.stop()
 
 
+@contextmanager
+def silent_server():
+    """The address of a server that accepts connections and never reads from them."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(50)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
 def free_port():
     """A port that nobody listens on."""
     with socket.socket() as listener:

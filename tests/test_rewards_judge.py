@@ -3,26 +3,18 @@
 import base64
 import io
 import math
-import socket
 import time
 
 import pytest
 import torch
-from hostile_server import free_port, hostile_server
+from hostile_server import free_port, hostile_server, silent_server
+from numbered_batch import DEADLINE, ENOUGH, make_batch, score
 from PIL import Image
 
-from rewards import RewardBatch, RewardError, RewardSuite
+from rewards import RewardError, RewardSuite
 from uniar.errors import UserError
 
 MODELS = {"object": "list", "data": [{"id": "judge-7b", "object": "model"}]}
-DEADLINE = 1.5
-ENOUGH = 30  # seconds, where the deadline is not what a test is about
-
-
-def make_batch(count=6, **entries):
-    """Sample number n of the batch is worth a rating of n: its red says so."""
-    images = [Image.new("RGB", (4, 4), (index, 0, 0)) for index in range(count)]
-    return RewardBatch([f"prompt {index}" for index in range(count)], images, **entries)
 
 
 def text_of(request):
@@ -49,16 +41,6 @@ def suite_of(*servers, on_error="stop", **parameters):
     settings = {"deadline": DEADLINE, "timeout": 1.0, "attempts": 3, "scale": [0, 9], "rescale": "none", **parameters}
     entry = {"use": "vlm_judge", "url": url[0] if len(url) == 1 else url, "name": "judge", **settings}
     return RewardSuite.from_recipe([{**entry, "on_error": on_error}])
-
-
-def score(suite, batch):
-    """The table, and the seconds it took."""
-    suite.load()
-    started = time.monotonic()
-    try:
-        return suite.score(batch), time.monotonic() - started
-    finally:
-        suite.close()
 
 
 # A good server -------------------------------------------------------------------------------------------------------
@@ -273,10 +255,8 @@ def test_a_judge_that_dies_midway():
 
 def test_silence_ends_at_the_deadline():
     """Connections are accepted, and nobody ever reads from them."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(50)
-        suite = suite_of(f"http://127.0.0.1:{listener.getsockname()[1]}/v1", model="m", on_error="skip", timeout=60)
+    with silent_server() as url:
+        suite = suite_of(f"{url}/v1", model="m", on_error="skip", timeout=60)
         suite.rewards[0]._loaded = True  # its models cannot be asked for here
         table, seconds = score(suite, make_batch(20))
     assert table.failures == {"judge": 20}
