@@ -93,3 +93,26 @@ def nano_model(nano_checkpoint: Path):
     from uniar.modeling_uniar import UniARForConditionalGeneration
 
     return UniARForConditionalGeneration.from_pretrained(nano_checkpoint)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that `typed` types in: a plug-in, and pictures that are black, grey and white."""
+    from typed_rewards import fill
+
+    monkeypatch.chdir(tmp_path)
+    return fill(tmp_path)
+
+
+@pytest.fixture
+def typed(capsys: pytest.CaptureFixture):
+    """Runs `uniar-rl rewards …` and returns its exit status and what it wrote."""
+    from rl.cli import main
+
+    def run(*words: str) -> tuple[int, str]:
+        capsys.readouterr()
+        status = main(["rewards", *words])
+        written = capsys.readouterr()
+        return status, written.err if status else written.out
+
+    return run

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 import yaml
 from huggingface_hub.errors import HFValidationError
 from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from training_runs import nudge
 
 from inference.visual_inputs import prepare_visual_inputs
-from rl.adapters import MergedAdapter, lora_scale, merge_checkpoint, merge_state
+from rl.adapters import merge_checkpoint
 from rl.checkpoints import seal
 from rl.cli import main
 from rl.config_model import LoraSection
@@ -24,7 +24,6 @@ from rl.policy_model import trainable
 from rl.recipe import load_recipe, recipe_from_mapping
 from rl.tensor_files import TensorFiles, parse_size
 from rl.verify import verify
-from rl.zero_shards import ZeroShards
 from uniar.errors import UserError
 from uniar.modeling_decoder import UniARVisualDecoder
 from uniar.modeling_uniar import UniARForConditionalGeneration
@@ -56,15 +55,6 @@ def text_logits(model, processor) -> torch.Tensor:
 def drawn(model, processor) -> torch.Tensor:
     inputs = prepare_visual_inputs(["a red circle"], model, processor, ar_height=64, ar_width=64)
     return model.generate_visual(**inputs, temperature=0, cfg=2.0)
-
-
-def nudge(model) -> None:
-    """Stands for training: moves every trained parameter."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
 
 
 def test_exported_model_is_the_trained_one(nano_model, nano_processor, nano_checkpoint, tmp_path):
@@ -328,144 +318,3 @@ def test_sizes(text, size):
 def test_sizes_that_are_none(text):
     with pytest.raises(UserError, match="the size"):
         parse_size(text)
-
-
-# LoRA ----------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_merge_is_pefts_own(nano_checkpoint, tmp_path, dtype):
-    policy = trainable(
-        UniARForConditionalGeneration.from_pretrained(nano_checkpoint, torch_dtype=dtype), LoraSection(r=4, alpha=7)
-    )
-    nudge(policy)
-    policy.save_pretrained(tmp_path / "checkpoint")
-    config = json.loads((tmp_path / "checkpoint" / "adapter_config.json").read_text())
-    merged = dict(merge_state(policy.state_dict(), config))
-    base = UniARForConditionalGeneration.from_pretrained(nano_checkpoint, torch_dtype=dtype).state_dict()
-    later = MergedAdapter(base, TensorFiles(tmp_path / "checkpoint"), 7 / 4)
-    expected = policy.merge_and_unload().state_dict()
-    assert merged.keys() == later.keys() == expected.keys()
-    assert all(torch.equal(merged[name], expected[name]) for name in expected)
-    assert all(torch.equal(later[name], expected[name]) for name in expected)
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"use_dora": True}, "sets use_dora"),
-        ({"rank_pattern": {"q_proj": 8}}, "sets rank_pattern"),
-        ({"peft_type": "VERA"}, "is of type VERA"),
-    ],
-)
-def test_other_adapters_are_refused(change, words):
-    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "rank_pattern": {}, "use_dora": False}
-    assert lora_scale(config, "x") == 2
-    assert lora_scale({**config, "use_rslora": True}, "x") == 4
-    with pytest.raises(UserError, match=words):
-        lora_scale({**config, **change}, "x")
-
-
-def test_adapter_tensors_must_be_pairs_for_the_model():
-    base = {"layer.weight": torch.zeros(2, 3)}
-    a, b = torch.ones(1, 3), torch.ones(2, 1)
-    names = ["base_model.model.layer.lora_A.weight", "base_model.model.layer.lora_B.weight"]
-    assert torch.equal(MergedAdapter(base, dict(zip(names, (a, b), strict=True)), 2.0)["layer.weight"], 2 * b @ a)
-    with pytest.raises(UserError, match="only the factor"):
-        MergedAdapter(base, {names[0]: a}, 2.0)
-    with pytest.raises(UserError, match="no LoRA factor of a weight"):
-        MergedAdapter(base, {names[0].replace("layer", "other"): a}, 2.0)
-
-
-# ZeRO shards ---------------------------------------------------------------------------------------------------------
-
-
-def write_zero2(folder: Path, weights: dict[str, torch.Tensor], frozen: dict[str, torch.Tensor], ranks: int) -> None:
-    """What DeepSpeed's ZeRO-2 writes, as far as weights go: each group end to end, cut into equal parts."""
-    from deepspeed.runtime.fp16.loss_scaler import LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-
-    shards = folder / "global_step1"
-    shards.mkdir(parents=True)
-    (folder / "latest").write_text("global_step1")
-    names = list(weights)
-    groups = [names[::2], names[1::2]]
-    flat = []
-    for group in groups:
-        joined = torch.cat([weights[name].flatten() for name in group])
-        flat.append(F.pad(joined, (0, -len(joined) % (2 * ranks))).chunk(ranks))
-    buffers = {"counts": torch.arange(3)}
-    model = {
-        "module": {**weights, **frozen, **buffers},
-        "buffer_names": ["counts"],
-        "param_shapes": [{name: weights[name].shape for name in group} for group in groups],
-        "frozen_param_shapes": {name: tensor.shape for name, tensor in frozen.items()},
-        "frozen_param_fragments": frozen,
-        "shared_params": {"tied": names[0]},
-    }
-    torch.save(model, shards / "mp_rank_00_model_states.pt")
-    for rank in range(ranks):
-        state = {
-            "zero_stage": ZeroStageEnum.gradients,
-            "partition_count": [ranks, ranks],
-            "loss_scaler": LossScaler(1.0),
-            "single_partition_of_fp32_groups": [group[rank] for group in flat],
-        }
-        torch.save({"optimizer_state_dict": state}, shards / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt")
-
-
-@pytest.fixture
-def zero2(tmp_path) -> tuple[Path, dict[str, torch.Tensor]]:
-    generator = torch.Generator().manual_seed(0)
-    weights = {f"w{n}": torch.randn(3 + n, 5, generator=generator) for n in range(5)}
-    frozen = {"eye": torch.eye(3, dtype=torch.bfloat16)}
-    write_zero2(tmp_path / "checkpoint-1", weights, frozen, ranks=11)
-    return tmp_path / "checkpoint-1", {**weights, **frozen, "counts": torch.arange(3), "tied": weights["w0"]}
-
-
-def test_zero2_shards_are_put_together(zero2):
-    folder, expected = zero2
-    found = ZeroShards(folder)
-    assert (found.stage, found.ranks) == (2, 11)
-    assert set(found) == set(expected)
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
-    assert found["eye"].dtype == torch.bfloat16
-
-
-def test_incomplete_shards_are_refused(zero2):
-    folder, _ = zero2
-    last = folder / "global_step1" / "zero_pp_rank_10_mp_rank_00_optim_states.pt"
-    content = last.read_bytes()
-    last.unlink()
-    with pytest.raises(UserError, match=r"has 10 \*_optim_states.pt files of the 11"):
-        ZeroShards(folder)
-    last.write_bytes(content[: len(content) // 2])
-    with pytest.raises(UserError, match=r"rank_10_mp_rank_00_optim_states\.pt cannot be read"):
-        ZeroShards(folder)
-    (folder / "latest").write_text("../elsewhere")
-    with pytest.raises(UserError, match="no folder beside it"):
-        ZeroShards(folder)
-    (folder / "latest").unlink()
-    with pytest.raises(UserError, match="no DeepSpeed checkpoint"):
-        ZeroShards(folder)
-
-
-class _Payload:
-    """Unpickled, it would make a file."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-
-    def __reduce__(self):
-        return (open, (str(self.file), "w"))
-
-
-def test_shards_are_not_unpickled(zero2, tmp_path):
-    folder, _ = zero2
-    shard = folder / "global_step1" / "zero_pp_rank_3_mp_rank_00_optim_states.pt"
-    torch.save({"optimizer_state_dict": {"loss_scaler": _Payload(tmp_path / "made")}}, shard)
-    with pytest.raises(UserError, match="cannot be read as a DeepSpeed shard"):
-        ZeroShards(folder)
-    assert not (tmp_path / "made").exists()
-    torch.load(shard, weights_only=False)["optimizer_state_dict"]["loss_scaler"].close()
-    assert (tmp_path / "made").exists()

@@ -1,14 +1,9 @@
-"""The AR model against the reference's vectors: reading, teacher-forced drawing, gradients, every attention."""
-
-import sys
-from types import ModuleType, SimpleNamespace
+"""The AR model against the reference's vectors: reading, teacher-forced drawing, gradients."""
 
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
-from transformers import modeling_flash_attention_utils as flash_attention
-from transformers.modeling_utils import PreTrainedModel
+from golden_inputs import answer, as_bits, close, drawn_inputs, editing_inputs, load, reading_inputs
 
 from uniar.configuration_uniar import UniARConfig
 from uniar.errors import UserError
@@ -17,70 +12,6 @@ from uniar.modeling_uniar import UniARForConditionalGeneration
 VARIANTS = ["bsq8", "bsq64", "bsq8_novd"]
 READING = ["bsq8", "bsq64"]
 ATTENTIONS = ["eager", "sdpa"]
-
-
-def close(found, expected, tolerance=1e-4):
-    torch.testing.assert_close(found.float(), expected.float(), rtol=0, atol=tolerance)
-
-
-def load(golden, **settings):
-    """A model of its own, for tests that change it."""
-    settings = {"torch_dtype": torch.float32, "attn_implementation": "eager"} | settings
-    return UniARForConditionalGeneration.from_pretrained(golden.checkpoint, **settings)
-
-
-def drawn_inputs(golden):
-    vectors = golden.tensors("vistok_forward")
-    names = ("input_ids", "attention_mask", "image_grid_thw")
-    return {name: vectors[name] for name in names} | {
-        "online_rollout_codes": vectors["codes"].long(),
-        "is_vistok_pred": True,
-    }
-
-
-def reading_inputs(golden, batch=False):
-    """One image and its question, or two of different sizes and lengths."""
-    vectors, prefix = golden.tensors("understanding"), "batch_" if batch else ""
-    inputs = {name: vectors[prefix + name] for name in ("input_ids", "attention_mask", "image_grid_thw")}
-    inputs["pixel_values"] = golden.pixels()[:36]
-    if batch:
-        second = golden.processor.image_processor([Image.fromarray(vectors["image_b1"].numpy())], return_tensors="pt")
-        inputs["pixel_values"] = torch.cat([inputs["pixel_values"], second["pixel_values"]])
-    return inputs
-
-
-def as_bits(model, inputs):
-    """The same inputs with the images as visual bits."""
-    bits = model.model.visual.encode(inputs["pixel_values"], inputs["image_grid_thw"])
-    return {name: value for name, value in inputs.items() if name != "pixel_values"} | {"visual_bits": bits}
-
-
-def editing_inputs(golden, cfg="1.0"):
-    """Prefixes with an image to edit, the drawn tokens behind them, and the reference's step logits (B, T, …)."""
-    tag = next(key for key in golden.tensors("visual_inputs") if key.startswith("edit")).split(".")[0]
-    prefix = {
-        key.removeprefix(f"{tag}."): value
-        for key, value in golden.tensors("visual_inputs").items()
-        if key.startswith(tag)
-    }
-    drawn = golden.tensors("generate_visual")
-    bits = drawn[f"{tag}_cfg{cfg}.raw_codes"]
-    rows, tokens = bits.shape[:2]
-    tail = torch.ones(rows, tokens, dtype=torch.long)
-    height, width = (int(side) // 16 for side in tag.split("_")[1].split("x"))
-    grids = torch.cat(
-        [prefix["input_image_grid_thw"].view(rows, 1, 3), torch.tensor([1, height, width]).expand(rows, 1, 3)], 1
-    )
-    pixels = golden.pixels("visual_inputs", f"{tag}.")
-    return {
-        "input_ids": torch.cat([prefix["prefix_input_ids"], tail * golden.model().config.image_token_id], 1),
-        "attention_mask": torch.cat([prefix["attention_mask"], tail], 1),
-        "image_grid_thw": grids.view(-1, 3),
-        "pixel_values": torch.cat([pixels, pixels]),
-        "online_rollout_codes": bits,
-        "is_vistok_pred": True,
-    }, drawn[f"{tag}_cfg{cfg}.logits"].transpose(0, 1)
-
 
 # Teacher-forced drawing
 
@@ -340,11 +271,6 @@ def test_reading_positions(golden, variant):
         assert torch.equal(positions * mask, vectors[f"{prefix}position_ids"] * mask)
 
 
-def answer(model, inputs, **settings):
-    settings = {"max_new_tokens": 8, "do_sample": False} | settings
-    return model.generate(**inputs, **settings)[:, inputs["input_ids"].shape[1] :]
-
-
 @pytest.mark.parametrize("attention", ATTENTIONS)
 @pytest.mark.parametrize("variant", READING)
 def test_answers(golden, variant, attention):
@@ -399,88 +325,3 @@ def test_visual_bits_are_the_pixels_they_encode(golden):
     drawing = as_bits(model, inputs)
     drawing["visual_bits"] = 1 - drawing["visual_bits"]
     assert not torch.allclose(model(**drawing).logits, from_bits, atol=0.1)
-
-
-# flash_attention_2
-
-
-def attend(query, key, value, softmax_scale, causal):
-    """(S, heads, D) each; causal masks are aligned with the last key, as flash-attn's are."""
-    groups = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    scores = torch.einsum("qhd,khd->hqk", query, key) * softmax_scale
-    if causal:
-        visible = torch.ones(scores.shape[1:], dtype=torch.bool).tril(len(key) - len(query))
-        scores = scores.masked_fill(~visible, float("-inf"))
-    return torch.einsum("hqk,khd->qhd", scores.softmax(-1), value)
-
-
-@pytest.fixture
-def flash_kernels(monkeypatch):
-    """transformers' own integration of flash-attn, finding a package with plain torch in place of the CUDA kernels."""
-    calls = SimpleNamespace(dense=0, ragged=0)
-
-    def flash_attn_func(q, k, v, dropout_p=0.0, softmax_scale=None, causal=False):
-        calls.dense += 1
-        return torch.stack([attend(*row, softmax_scale, causal) for row in zip(q, k, v, strict=True)])
-
-    def flash_attn_varlen_func(
-        q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p=0.0, softmax_scale=None, causal=False
-    ):
-        calls.ragged += 1
-        rows = zip(
-            q.split(cu_seqlens_q.diff().tolist()),
-            k.split(cu_seqlens_k.diff().tolist()),
-            v.split(cu_seqlens_k.diff().tolist()),
-            strict=True,
-        )
-        return torch.cat([attend(*row, softmax_scale, causal) for row in rows])
-
-    def flash_attn_with_kvcache(*args, **kwargs):
-        raise AssertionError("paged attention is not used here")
-
-    package = ModuleType("flash_attn")
-    package.flash_attn_func, package.flash_attn_varlen_func = flash_attn_func, flash_attn_varlen_func
-    package.flash_attn_with_kvcache = flash_attn_with_kvcache
-    padding = ModuleType("flash_attn.bert_padding")
-    padding.pad_input, padding.unpad_input = flash_attention._pad_input, flash_attention._unpad_input
-    monkeypatch.setitem(sys.modules, "flash_attn", package)
-    monkeypatch.setitem(sys.modules, "flash_attn.bert_padding", padding)
-    monkeypatch.setattr(flash_attention, "is_flash_attn_2_available", lambda: True)
-    for name, value in vars(flash_attention).copy().items():
-        if value is None:  # what a first use of the package fills in
-            monkeypatch.setattr(flash_attention, name, None)
-    entry = flash_attention.FLASH_ATTENTION_COMPATIBILITY_MATRIX[2]
-    monkeypatch.setitem(entry, "general_availability_check", lambda: True)
-    monkeypatch.setattr(PreTrainedModel, "_flash_attn_can_dispatch", lambda *args, **kwargs: True)
-    return calls
-
-
-@torch.no_grad()
-def test_flash_attention(golden, flash_kernels):
-    flash = load(golden("bsq8"), attn_implementation="flash_attention_2")
-    assert flash.model.visual.config._attn_implementation == "flash_attention_2"
-    close(flash(**drawn_inputs(golden("bsq8"))).logits, golden("bsq8").tensors("vistok_forward")["logits"])
-    layers = len(flash.model.language_model.layers) + len(flash.visual_decoder)
-    assert flash_kernels.ragged == layers  # padded rows
-    edit, expected = editing_inputs(golden("bsq8"))
-    close(flash(**edit).logits, expected)
-
-    vectors = golden("bsq8").tensors("understanding")
-    close(flash(**reading_inputs(golden("bsq8"))).logits, vectors["logits"])
-    assert flash_kernels.dense == 3  # no padding
-    for batch in (False, True):
-        inputs = reading_inputs(golden("bsq8"), batch)
-        assert torch.equal(answer(flash, inputs), vectors["batch_generated" if batch else "generated"])
-
-
-@torch.no_grad()
-def test_flash_attention_without_a_mask(golden, flash_kernels):
-    """Image positions jump; without a mask transformers would take the jumps for packed sequences."""
-    flash, inputs = load(golden("bsq8"), attn_implementation="flash_attention_2"), reading_inputs(golden("bsq8"))
-    close(flash(**{**inputs, "attention_mask": None}).logits, golden("bsq8").tensors("understanding")["logits"])
-
-
-def test_flash_attention_that_is_not_installed(golden):
-    with pytest.raises(UserError, match=r"flash_attention_2.*pip install 'uniar-rl\[flash\]'"):
-        load(golden("bsq8"), attn_implementation="flash_attention_2")

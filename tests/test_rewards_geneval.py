@@ -1,4 +1,4 @@
-"""`geneval` on tiny random models: the detector's post-processing and the colours computed apart, then end to end."""
+"""`geneval` on tiny random models: the colours computed apart, then the reward end to end."""
 
 import inspect
 import json
@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file, save_file
+from tiny_detector import SIDES, pictures, save_detector, tiny_config
 
 from rewards import RewardBatch, RewardError, RewardSuite
-from rewards.detection import Detector, instances, mask_box, prepare_pixels, resized_size
+from rewards.detection import Detector
 from rewards.geneval import GenEval
 from rewards.geneval_clauses import Detection, partial_credit, strict_credit
 from rewards.geneval_colors import ColorClassifier, cropped
@@ -22,7 +22,6 @@ from rewards.geneval_request import COLORS, OBJECT_NAMES, read_request
 from rewards.open_clip_model import OpenClip
 from uniar.errors import UserError
 
-SIDES = {"short_side": 64, "long_side": 96}
 CLIP = {
     "embed_dim": 12,
     "vision_cfg": {"image_size": 16, "layers": 1, "width": 16, "head_width": 8, "patch_size": 8},
@@ -30,49 +29,9 @@ CLIP = {
 }
 
 
-def tiny_config(**changed):
-    from transformers import Mask2FormerConfig, SwinConfig
-
-    swin = SwinConfig(
-        embed_dim=8,
-        depths=[1, 1, 1, 1],
-        num_heads=[1, 1, 2, 2],
-        window_size=4,
-        out_features=["stage1", "stage2", "stage3", "stage4"],
-    )
-    sizes = {
-        "feature_size": 32,
-        "mask_feature_size": 16,
-        "hidden_dim": 32,
-        "encoder_feedforward_dim": 32,
-        "dim_feedforward": 32,
-        "num_attention_heads": 2,
-        "encoder_layers": 1,
-        "decoder_layers": 2,
-        "num_queries": 12,
-        "id2label": dict(enumerate(OBJECT_NAMES)),
-        "label2id": {name: index for index, name in enumerate(OBJECT_NAMES)},
-    }
-    return Mask2FormerConfig(backbone_config=swin, **{**sizes, **changed})
-
-
 @pytest.fixture(scope="module")
 def detector_folder(tmp_path_factory):
-    """A random Mask2Former that is sure of itself, saved as transformers saves the published one."""
-    from transformers import Mask2FormerForUniversalSegmentation
-
-    torch.manual_seed(0)
-    model = Mask2FormerForUniversalSegmentation(tiny_config())
-    for name, parameter in model.named_parameters():
-        if "backbone" not in name and "encoder.encoder" not in name and parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=0.35)
-    torch.nn.init.normal_(model.class_predictor.weight, std=0.5)
-    with torch.no_grad():
-        model.class_predictor.bias[3:-1] -= 8  # so that three classes share the detections
-        model.class_predictor.bias[-1] += 2  # and not every query is an object
-    folder = tmp_path_factory.mktemp("detector")
-    model.save_pretrained(folder)
-    return folder
+    return save_detector(tmp_path_factory.mktemp("detector"))
 
 
 @pytest.fixture(scope="module")
@@ -93,153 +52,6 @@ def clip_folder(tmp_path_factory):
             torch.nn.init.constant_(parameter, 0.01)
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "open_clip_model.safetensors")
     return folder
-
-
-def pictures(count, size=(72, 48), seed=0):
-    """Coloured rectangles on a coloured ground."""
-    rng = np.random.default_rng(seed)
-    images = []
-    for _ in range(count):
-        image = Image.new("RGB", size, tuple(rng.integers(0, 256, 3).tolist()))
-        for _ in range(3):
-            x, y = rng.integers(0, size[0] - 20), rng.integers(0, size[1] - 20)
-            width, height = rng.integers(10, 30, 2)
-            image.paste(tuple(rng.integers(0, 256, 3).tolist()), (int(x), int(y), int(x + width), int(y + height)))
-        images.append(image)
-    return images
-
-
-@pytest.mark.parametrize(
-    ("size", "expected"),
-    [
-        ((512, 512), (800, 800)),
-        ((1024, 1024), (800, 800)),
-        ((640, 480), (1067, 800)),
-        ((480, 640), (800, 1067)),
-        ((1024, 512), (1333, 667)),  # here the long side is what fits
-        ((800, 1333), (800, 1333)),
-        ((100, 1000), (133, 1333)),
-    ],
-)
-def test_sizes_are_mmdets(size, expected):
-    assert resized_size(*size, 800, 1333) == expected
-
-
-def test_pixels_are_resized_normalised_and_padded():
-    cv2 = pytest.importorskip("cv2", reason="the resize that the weights were evaluated with is opencv's")
-    rng = np.random.default_rng(0)
-    for size, target in (((40, 30), (67, 50)), ((90, 70), (64, 50))):
-        image = Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
-        pixels_BCHW = prepare_pixels([image, image], target)
-        assert pixels_BCHW.shape == (2, 3, 64, -(-target[0] // 32) * 32)
-        expected = cv2.resize(np.asarray(image), target, interpolation=cv2.INTER_LINEAR).astype(np.float64)
-        found = pixels_BCHW[0, :, : target[1], : target[0]].permute(1, 2, 0).double().numpy()
-        found = found * [58.395, 57.12, 57.375] + [123.675, 116.28, 103.53]  # RGB
-        assert np.abs(found - expected).max() < 1.01  # opencv weighs in 11 bits: now and then a level more or less
-        assert np.abs(found - expected).mean() < 0.15
-        assert pixels_BCHW[:, :, target[1] :].abs().sum() == 0
-        assert pixels_BCHW[:, :, :, target[0] :].abs().sum() == 0
-
-
-def bilinear(inputs, outputs):
-    """(outputs, inputs) weights of a linear resize with half-pixel centres."""
-    weights = np.zeros((outputs, inputs))
-    for place in range(outputs):
-        source = max((place + 0.5) * inputs / outputs - 0.5, 0)
-        low = min(int(source), inputs - 1)
-        weights[place, low] += 1 - (source - low)
-        weights[place, min(low + 1, inputs - 1)] += source - low
-    return weights
-
-
-def plain_instances(class_logits, mask_logits, padded, resized, original):
-    """mmdet's rules by loops over pairs: [(label, score, box, mask, logits)], the most probable pair first."""
-    pairs = []
-    for query, logits in enumerate(class_logits.astype(np.float64)):
-        exponents = np.exp(logits - logits.max())
-        for label, probability in enumerate((exponents / exponents.sum())[:-1]):
-            pairs.append((probability, query, label))
-    pairs.sort(key=lambda pair: -pair[0])
-    found = []
-    for probability, query, label in pairs[:100]:
-        logits = mask_logits[query].astype(np.float64)
-        logits = bilinear(logits.shape[0], padded[0]) @ logits @ bilinear(logits.shape[1], padded[1]).T
-        logits = logits[: resized[0], : resized[1]]
-        logits = bilinear(resized[0], original[0]) @ logits @ bilinear(resized[1], original[1]).T
-        inside = [1 / (1 + math.exp(-value)) for value in logits.ravel() if value > 0]
-        ys, xs = np.nonzero(logits > 0)
-        box = (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1) if len(xs) else (0, 0, 0, 0)
-        score = probability * sum(inside) / len(inside) if inside else 0.0
-        found.append((label, score, tuple(int(side) for side in box), logits > 0, logits))
-    return found
-
-
-def same_instances(found, plain, min_score):
-    expected = sorted((item for item in plain if item[1] > min_score), key=lambda item: -item[1])
-    found = sorted(found, key=lambda instance: -instance.score)
-    assert [instance.label for instance in found] == [label for label, *_ in expected]
-    for instance, (_, score, box, mask, logits) in zip(found, expected, strict=True):
-        assert instance.score == pytest.approx(score, rel=1e-4)
-        differs = instance.mask != mask
-        assert np.abs(logits[differs]).max(initial=0) < 1e-4  # on the very edge
-        if not differs.any():
-            assert instance.box == box
-    return expected
-
-
-def test_post_processing_is_mmdets():
-    rng = np.random.default_rng(0)
-    class_logits = rng.normal(0, 2.5, (12, 21))
-    class_logits[4, -1] = 12  # a query that is sure of being nothing
-    class_logits[5, [3, 7]] = 8, 8.1  # one that is two classes at once: both count
-    mask_logits = rng.normal(0, 3, (12, 8, 12)).cumsum(axis=2)
-    mask_logits[6] = -1  # an empty mask, whatever its class
-    class_logits[6, 2] = 9
-    sizes = ((32, 48), (30, 40), (45, 60))
-    plain = plain_instances(class_logits, mask_logits, *sizes)
-    for min_score in (0.0, 0.05, 0.3):
-        found = instances(torch.tensor(class_logits), torch.tensor(mask_logits), *sizes, min_score)
-        expected = same_instances(found, plain, min_score)
-        assert len(expected) > 3
-    assert len(instances(torch.tensor(class_logits), torch.tensor(mask_logits), *sizes, 0.0)) < 100  # the empty mask
-    assert sum(instance.label in (3, 7) and instance.score > 0.3 for instance in found) >= 2
-    assert instances(torch.tensor(class_logits), torch.tensor(mask_logits), *sizes, 1.0) == []
-
-
-def test_only_the_most_probable_hundred_pairs_count():
-    class_logits = torch.zeros(20, 11)  # 200 pairs, each as probable
-    class_logits[:, :10] += torch.linspace(0, 0.1, 200).reshape(20, 10)
-    masks = torch.ones(20, 4, 4)
-    found = instances(class_logits, masks, (16, 16), (16, 16), (8, 8), 0.0)
-    assert len(found) == 100
-    assert sum(instance.score > 0.3 for instance in found) == 0
-    assert {instance.box for instance in found} == {(0, 0, 8, 8)}
-
-
-def test_mask_box():
-    mask = np.zeros((6, 8), dtype=bool)
-    assert mask_box(mask) == (0, 0, 0, 0)
-    mask[2, 3] = mask[4, 5] = True
-    assert mask_box(mask) == (3, 2, 6, 5)
-
-
-@pytest.mark.parametrize(
-    ("size", "resized", "padded"), [((72, 48), (96, 64), (96, 64)), ((50, 80), (60, 96), (64, 96))]
-)
-def test_the_detector_end_to_end(detector_folder, size, resized, padded):
-    from transformers import Mask2FormerForUniversalSegmentation
-
-    images = pictures(3, size)
-    found = Detector(str(detector_folder), OBJECT_NAMES, **SIDES).eval()(images, 0.05)
-    model = Mask2FormerForUniversalSegmentation.from_pretrained(detector_folder).eval()
-    compared = 0
-    for image, of_image in zip(images, found, strict=True):
-        with torch.no_grad():
-            output = model(pixel_values=prepare_pixels([image], resized))
-        class_logits, mask_logits = output.class_queries_logits[0].numpy(), output.masks_queries_logits[0].numpy()
-        plain = plain_instances(class_logits, mask_logits, padded[::-1], resized[::-1], size[::-1])
-        compared += len(same_instances(of_image, plain, 0.05))
-    assert compared > 5
 
 
 def test_a_crop_is_grey_outside_the_mask():

@@ -1,27 +1,17 @@
-"""The contract: what a reward is given, what it may return, and what happens when it breaks it."""
+"""Rewards together: a table of scores, one a reward, and what happens when one fails or breaks the contract."""
 
 import asyncio
 import math
 import threading
 import time
 
-import numpy as np
 import pytest
 import torch
+from numbered_batch import make_batch, red_channel
 from PIL import Image
 
 from rewards import Reward, RewardBatch, RewardError, RewardSpec, RewardSuite, RewardTable
-from rewards.contract import BrokenContract, read_scores
 from uniar.errors import UserError
-
-
-def make_batch(count=4, tasks=None, metadata=None, bits=None):
-    images = [Image.new("RGB", (4, 4), (index, 0, 0)) for index in range(count)]
-    return RewardBatch([f"prompt {index}" for index in range(count)], images, tasks, metadata, bits)
-
-
-def red_channel(image):
-    return float(image.getpixel((0, 0))[0])
 
 
 class Numbered(Reward):
@@ -65,91 +55,6 @@ def suite_of(*rewards, **settings):
     return suite
 
 
-# RewardBatch
-
-
-def test_batch_lengths_must_agree():
-    with pytest.raises(ValueError, match="a batch of 2 prompts has 1 images"):
-        RewardBatch(["a", "b"], [Image.new("RGB", (1, 1))])
-    with pytest.raises(ValueError, match="a batch of 2 prompts has 3 tasks"):
-        make_batch(2, tasks=["x"] * 3)
-    with pytest.raises(ValueError, match="uint8 of shape"):
-        make_batch(2, bits=torch.zeros(2, 8))
-
-
-def test_select_takes_the_same_rows_of_everything():
-    bits = torch.arange(4, dtype=torch.uint8).reshape(4, 1, 1, 1, 1)
-    batch = make_batch(4, tasks=list("abcd"), metadata=[{"n": n} for n in range(4)], bits=bits)
-    part = batch.select([3, 1])
-    assert (part.prompts, part.tasks, part.metadata) == (["prompt 3", "prompt 1"], ["d", "b"], [{"n": 3}, {"n": 1}])
-    assert [red_channel(image) for image in part.images] == [3, 1]
-    assert part.bits.flatten().tolist() == [3, 1]
-    assert len(batch.select([])) == 0
-
-
-def test_columns_have_one_entry_a_sample_and_the_batch_wins_over_metadata():
-    batch = make_batch(2, tasks=["t", None], metadata=[{"text": "hi", "prompts": "no"}, {"count": 3}])
-    columns = batch.columns()
-    assert columns["text"] == ["hi", None]
-    assert columns["count"] == [None, 3]
-    assert columns["task"] == ["t", None]
-    assert columns["prompts"] == ["prompt 0", "prompt 1"]
-    assert columns["bits"] is None
-
-
-# What a reward may return
-
-
-@pytest.mark.parametrize(
-    "result",
-    [
-        [1, 2.5, None],
-        (1, 2.5, math.nan),
-        np.array([1, 2.5, np.nan], dtype=np.float32),
-        torch.tensor([1, 2.5, math.nan], dtype=torch.bfloat16, requires_grad=True),
-        [np.float16(1), torch.tensor(2.5), np.array(math.nan)],
-    ],
-)
-def test_read_scores_takes_numbers_and_none_in_any_sequence(result):
-    scores, faults = read_scores(result, 3)
-    assert scores[:2] == [1.0, 2.5]
-    assert math.isnan(scores[2])
-    assert faults == {}
-    assert all(type(score) is float for score in scores)
-
-
-@pytest.mark.parametrize(
-    "item", ["1.0", True, np.bool_(True), torch.tensor(True), math.inf, -math.inf, 10**400, 1j, [1.0], {}, object()]
-)
-def test_read_scores_blames_the_sample_whose_score_is_no_finite_number(item):
-    scores, faults = read_scores([1.0, item, 3.0], 3)
-    assert list(faults) == [1]
-    assert "number or None is needed" in faults[1]
-    assert scores[0] == 1.0
-    assert math.isnan(scores[1])
-    assert scores[2] == 3.0
-
-
-@pytest.mark.parametrize(
-    ("result", "message"),
-    [
-        ([1.0, 2.0], "returned 2 scores for 3 samples"),
-        (np.ones((3, 1)), r"returned an array of shape \(3, 1\)"),
-        (torch.tensor(1.0), r"returned an array of shape \(\)"),
-        (None, r"returned None \(NoneType\)"),
-        ("abc", r"returned 'abc' \(str\)"),
-        ({0: 1, 1: 2, 2: 3}, r"returned .* \(dict\)"),
-        (1.0, r"returned 1.0 \(float\)"),
-    ],
-)
-def test_read_scores_refuses_what_cannot_be_matched_to_the_samples(result, message):
-    with pytest.raises(BrokenContract, match=message):
-        read_scores(result, 3)
-
-
-# RewardSuite
-
-
 def test_table_has_one_column_a_reward_with_nan_outside_its_tasks():
     everywhere, routed, elsewhere = Numbered(), Numbered(), Numbered()
     suite = suite_of(everywhere, routed, elsewhere)
@@ -180,8 +85,8 @@ def test_suite_keeps_names_and_weights_in_order():
 def test_weights_are_loaded_once_and_stay_where_they_are():
     first, second = Numbered(), Numbered()
     suite = suite_of(first, second)
-    suite.score(make_batch())
-    suite.score(make_batch())
+    suite.score(make_batch(4))
+    suite.score(make_batch(4))
     assert (first.loads, second.loads) == (1, 1)
     assert first.devices == second.devices == []
 
@@ -205,12 +110,12 @@ def test_offloaded_weights_are_on_the_device_only_while_something_is_scored(monk
     suite.load()
     assert moved.devices == [cpu]  # before it is loaded: its weights never see the GPU until they are needed
     with pytest.raises(RewardError, match="raised ValueError: no"):
-        suite.score(make_batch())
+        suite.score(make_batch(4))
     assert moved.devices == failing.devices == [cpu, gpu, cpu]
     with suite.on_device():
         assert moved.devices[3:] == [gpu]
         for _ in range(2):
-            suite.score(make_batch(), only=["r0", "r1"])
+            suite.score(make_batch(4), only=["r0", "r1"])
         assert moved.devices[3:] == [gpu]
     assert moved.devices[3:] == [gpu, cpu]
     assert kept.devices == []
@@ -222,7 +127,7 @@ def test_a_reward_that_does_not_load_stops_the_run_even_under_skip():
             raise OSError("disk on fire")
 
     with pytest.raises(UserError, match=r"reward 'r0' does not load: OSError: disk on fire \(test_rewards_suite.py"):
-        suite_of(Broken(), on_error="skip").score(make_batch())
+        suite_of(Broken(), on_error="skip").score(make_batch(4))
 
 
 def test_stop_names_reward_sample_prompt_and_cause():
@@ -244,7 +149,7 @@ def test_stop_names_reward_sample_prompt_and_cause():
 
 def test_a_failure_that_passes_is_retried_and_leaves_no_trace():
     reward = FailsOn("prompt 2", times=2)
-    table = suite_of(reward, retries=2).score(make_batch())
+    table = suite_of(reward, retries=2).score(make_batch(4))
     assert table.values.flatten().tolist() == [0, 1, 2, 3]
     assert table.failures == {"r0": 0}
     assert len(reward.seen) == 3
@@ -252,7 +157,7 @@ def test_a_failure_that_passes_is_retried_and_leaves_no_trace():
 
 def test_skip_loses_only_the_samples_that_fail():
     reward = FailsOn("prompt 0", "prompt 2")
-    table = suite_of(reward, on_error="skip", retries=1).score(make_batch())
+    table = suite_of(reward, on_error="skip", retries=1).score(make_batch(4))
     assert [math.isnan(value) for value in table.values[:, 0]] == [True, False, True, False]
     assert table.values[[1, 3], 0].tolist() == [1, 3]
     assert table.failures == {"r0": 2}
@@ -262,12 +167,12 @@ def test_skip_loses_only_the_samples_that_fail():
 def test_a_reward_that_compares_samples_is_never_given_a_part_of_a_failed_batch():
     reward = FailsOn("prompt 2")
     reward.pointwise = False
-    table = suite_of(reward, on_error="skip", retries=1).score(make_batch())
+    table = suite_of(reward, on_error="skip", retries=1).score(make_batch(4))
     assert table.values.isnan().all()
     assert table.failures == {"r0": 4}
     assert reward.seen == [[f"prompt {n}" for n in range(4)]] * 2
     with pytest.raises(RewardError, match="on a batch of 4 samples, the first of them sample 0") as caught:
-        suite_of(reward).score(make_batch())
+        suite_of(reward).score(make_batch(4))
     assert caught.value.index is None
 
 
@@ -278,18 +183,18 @@ def test_a_batch_that_fails_though_each_sample_is_fine_stops_or_is_scored_alone(
                 raise MemoryError("too large")
             return super().score(batch)
 
-    table = suite_of(TooLarge(), on_error="skip").score(make_batch())
+    table = suite_of(TooLarge(), on_error="skip").score(make_batch(4))
     assert table.values.flatten().tolist() == [0, 1, 2, 3]
     assert table.failures == {"r0": 0}
     with pytest.raises(RewardError, match=r"MemoryError: too large .*on a batch of 4 samples"):
-        suite_of(TooLarge()).score(make_batch())
+        suite_of(TooLarge()).score(make_batch(4))
 
 
 def test_skip_counts_bad_scores_and_never_makes_one_up():
     def some_bad(prompts, images):
         return [1.0, math.inf, "great", None]
 
-    table = RewardSuite([RewardSpec(some_bad, on_error="skip")]).score(make_batch())
+    table = RewardSuite([RewardSpec(some_bad, on_error="skip")]).score(make_batch(4))
     assert table.values[0, 0] == 1
     assert table.values[1:, 0].isnan().all()
     assert table.failures == {"some_bad": 2}  # the None is no failure
@@ -297,7 +202,7 @@ def test_skip_counts_bad_scores_and_never_makes_one_up():
     def miscounting(prompts, images):
         return [1.0]
 
-    table = RewardSuite([RewardSpec(miscounting, on_error="skip")]).score(make_batch())
+    table = RewardSuite([RewardSpec(miscounting, on_error="skip")]).score(make_batch(4))
     assert table.values.isnan().all()
     assert table.failures == {"miscounting": 4}
 
@@ -415,38 +320,3 @@ def test_a_task_that_no_prompt_has_is_found():
     with pytest.raises(UserError, match=r"'ocr' is for the task 'txt', which no prompt has.*Did you mean 'text'"):
         suite.check_tasks(["text", "count", "text"])
     suite.check_tasks(["txt"])
-
-
-# Functions
-
-
-def test_a_function_gets_the_columns_that_it_names():
-    seen = {}
-
-    def picky(images, text, task, missing, missing_too=7, *, factor=1.0):
-        seen.update(text=text, task=task, missing=missing, missing_too=missing_too)
-        return [factor * len(images)] * len(images)
-
-    suite = RewardSuite([RewardSpec(picky, params={"factor": 2})])
-    table = suite.score(make_batch(2, tasks=["t", None], metadata=[{"text": "hi"}, {}]))
-    assert seen == {"text": ["hi", None], "task": ["t", None], "missing": [None, None], "missing_too": 7}
-    assert table.values.flatten().tolist() == [4, 4]
-
-
-def test_a_function_with_columns_gets_them_all():
-    seen = {}
-
-    def open_ended(prompts, images, **columns):
-        seen.update(columns)
-        return [0] * len(prompts)
-
-    RewardSuite([RewardSpec(open_ended)]).score(make_batch(1, metadata=[{"text": "hi", "n": 1}]))
-    assert seen == {"task": [None], "metadata": [{"text": "hi", "n": 1}], "bits": None, "text": ["hi"], "n": [1]}
-
-
-def test_a_function_may_declare_that_it_compares_samples():
-    def ranks(prompts, images):
-        raise ValueError("no")
-
-    ranks.pointwise = False
-    assert RewardSuite([RewardSpec(ranks)]).rewards[0].pointwise is False

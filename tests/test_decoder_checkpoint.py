@@ -1,0 +1,90 @@
+"""The visual decoder's folders: what is missing, damaged or of another kind is named."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from uniar.decoder_parts import DECODER_PROMPT
+from uniar.errors import UserError
+from uniar.modeling_decoder import UniARVisualDecoder
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    parts = ("bsq_encoder", "sd3_transformer", "sd3_pipeline")
+    for part in parts:
+        shutil.copytree(GOLDEN / "bsq64" / "ckpt" / part, tmp_path / part)
+    return tmp_path
+
+
+def change_weights(file, change):
+    weights = load_file(file)
+    change(weights)
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        "bsq_encoder",
+        "sd3_transformer",
+        *(f"sd3_pipeline/{name}" for name in ("vae", "scheduler", "text_encoder_3", "tokenizer", "tokenizer_3")),
+    ],
+)
+def test_a_missing_part_is_named(checkpoint, part):
+    shutil.rmtree(checkpoint / part)
+    with pytest.raises(UserError, match=f"{checkpoint} has no {part}/.*, which the visual decoder needs"):
+        UniARVisualDecoder.from_pretrained(checkpoint)
+
+
+def test_missing_weights_are_named(checkpoint):
+    (checkpoint / "sd3_pipeline/vae/diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"no \*\.safetensors file in sd3_pipeline/vae"):
+        UniARVisualDecoder.from_pretrained(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("file", "tensor"),
+    [
+        ("bsq_encoder/model.safetensors", "bsq_output_proj.norm.weight"),
+        ("sd3_transformer/diffusion_pytorch_model.safetensors", "siglip_embed_add_latent.weight"),
+        ("sd3_pipeline/vae/diffusion_pytorch_model.safetensors", "decoder.conv_in.weight"),
+        ("sd3_pipeline/text_encoder_3/model.safetensors", "encoder.final_layer_norm.weight"),
+    ],
+)
+def test_a_tensor_that_does_not_fit_is_named(checkpoint, file, tensor):
+    target, source = checkpoint / file, GOLDEN / "bsq64" / "ckpt" / file
+    change_weights(target, lambda weights: weights.pop(tensor))
+    with pytest.raises(UserError, match=f"{target.parent}: tensor {tensor} is missing from the weights"):
+        UniARVisualDecoder.from_pretrained(checkpoint)
+    shutil.copyfile(source, target)
+    change_weights(target, lambda weights: weights.update({tensor: weights[tensor][1:].clone()}))
+    with pytest.raises(UserError, match=f"{target.parent}: tensor {tensor} has shape"):
+        UniARVisualDecoder.from_pretrained(checkpoint)
+
+
+def test_a_part_of_another_kind_or_a_broken_file_is_named(checkpoint):
+    config = checkpoint / "sd3_transformer" / "config.json"
+    original = config.read_text()
+    config.write_text(original.replace("SD3Transformer2DModelWithSigLIP", "FluxTransformer2DModel"))
+    with pytest.raises(UserError, match="'FluxTransformer2DModel'; it must be 'SD3Transformer2DModelWithSigLIP'"):
+        UniARVisualDecoder.from_pretrained(checkpoint)
+    config.write_text("{")
+    with pytest.raises(UserError, match=f"{config} is no diffusers configuration"):
+        UniARVisualDecoder.from_pretrained(checkpoint)
+    config.write_text(original)
+    (checkpoint / "sd3_pipeline/tokenizer_3/tokenizer.json").write_text("{")
+    with pytest.raises(UserError, match="tokenizer_3 holds no tokenizer that loads"):
+        UniARVisualDecoder.from_pretrained(checkpoint)
+
+
+def test_a_shorter_text_encoder_is_given_a_shorter_prompt(checkpoint):
+    config = checkpoint / "sd3_pipeline" / "tokenizer_3" / "tokenizer_config.json"
+    config.write_text(config.read_text().replace('"model_max_length": 512', '"model_max_length": 32'))
+    decoder = UniARVisualDecoder.from_pretrained(checkpoint)
+    assert decoder.prompt_embeds.shape[1] == 77 + 32
+    assert DECODER_PROMPT == "Please reconstruct this image and restore all the details."
