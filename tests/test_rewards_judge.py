@@ -207,8 +207,8 @@ def on_the_third(bad):
 def test_a_bad_answer_fails_its_sample_alone(case, caplog):
     bad, message = BAD[case]
     with hostile_server(on_the_third(bad), MODELS) as server:
-        deadline = DEADLINE if case in ("slow", "drips") else ENOUGH
-        table, seconds = score(suite_of(server, on_error="skip", deadline=deadline), make_batch())
+        timeout, deadline = (1.0, DEADLINE) if case in ("slow", "drips") else (ENOUGH, ENOUGH)
+        table, seconds = score(suite_of(server, on_error="skip", timeout=timeout, deadline=deadline), make_batch())
     expected = torch.tensor([0, 1, math.nan, 3, 4, 5], dtype=torch.float64)
     torch.testing.assert_close(table.values.flatten(), expected, equal_nan=True, rtol=0, atol=0)
     assert table.failures == {"judge": 1}

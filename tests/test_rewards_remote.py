@@ -69,7 +69,7 @@ def test_results_come_in_order_whatever_the_order_of_the_answers():
         good(request)
 
     with hostile_server(later_first, LISTING) as server:
-        table, _ = score(suite_of(server, concurrency=8), make_batch(16))
+        table, _ = score(suite_of(server, concurrency=8, timeout=ENOUGH, deadline=ENOUGH), make_batch(16))
     assert table.values.flatten().tolist() == list(range(16))
     assert len(server.posts) == 8
 

@@ -58,7 +58,7 @@ def test_scores_failures_and_details_come_back_in_order(client, url):
         "details": {"red": {"0": {"why": "saw a"}, "3": {"why": "saw b"}}},
     }
     assert list(failures["red"]) == ["1"]
-    assert failures["red"]["1"].startswith("raised ValueError: asked to fail (test_rewards_server.py, line ")
+    assert failures["red"]["1"].startswith("raised ValueError: asked to fail (served_rewards.py, line ")
 
 
 def test_an_encoded_batch_arrives_as_it_was():
