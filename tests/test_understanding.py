@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from training_runs import changed, deepspeed, launch, logged, run, small_recipe
+from training_runs import deepspeed, launch, logged, run
 
 from rl.cli import main
 from rl.questions import QuestionRecord, load_questions
@@ -39,22 +39,34 @@ def questions(tmp_path: Path) -> list[QuestionRecord]:
 @pytest.fixture
 def settings(nano_checkpoint: Path, tmp_path: Path) -> dict:
     """A recipe of six updates that asks after the third and the last; tests change what they are about."""
+    (tmp_path / "prompts.jsonl").write_text("".join(f'{{"prompt": "a {c} square"}}\n' for c in COLOURS[:4]))
     held_out = write_questions(tmp_path / "held_out.jsonl", COLOURS[:3], "What colour is it?", "{colour}")
     trained_on = write_questions(tmp_path / "trained_on.jsonl", COLOURS[1:], "Which do you see?", "It is {colour}.")
-    understanding = {
-        "questions": str(held_out),
-        "every": 3,
-        "batch_size": 2,
-        "max_new_tokens": 4,
-        "kl_questions": str(trained_on),
-        "kl_questions_per_update": 3,
+    return {
+        "model": {"path": str(nano_checkpoint), "dtype": "float32"},
+        "data": {"prompts": str(tmp_path / "prompts.jsonl")},
+        "rollout": {"height": 64, "width": 64, "samples_per_prompt": 4},
+        "decode": {"num_inference_steps": 1, "batch_size": 16},
+        "rewards": [{"use": "color", "color": "red", "softness": 0.6, "tolerance": 0.2}],
+        "understanding": {
+            "questions": str(held_out),
+            "every": 3,
+            "batch_size": 2,
+            "max_new_tokens": 4,
+            "kl_questions": str(trained_on),
+            "kl_questions_per_update": 3,
+        },
+        "algorithm": {"beta": 0.0},
+        "trainer": {
+            "max_steps": 6,
+            "save_strategy": "no",
+            "learning_rate": 1e-3,
+            "lr_scheduler_type": "constant",
+            "per_device_train_batch_size": 8,
+            "gradient_checkpointing": False,
+        },
+        "output_dir": str(tmp_path / "run"),
     }
-    return changed(
-        small_recipe(nano_checkpoint, tmp_path),
-        understanding=understanding,
-        algorithm={"beta": 0.0},
-        trainer={"max_steps": 6, "save_strategy": "no"},
-    )
 
 
 # Questions -----------------------------------------------------------------------------------------------------------
