@@ -104,7 +104,8 @@ class DecodeSection:
     device: Place = setting("Where the decoder runs: gpu is the training device.", "gpu")
     processes: int = setting(
         "Processes of each machine, of those that the launcher starts, that decode and score for its others and do not "
-        "train; 0: every process decodes its own images. They free the others of the decoder and of reward models.",
+        "train, at most half of them; 0: every process decodes its own images, as `uniar-rl evaluate` always does. "
+        "They free the others of the decoder and of reward models.",
         0,
         ge=0,
     )

@@ -31,18 +31,22 @@ def start(recipe: dict, folder: Path, processes: int = 1) -> subprocess.Popen:
     path.write_text(json.dumps({**recipe, "output_dir": str(folder)}))
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     command = [sys.executable, *(launcher if processes > 1 else []), "-m", "rl.train", str(path)]
-    return subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    # To a file: a pipe that nobody reads is full at some time, and the run waits for ever.
+    with folder.with_suffix(".log").open("w") as log:
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    process.log = folder.with_suffix(".log")
+    return process
 
 
 def finish(process: subprocess.Popen) -> str:
-    output, _ = process.communicate(timeout=600)
+    process.wait(timeout=600)
+    output = process.log.read_text()
     assert process.returncode == 0, output[-3000:]
     return output
 
@@ -50,7 +54,7 @@ def finish(process: subprocess.Popen) -> str:
 def wait_for_step(folder: Path, step: int, process: subprocess.Popen) -> None:
     deadline = time.monotonic() + 900
     while not any(line["step"] >= step for line in RunFolder(folder).read()):
-        assert process.poll() is None, process.communicate()[0][-3000:]
+        assert process.poll() is None, process.log.read_text()[-3000:]
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
@@ -93,7 +97,7 @@ def test_interrupted_twice_ends_at_once(recipe, tmp_path):
     process.send_signal(signal.SIGINT)
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=120)
+    process.wait(timeout=120)
     assert process.returncode == 130
 
 
@@ -116,7 +120,7 @@ def ranks(process: subprocess.Popen) -> list[psutil.Process]:
 def wait_for_a_save(folder: Path, process: subprocess.Popen) -> None:
     deadline = time.monotonic() + 120
     while not (folder / SAVING).exists():
-        assert process.poll() is None, process.communicate()[0][-3000:]
+        assert process.poll() is None, process.log.read_text()[-3000:]
         assert time.monotonic() < deadline
         time.sleep(0.001)
 
@@ -127,14 +131,14 @@ def kill(process: subprocess.Popen, whom: str, moments: random.Random) -> None:
     if whom == "one":
         moments.choice(victims).kill()
         asked = time.monotonic()
-        process.communicate(timeout=60)  # the others end by themselves
+        process.wait(timeout=60)  # the others end by themselves
         assert process.returncode != 0
         assert time.monotonic() - asked < 60
     else:
         for victim in [psutil.Process(process.pid), *victims]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 victim.kill()
-        process.communicate()
+        process.wait()
     psutil.wait_procs(victims, timeout=60)
 
 
@@ -202,7 +206,8 @@ def test_a_process_that_ends_takes_the_others_with_it(recipe, tmp_path, how):
         ranks(process)[1].kill()
     else:
         (tmp_path / "break").write_text("")
-    output, _ = process.communicate(timeout=60)
+    process.wait(timeout=60)
+    output = process.log.read_text()
     assert process.returncode != 0
     assert time.monotonic() - asked < 60
     if how == "an error":
