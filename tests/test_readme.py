@@ -26,6 +26,13 @@ def small(text: str, checkpoint: Path) -> str:
     return text.replace("PATH", str(checkpoint)).replace("512", "64").replace("=28", "=2")
 
 
+def clone_at(folder: Path, monkeypatch) -> None:
+    """Makes `folder` the current one, with what recipes name in it."""
+    for name in ("configs", "assets"):
+        (folder / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(folder)
+
+
 def test_the_model_cards_snippet(nano_checkpoint, capsys):
     (snippet,) = (block for block in blocks("python") if "from_pretrained" in block)
     names: dict = {}
@@ -52,8 +59,7 @@ def test_a_reward_of_ones_own(tmp_path, monkeypatch, capsys):
     (plugin,) = (block for block in blocks("python") if "my_rewards.py" in block)
     (line,) = shell_lines("uniar-rl train configs/quickstart.yaml")
     (tmp_path / "my_rewards.py").write_text(plugin)
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
-    monkeypatch.chdir(tmp_path)
+    clone_at(tmp_path, monkeypatch)
     short = ["trainer.max_steps=1", "trainer.save_strategy=no", "evaluate.prompts=null"]
     assert main([*shlex.split(line)[1:], *short]) == 0
     assert "final" in capsys.readouterr().out
@@ -61,8 +67,7 @@ def test_a_reward_of_ones_own(tmp_path, monkeypatch, capsys):
 
 def test_the_commands_for_a_run(tmp_path, monkeypatch, capsys):
     """In the order shown, on a run of two updates that stopped after the first."""
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
-    monkeypatch.chdir(tmp_path)
+    clone_at(tmp_path, monkeypatch)
     lines = next(block.splitlines() for block in blocks("bash") if "--resume" in block)
     short = ["rollout.samples_per_prompt=2", "trainer.per_device_train_batch_size=2", "trainer.save_steps=1"]
     short += ["evaluate.samples_per_prompt=1", "evaluate.limit=2", "evaluate.at_start=false", "output_dir=runs/NAME"]

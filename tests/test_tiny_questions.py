@@ -9,7 +9,7 @@ import pytest
 from tiny import edits, questions
 from tiny.captions import PLACES, RELATION_WORDS
 from tiny.edits import edit
-from tiny.questions import question, question_about
+from tiny.questions import described, question, question_about
 from tiny.splits import SPLITS, color_split, scene_split
 from tiny.world import COLORS, SHAPES, Scene, Thing, apart, is_inside
 
@@ -73,6 +73,17 @@ def test_answers_are_right_and_short(asked, split):
         assert each.answer == answer_of(each), each
         assert each.answer == each.answer.lower()
         assert 1 <= len(each.answer.split()) <= 2
+
+
+def test_a_description_names_every_thing_from_left_to_right():
+    things = (
+        Thing("ring", "pink", "large", 50, 12),
+        Thing("cross", "red", "small", 9, 32),
+        Thing("square", "blue", "medium", 32, 30),
+    )
+    request, text = described(Scene(things, "grey"))
+    assert request == "describe the picture."
+    assert text == "small red cross left, medium blue square center, large pink ring top right, on grey"
 
 
 def test_answers_are_balanced(asked):

@@ -37,7 +37,8 @@ from uniar.seeds import seed_of
 
 GUIDANCE = 2.0
 TEMPERATURE = 0.5
-STEPS = 8
+STEPS = 6
+DECODER_GUIDANCE = 1.5
 BATCH = 50
 
 
@@ -129,7 +130,7 @@ class Figures:
             SIDE,
             SIDE,
             num_inference_steps=STEPS,
-            guidance_scale=1.0,
+            guidance_scale=DECODER_GUIDANCE,
             noise_seeds=[seed_of("figures", self.seed, number) for number in range(len(bits))],
             batch_size=BATCH,
         )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from tiny.captions import RELATION_WORDS, drawing, noun, plural
 from tiny.splits import OPPOSITES, Split, color_split, scene_split
-from tiny.world import COLORS, SHAPES, Scene, Thing, free_scene
+from tiny.world import COLORS, SHAPES, SIDE, Scene, Thing, free_scene
 
 NUMBER_WORDS = ("zero", "one", "two", "three", "four")
 DRAWN = 1 / 3  # how many questions are about the scene of a caption, so that the model can read what it draws
@@ -198,6 +198,22 @@ def directions(a: Thing, b: Thing) -> list[str]:
     if abs(a.y - b.y) >= CLEAR_OFFSET:
         found.append("above" if a.y < b.y else "below")
     return found
+
+
+def described(scene: Scene) -> tuple[str, str]:
+    """A request to describe the picture and its answer, from left to right: "small red ring top left, large blue cross
+    center, on white". What no question of one answer gives a model in training: a word about every thing."""
+    things = sorted(scene.things, key=lambda thing: (thing.x, thing.y))
+    parts = [f"{thing.size} {thing.color} {thing.shape} {_third(thing)}" for thing in things]
+    return "describe the picture.", ", ".join([*parts, f"on {scene.background}"])
+
+
+def _third(thing: Thing) -> str:
+    column, row = (
+        names[min(at * 3 // SIDE, 2)]
+        for at, names in ((thing.x, ("left", "", "right")), (thing.y, ("top", "", "bottom")))
+    )
+    return " ".join(filter(None, (row, column))) or "center"
 
 
 def _all_only(scene: Scene, attribute: str) -> list[Thing]:

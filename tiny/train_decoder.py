@@ -7,9 +7,10 @@ so that guidance works, and some bits are flipped, as a policy that samples ever
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from tiny.model import GRID, grids, new_sd3, patches
+from tiny.model import GRID, VAE_FACTOR, grids, new_sd3, patches
 from tiny.pool import floats, load_pool, load_vae
 from tiny.train_tokenizer import FLIPPED, load_tokenizer
 from tiny.train_vae import encode
@@ -18,11 +19,13 @@ from tiny.world import free_scene
 from uniar.decoder_parts import encode_prompt
 from uniar.modeling_vision import UniARVisionModel
 
-STEPS = 3000
+STEPS = 5000
 BATCH = 32
 NO_FEATURES = 0.1
 SHIFT = 3.0
 """of the flow's noise levels towards noise, as in the checkpoint's scheduler"""
+THINGS = 4.0
+"""weight of latents that show a thing or its edge, against 1 of the bare background's: small things are few latents"""
 HELD_OUT = 256
 
 
@@ -37,7 +40,7 @@ def train_decoder(folder: Path, *, seed: int, steps: int = STEPS, fast: bool = T
     pool_bits = torch.cat([_bits(vision, floats(images)) for images in pool["images"].split(250)])
     stage = Stage("decoder", folder, sd3, steps=steps, learning_rate=1.5e-3, seed=seed)
 
-    def flow_loss(latents: Tensor, bits: Tensor, noise: torch.Generator) -> Tensor:
+    def flow_loss(latents: Tensor, bits: Tensor, noise: torch.Generator, weights: Tensor | float = 1.0) -> Tensor:
         batch = len(bits)
         level = torch.rand(batch, generator=noise)
         level = SHIFT * level / (1 + (SHIFT - 1) * level)
@@ -55,13 +58,14 @@ def train_decoder(folder: Path, *, seed: int, steps: int = STEPS, fast: bool = T
                 siglip_tensor=features,
                 return_dict=False,
             )
-        return (velocity.float() - (start - latents)).square().mean()
+        return (weights * (velocity.float() - (start - latents)).square()).mean()
 
     for step in stage:
         _, noise = randomness(seed, "decoder", step)
         chosen = torch.randint(len(pool_bits), (BATCH,), generator=noise)
         bits = flip(pool_bits[chosen], FLIPPED, noise)
-        stage.update(flow_loss(pool["latents"][chosen].float(), bits, noise))
+        weights = _weights(floats(pool["images"][chosen]))
+        stage.update(flow_loss(pool["latents"][chosen].float(), bits, noise, weights))
 
     stage.finish()
     rng, noise = randomness(seed, "decoder", "held out")
@@ -71,6 +75,14 @@ def train_decoder(folder: Path, *, seed: int, steps: int = STEPS, fast: bool = T
     sd3.save_pretrained(folder / "sd3_transformer")
     stage.log(results)
     return results
+
+
+def _weights(images: Tensor) -> Tensor:
+    """(B, 3, 64, 64) → (B, 1, 16, 16) with mean 1. The top left pixel is background in every picture."""
+    different = (images - images[..., :1, :1]).abs().amax(1, keepdim=True) > 0.1
+    things = F.max_pool2d(F.max_pool2d(different.float(), VAE_FACTOR), 3, stride=1, padding=1)
+    weights = 1 + (THINGS - 1) * things
+    return weights / weights.mean()
 
 
 @torch.no_grad()
