@@ -60,7 +60,7 @@ def test_a_reward_of_ones_own(tmp_path, monkeypatch, capsys):
     (line,) = shell_lines("uniar-rl train configs/quickstart.yaml")
     (tmp_path / "my_rewards.py").write_text(plugin)
     clone_at(tmp_path, monkeypatch)
-    short = ["trainer.max_steps=1", "trainer.save_strategy=no", "evaluate.prompts=null"]
+    short = ["trainer.max_steps=1", "trainer.save_strategy=no", "evaluate.prompts=null", "understanding.limit=2"]
     assert main([*shlex.split(line)[1:], *short]) == 0
     assert "final" in capsys.readouterr().out
 
@@ -70,7 +70,7 @@ def test_the_commands_for_a_run(tmp_path, monkeypatch, capsys):
     clone_at(tmp_path, monkeypatch)
     lines = next(block.splitlines() for block in blocks("bash") if "--resume" in block)
     short = ["rollout.samples_per_prompt=2", "trainer.per_device_train_batch_size=2", "trainer.save_steps=1"]
-    short += ["evaluate.samples_per_prompt=1", "evaluate.limit=2", "evaluate.at_start=false", "output_dir=runs/NAME"]
+    short += ["understanding.limit=2", "evaluate.limit=2", "evaluate.at_start=false", "output_dir=runs/NAME"]
     assert main(["train", "configs/quickstart.yaml", *short, "trainer.max_steps=1"]) == 0
     assert len(lines) == 4
     for line in lines:
