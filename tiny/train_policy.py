@@ -27,10 +27,10 @@ from uniar.answering import Drawing, answer_logits, encode_exchange
 from uniar.modeling_uniar import UniARForConditionalGeneration
 from uniar.modeling_vision import UniARVisionModel
 
-STEPS = 4500
-DRAWINGS, EDITS, QUESTIONS, DESCRIPTIONS = 3, 16, 32, 16
+STEPS = 5500
+DRAWINGS, EDITS, QUESTIONS, DESCRIPTIONS = 2, 16, 40, 20
 """samples a step; few drawings, as drawing is what is left to reinforcement learning"""
-WEIGHTS = {"drawing": 1.0, "editing": 5.0, "answering": 1.0, "describing": 1.0}
+WEIGHTS = {"drawing": 0.7, "editing": 5.0, "answering": 1.0, "describing": 1.0}
 """of the losses: nats a bit, nats a bit, nats a text token, nats a text token"""
 NO_PROMPT = 0.12
 """share of prompts that are dropped, so that guidance has its unconditional branch"""
@@ -49,7 +49,7 @@ def train_policy(folder: Path, *, seed: int, steps: int = STEPS, fast: bool = Tr
     for merger in (model.model.visual.merger, model.model.visual.deepstack_merger_list):
         merger.requires_grad_(True)
     model.set_attn_implementation("eager")  # the backward of torch's fused attention takes half a step on a CPU
-    stage = Stage("policy", folder, model, steps=steps, learning_rate=1.5e-3, seed=seed)
+    stage = Stage("policy", folder, model, steps=steps, learning_rate=1.5e-3, weight_decay=0.1, seed=seed)
     for step in stage:
         with mixed_precision(fast):
             parts = losses(model, processor, vision, "train", *randomness(seed, "policy", step), NO_PROMPT, FLIPPED)
