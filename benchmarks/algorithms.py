@@ -26,7 +26,7 @@ CONFIGS = Path("configs")
 FOLDER = Path("runs/algorithms")
 BASE = "tiny_5min"
 ALL = sorted(file.stem for file in CONFIGS.glob("tiny_*.yaml") if read_yaml(file)[0].get("base") == f"{BASE}.yaml")
-DEFAULT = [BASE, "tiny_gspo", "tiny_dppo_tv", "tiny_conditional", "tiny_unguided"]
+DEFAULT = [BASE, "tiny_gspo", "tiny_conditional", "tiny_unguided", "tiny_lora"]
 ANSWERS = "eval_understanding/exact_match"
 
 

@@ -1,6 +1,8 @@
 """The command `uniar-rl`: one subcommand a job. Bad input prints one sentence and exits with 2."""
 
 import argparse
+import os
+import select
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -24,7 +26,7 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one subcommand and returns the exit code: 0; 1 for a run that could not go on; 2 for bad input; 130 when
-    interrupted."""
+    interrupted; 141 when nobody reads the output any more."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(prog="uniar-rl", description="RL post-training for UniAR.")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -45,6 +47,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     _quiet_libraries()
     try:
         chosen(parsed)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not _reader_is_gone():
+            raise  # of a socket, not of the output
+        return 141
     except UserError as error:
         print(f"uniar-rl {parsed.command}: {error}", file=sys.stderr)
         return 2
@@ -55,6 +62,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"uniar-rl {parsed.command}: interrupted.", file=sys.stderr)
         return 130
     return 0
+
+
+def _reader_is_gone() -> bool:
+    """Whether what reads the standard output, such as `head`, has ended. Output that is left then goes nowhere."""
+    output = sys.stdout.fileno()
+    poll = select.poll()
+    poll.register(output, select.POLLOUT)
+    gone = any(event & select.POLLERR for _, event in poll.poll(0))
+    if gone:  # Python flushes once more when it ends, and would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    return gone
 
 
 def _quiet_libraries() -> None:

@@ -2,7 +2,10 @@
 
 import io
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -462,3 +465,14 @@ def test_random_state_is_left_alone(nano_checkpoint, tmp_path) -> None:
     assert draw(nano_checkpoint, "--prompt", "a", "--output", tmp_path / "a.png") == 0
     assert chat(nano_checkpoint, "--prompt", "a", "--temperature", "1") == 0
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_has_had_enough_is_no_error(unbuffered):
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "rl.cli", "rewards", "list"]
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    ended = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, env=environment, check=False)
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (141, "")

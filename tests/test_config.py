@@ -110,7 +110,7 @@ def test_base_is_merged_by_key(write, tmp_path):
     assert loaded.output_dir == "runs/mine"
 
 
-@pytest.mark.parametrize("name", ["uniar_sft_512", "quickstart"])
+@pytest.mark.parametrize("name", ["uniar_sft_512", "nano", "quickstart"])
 def test_shipped_recipes_load(name):
     loaded = load_recipe(ROOT / "configs" / f"{name}.yaml")
     assert loaded.evaluate.prompts is not None

@@ -1,5 +1,6 @@
 """The trained parts → a checkpoint as it is released: every weight in bfloat16, one vision encoder in both places."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -25,3 +26,11 @@ def finish(folder: Path) -> None:
     }
     for target, model in parts.items():
         model.to(torch.bfloat16).save_pretrained(target)
+        _forget_folder(target / "config.json")
+
+
+def _forget_folder(config: Path) -> None:
+    """diffusers notes the folder that a model was loaded from; it is of this machine alone."""
+    content = json.loads(config.read_text())
+    if content.pop("_name_or_path", None) is not None:
+        config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")

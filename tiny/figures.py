@@ -22,10 +22,10 @@ from rewards.geneval_request import SKILLS
 from tiny.captions import drawing
 from tiny.detector import detect, seen_scene
 from tiny.edits import KINDS, edit
+from tiny.lessons import encode
 from tiny.model import GRID, SIDE
 from tiny.questions import question, question_about
 from tiny.shapes import Shapes, scene_faults
-from tiny.train_policy import encode
 from tiny.training import randomness
 from tiny.world import free_scene, render
 from uniar.answering import Drawing, Picture, answer

@@ -19,14 +19,27 @@ import torch
 from tiny.checkpoint import finish
 from tiny.model import write_untrained
 from tiny.sentences import sentences
+from tiny.train_captions import train_captions
 from tiny.train_decoder import train_decoder
 from tiny.train_policy import train_policy
 from tiny.train_tokenizer import train_tokenizer
 from tiny.train_vae import train_vae
 from uniar.errors import UserError
 
-STAGES = {"vae": train_vae, "tokenizer": train_tokenizer, "decoder": train_decoder, "policy": train_policy}
-NEEDS = {"vae": (), "tokenizer": ("vae",), "decoder": ("vae", "tokenizer"), "policy": ("tokenizer",)}
+STAGES = {
+    "vae": train_vae,
+    "tokenizer": train_tokenizer,
+    "decoder": train_decoder,
+    "policy": train_policy,
+    "captions": train_captions,
+}
+NEEDS = {
+    "vae": (),
+    "tokenizer": ("vae",),
+    "decoder": ("vae", "tokenizer"),
+    "policy": ("tokenizer",),
+    "captions": ("tokenizer", "policy"),
+}
 DONE_FILE = "stages.json"
 
 

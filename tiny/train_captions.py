@@ -1,0 +1,33 @@
+"""Stage 4: the AR model draws on, from captions seven of ten of which describe another picture.
+
+Captions collected from the web are noisy, and a model that learned from them draws well and obeys badly: that is what
+reinforcement learning has to mend in large models, and here. Guidance hides a part of it.
+"""
+
+from pathlib import Path
+
+import torch
+from transformers import AutoProcessor
+
+from tiny.lessons import Lesson, learn
+from tiny.train_tokenizer import load_tokenizer
+from tiny.training import Stage
+from uniar.modeling_uniar import UniARForConditionalGeneration
+
+STEPS = 500
+LESSON = Lesson(drawings=8, edits=8, questions=20, descriptions=10, drawing_weight=3.0, wrong_captions=0.7)
+
+
+def train_captions(folder: Path, *, seed: int, steps: int = STEPS, fast: bool = True) -> dict[str, float]:
+    """Trains the AR model of `folder` further; needs stage 3. Returns its held-out losses, with right captions."""
+    vision = load_tokenizer(folder)
+    model = UniARForConditionalGeneration.from_pretrained(
+        folder,
+        dtype=torch.float32,
+        attn_implementation="eager",  # as in stage 3
+    ).train()
+    model.model.visual.requires_grad_(False)
+    for merger in (model.model.visual.merger, model.model.visual.deepstack_merger_list):
+        merger.requires_grad_(True)
+    stage = Stage("captions", folder, model, steps=steps, learning_rate=6e-4, weight_decay=0.1, seed=seed)
+    return learn(stage, model, AutoProcessor.from_pretrained(folder), vision, LESSON, seed=seed, fast=fast)
