@@ -17,11 +17,11 @@ TILE, MARGIN, LINE = 192, 8, 16
 
 
 def sample_grid(
-    tiles: Sequence[tuple[Image.Image, str, float]], path: Path, columns: int = 4, notes: Sequence[str] | None = None
+    tiles: Sequence[tuple[Image.Image, str, float]], path: Path, notes: Sequence[str] | None = None
 ) -> None:
     """Writes a PNG: each tile an image, its reward and the prompt under it (cut to two lines), and where `notes` says
     something about any of them, that (cut to three)."""
-    columns = min(columns, max(len(tiles), 1))
+    columns = min(max(4, round(math.sqrt(1.5 * len(tiles)))), max(len(tiles), 1))
     rows = math.ceil(len(tiles) / columns)
     notes = notes if notes and any(notes) else [""] * len(tiles)
     cell_w, cell_h = TILE + MARGIN, TILE + (3 + 3 * any(notes)) * LINE + MARGIN

@@ -4,7 +4,7 @@ and answers, each trained on pictures that are drawn as they are needed. No data
     python -m tiny.train --output models/uniar-tiny
     python -m tiny.train --output models/uniar-tiny --stage tokenizer     one stage; it needs the ones before it
 
-About 100 minutes with one thread (`--threads 1`); the longest stage, the AR model, 52.
+About 105 minutes with one thread (`--threads 1`); the longest stage, the AR model, 52.
 An interrupted stage goes on where it stopped; a finished one is not run again.
 Left out: the adversarial and perceptual losses of real VAEs and tokenizers, and any data but this small world.
 """
