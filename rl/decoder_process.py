@@ -3,6 +3,7 @@
 import selectors
 import signal
 import socket
+import weakref
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -37,10 +38,11 @@ class DecoderProcess:
         self._asked_to_stop = False
         for number in SIGNALS:
             signal.signal(number, self._on_signal)
-        self.path, self.clients = path, clients
+        self.clients = clients
         path.unlink(missing_ok=True)
         self._listening = socket.socket(socket.AF_UNIX)
         self._listening.bind(str(path))
+        self._forget_path = weakref.finalize(self, path.unlink, missing_ok=True)  # also when this process fails before
         self._listening.listen(clients)
 
     def serve(self, decoder: "UniARVisualDecoder", lists: Mapping[str, ScoredList]) -> None:
@@ -68,7 +70,7 @@ class DecoderProcess:
     def _close(self) -> None:
         """Nobody else can connect."""
         self._listening.close()
-        self.path.unlink(missing_ok=True)
+        self._forget_path()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._asked_to_stop = True

@@ -226,6 +226,18 @@ def test_once_its_processes_have_connected_no_other_can(tmp_path):
     assert gone == [True]
 
 
+def test_a_process_that_fails_before_they_connect_leaves_no_socket(tmp_path):
+    program = "import sys; from pathlib import Path; from rl.decoder_process import DecoderProcess; "
+    program += (
+        "path = Path(sys.argv[1]); decoding = DecoderProcess(path, 1); assert path.exists(); raise OSError('no disk')"
+    )
+    failed = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "socket")], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert "OSError: no disk" in failed.stderr
+    assert not (tmp_path / "socket").exists()
+
+
 def test_messages():
     here, there = socket.socketpair()
     bits = torch.randint(0, 256, (3, 5), dtype=torch.uint8)

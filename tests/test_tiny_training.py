@@ -10,11 +10,11 @@ import torch
 from transformers import AutoProcessor
 
 from rl.policy import Branch, replay
-from tiny import pool, training
+from tiny import lessons, pool, training
 from tiny.batches import TOKENS, drawing_rows, drawn_gaps
 from tiny.captions import drawing
 from tiny.edits import edit
-from tiny.lessons import encode
+from tiny.lessons import Lesson, encode, losses
 from tiny.model import SIDE, grids, new_policy, new_sd3, new_vae, new_vision, patches, write_untrained
 from tiny.sentences import sentences
 from tiny.train import STAGES, train
@@ -91,6 +91,34 @@ def test_flipped_bits():
     assert 0.07 < flipped.float().mean() < 0.13
     assert flipped.dtype == torch.uint8
     assert torch.equal(flip(bits, 0.0, noise), bits)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_captions_of_other_pictures(untrained, monkeypatch, share):
+    """As many drawings as asked for get them; pictures stay the same, and examined drawings have their own."""
+    lesson = Lesson(60, 1, 1, 1, drawing_weight=1.0, wrong_captions=share, no_prompt=0.0)
+    model, shown = new_policy(untrained, 0).eval(), []
+
+    def rows(model, processor, prompts, **kind):
+        shown.append(prompts)
+        return drawing_rows(model, processor, prompts, **kind)
+
+    monkeypatch.setattr(lessons, "drawing_rows", rows)
+    own = [drawing(rng, "train").prompt for rng in [randomness(0, "lesson")[0]] for _ in range(60)]
+    for each in (lesson, lesson.as_examined()):
+        with torch.no_grad():
+            found = losses(
+                model,
+                AutoProcessor.from_pretrained(untrained),
+                model.model.visual,
+                "train",
+                *randomness(0, "lesson"),
+                each,
+            )
+        assert all(value.isfinite() for value in found.values())
+    wrong = sum(prompt != right for prompt, right in zip(shown[0], own, strict=True))
+    assert abs(wrong - 60 * share) <= (12 if share == 0.5 else 0 if share == 0.0 else 3)  # a few are alike by chance
+    assert shown[2] == own
 
 
 def test_all_weights_stay_under_14_megabytes(untrained):
