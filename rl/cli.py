@@ -66,10 +66,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _reader_is_gone() -> bool:
     """Whether what reads the standard output, such as `head`, has ended. Output that is left then goes nowhere."""
-    output = sys.stdout.fileno()
+    try:
+        output = sys.stdout.fileno()
+    except OSError:  # not a file, as in a notebook
+        return False
     poll = select.poll()
     poll.register(output, select.POLLOUT)
-    gone = any(event & select.POLLERR for _, event in poll.poll(0))
+    gone = any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
     if gone:  # Python flushes once more when it ends, and would complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), output)
     return gone

@@ -21,6 +21,7 @@ def sample_grid(
 ) -> None:
     """Writes a PNG: each tile an image, its reward and the prompt under it (cut to two lines), and where `notes` says
     something about any of them, that (cut to three)."""
+    # About as wide as high: a tile with its text is half as high again as wide.
     columns = min(max(4, round(math.sqrt(1.5 * len(tiles)))), max(len(tiles), 1))
     rows = math.ceil(len(tiles) / columns)
     notes = notes if notes and any(notes) else [""] * len(tiles)

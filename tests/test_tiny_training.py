@@ -95,30 +95,32 @@ def test_flipped_bits():
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_captions_of_other_pictures(untrained, monkeypatch, share):
-    """As many drawings as asked for get them; pictures stay the same, and examined drawings have their own."""
+    """As many drawings as asked for get them; the pictures stay the same, and examined drawings have their own."""
     lesson = Lesson(60, 1, 1, 1, drawing_weight=1.0, wrong_captions=share, no_prompt=0.0)
-    model, shown = new_policy(untrained, 0).eval(), []
+    processor, model = AutoProcessor.from_pretrained(untrained), new_policy(untrained, 0).eval()
+    captions, shown = [], []
 
     def rows(model, processor, prompts, **kind):
-        shown.append(prompts)
+        captions.append(prompts)
         return drawing_rows(model, processor, prompts, **kind)
 
+    def bits_of(vision, scenes):
+        shown.append(scenes)
+        return encode(vision, scenes)
+
     monkeypatch.setattr(lessons, "drawing_rows", rows)
-    own = [drawing(rng, "train").prompt for rng in [randomness(0, "lesson")[0]] for _ in range(60)]
+    monkeypatch.setattr(lessons, "encode", bits_of)
+    rng, _ = randomness(0, "lesson")
+    own = [drawing(rng, "train") for _ in range(60)]
     for each in (lesson, lesson.as_examined()):
         with torch.no_grad():
-            found = losses(
-                model,
-                AutoProcessor.from_pretrained(untrained),
-                model.model.visual,
-                "train",
-                *randomness(0, "lesson"),
-                each,
-            )
+            found = losses(model, processor, model.model.visual, "train", *randomness(0, "lesson"), each)
         assert all(value.isfinite() for value in found.values())
-    wrong = sum(prompt != right for prompt, right in zip(shown[0], own, strict=True))
-    assert abs(wrong - 60 * share) <= (12 if share == 0.5 else 0 if share == 0.0 else 3)  # a few are alike by chance
-    assert shown[2] == own
+    assert [scenes[:60] for scenes in shown] == [[item.scene for item in own]] * 2
+    drawn, _, examined, _ = captions
+    wrong = sum(caption != item.prompt for caption, item in zip(drawn, own, strict=True))
+    assert abs(wrong - 60 * share) <= {0.0: 0, 0.5: 12, 1.0: 3}[share]  # a few are alike by chance
+    assert examined == [item.prompt for item in own]
 
 
 def test_all_weights_stay_under_14_megabytes(untrained):

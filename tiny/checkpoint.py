@@ -13,7 +13,7 @@ from uniar.modeling_uniar import UniARForConditionalGeneration
 
 
 def finish(folder: Path) -> None:
-    """Rewrites the weights in `folder` in bfloat16. The tokenizer's mergers, which the AR model's stage trained, are
+    """Rewrites the weights in `folder` in bfloat16. The tokenizer's mergers, which the AR model's stages trained, are
     copied into `bsq_encoder`, so that both copies of the vision encoder are the same."""
     policy = UniARForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
     encoder = load_tokenizer(folder)

@@ -106,6 +106,7 @@ def losses(
         return "" if rng.random() < lesson.no_prompt else prompt
 
     drawings = [drawing(rng, split) for _ in range(lesson.drawings)]
+    # Where no caption is wrong no random number is drawn for it: that would change all that comes after.
     captions = [
         drawing(rng, split).prompt if lesson.wrong_captions and rng.random() < lesson.wrong_captions else item.prompt
         for item in drawings

@@ -1,4 +1,4 @@
-"""Stage 4: the AR model draws on, from captions seven of ten of which describe another picture.
+"""Stage `captions`: the AR model draws on, from captions seven of ten of which describe another picture.
 
 Captions collected from the web are noisy, and a model that learned from them draws well and obeys badly: that is what
 reinforcement learning has to mend in large models, and here. Guidance hides a part of it.
@@ -19,12 +19,12 @@ LESSON = Lesson(drawings=8, edits=8, questions=20, descriptions=10, drawing_weig
 
 
 def train_captions(folder: Path, *, seed: int, steps: int = STEPS, fast: bool = True) -> dict[str, float]:
-    """Trains the AR model of `folder` further; needs stage 3. Returns its held-out losses, with right captions."""
+    """Trains the AR model of `folder` further; needs stage `policy`. Returns held-out losses, with right captions."""
     vision = load_tokenizer(folder)
     model = UniARForConditionalGeneration.from_pretrained(
         folder,
         dtype=torch.float32,
-        attn_implementation="eager",  # as in stage 3
+        attn_implementation="eager",  # as in stage `policy`
     ).train()
     model.model.visual.requires_grad_(False)
     for merger in (model.model.visual.merger, model.model.visual.deepstack_merger_list):

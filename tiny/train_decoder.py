@@ -1,4 +1,4 @@
-"""Stage 3: the SD3 transformer that draws from the tokenizer's bits.
+"""Stage `decoder`: the SD3 transformer that draws from the tokenizer's bits.
 
 Flow matching (arXiv 2403.03206) on the VAE's latents, given the features of the bits. Features are dropped at random,
 so that guidance works, and some bits are flipped, as a policy that samples every bit on its own will flip them.

@@ -1,6 +1,6 @@
-"""Stage 3: supervised training of the AR model on drawing, editing and answering together.
+"""Stage `policy`: supervised training of the AR model on drawing, editing and answering together.
 
-Few drawings, as most of that is left to the stage after it and to reinforcement learning.
+Few drawings, as the rest of that is left to the stage after it and to reinforcement learning.
 """
 
 from pathlib import Path
@@ -18,7 +18,7 @@ LESSON = Lesson(drawings=2, edits=16, questions=40, descriptions=20, drawing_wei
 
 
 def train_policy(folder: Path, *, seed: int, steps: int = STEPS, fast: bool = True) -> dict[str, float]:
-    """Trains the AR model into `folder`; needs stage 2. Returns its held-out losses."""
+    """Trains the AR model into `folder`; needs stage `tokenizer`. Returns its held-out losses."""
     torch.manual_seed(seed)
     vision = load_tokenizer(folder)
     model = new_policy(folder, seed)

@@ -1,4 +1,4 @@
-"""Stage 2: the bitwise tokenizer.
+"""Stage `tokenizer`: the bitwise tokenizer.
 
 Bits are signs, which have no gradient: the projections get that of the codes, straight through (BSQ, arXiv 2406.07548).
 Two heads read the VAE's latents off the features of the bits, and are thrown away afterwards: a convolutional one shows

@@ -1,4 +1,4 @@
-"""Stage 1: the KL-VAE whose latents the SD3 transformer draws in (arXiv 2112.10752, without its adversarial loss).
+"""Stage `vae`: the KL-VAE whose latents the SD3 transformer draws in (arXiv 2112.10752, without its adversarial loss).
 
 Most steps see quarters of pictures: the network is convolutional, and a quarter costs a quarter.
 """

@@ -1,6 +1,6 @@
 """Small UniAR checkpoints with random weights, in the released layout (spec section 1), built from code alone.
 
-They are for trying the whole path (tests, the quickstart, benchmarks), not for good pictures.
+They are for trying the whole path (tests, configs/nano.yaml, benchmarks), not for good pictures.
 """
 
 import hashlib
