@@ -14,8 +14,8 @@ OWN_COLUMNS = ("prompts", "images", "task", "metadata", "bits")
 class FunctionReward(Reward):
     """Calls a function by keyword with the columns of `RewardBatch.columns` that its signature names (all of them if it
     takes `**columns`). A named column that no sample has arrives as the parameter's default, else as a list of None.
-    The recipe's parameters are handed over as they are. The function may be `async def`, and may carry the attribute
-    `pointwise = False` and `usual_range`.
+    The recipe's parameters are handed over as they are. The function may be `async def`, and may carry the attributes
+    `pointwise = False`, `beside_decoding = False` and `usual_range`.
 
     Raises UserError for a function that takes neither prompts nor images, and for unknown or mistyped parameters.
     """
@@ -33,6 +33,7 @@ class FunctionReward(Reward):
         self._params = _bind(function, params or {})
         self._function = function
         self.pointwise = getattr(function, "pointwise", True)
+        self.beside_decoding = getattr(function, "beside_decoding", True)
         self.usual_range = getattr(function, "usual_range", None)
 
     @property

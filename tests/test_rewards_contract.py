@@ -120,9 +120,11 @@ def test_a_function_with_columns_gets_them_all():
     assert seen == {"task": [None], "metadata": [{"text": "hi", "n": 1}], "bits": None, "text": ["hi"], "n": [1]}
 
 
-def test_a_function_may_declare_that_it_compares_samples():
+@pytest.mark.parametrize("name", ["pointwise", "beside_decoding"])
+def test_a_function_may_declare_that_it_wants_the_whole_batch(name):
     def ranks(prompts, images):
         raise ValueError("no")
 
-    ranks.pointwise = False
-    assert RewardSuite([RewardSpec(ranks)]).rewards[0].pointwise is False
+    assert getattr(RewardSuite([RewardSpec(ranks)]).rewards[0], name) is True
+    setattr(ranks, name, False)
+    assert getattr(RewardSuite([RewardSpec(ranks)]).rewards[0], name) is False
