@@ -42,9 +42,8 @@ class DecoderProcess:
         path.unlink(missing_ok=True)
         self._listening = socket.socket(socket.AF_UNIX)
         self._listening.bind(str(path))
-        self._forget_path = weakref.finalize(
-            self, path.unlink, missing_ok=True
-        )  # also when this process fails before they have all connected
+        # Also when this process fails before they have all connected.
+        self._forget_path = weakref.finalize(self, path.unlink, missing_ok=True)
         self._listening.listen(clients)
 
     def serve(self, decoder: "UniARVisualDecoder", lists: Mapping[str, ScoredList]) -> None:

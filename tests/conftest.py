@@ -11,8 +11,10 @@ os.environ.setdefault("WANDB_MODE", "disabled")
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import uniar  # noqa: F401  (first: makes torchvision importable)
 
@@ -116,3 +118,10 @@ def typed(capsys: pytest.CaptureFixture):
         return status, written.err if status else written.out
 
     return run
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    noise = np.random.default_rng(0).integers(0, 256, (10, 14, 3), dtype=np.uint8)
+    Image.fromarray(noise).resize((140, 100)).save(tmp_path / "picture.png")
+    return tmp_path / "picture.png"

@@ -57,6 +57,13 @@ class Lesson:
         return replace(self, wrong_captions=0.0, no_prompt=0.0, flipped=0.0)
 
 
+def freeze_tokenizer(model: UniARForConditionalGeneration) -> None:
+    """Of the vision encoder only the mergers are trained, through which the text layers see; bits stay as they are."""
+    visual = model.model.visual.requires_grad_(False)
+    for merger in (visual.merger, visual.deepstack_merger_list):
+        merger.requires_grad_(True)
+
+
 def learn(
     stage: Stage,
     model: UniARForConditionalGeneration,

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from transformers import AutoProcessor
 
-from tiny.lessons import Lesson, learn
+from tiny.lessons import Lesson, freeze_tokenizer, learn
 from tiny.train_tokenizer import load_tokenizer
 from tiny.training import Stage
 from uniar.modeling_uniar import UniARForConditionalGeneration
@@ -26,8 +26,6 @@ def train_captions(folder: Path, *, seed: int, steps: int = STEPS, fast: bool = 
         dtype=torch.float32,
         attn_implementation="eager",  # as in stage `policy`
     ).train()
-    model.model.visual.requires_grad_(False)
-    for merger in (model.model.visual.merger, model.model.visual.deepstack_merger_list):
-        merger.requires_grad_(True)
+    freeze_tokenizer(model)
     stage = Stage("captions", folder, model, steps=steps, learning_rate=6e-4, weight_decay=0.1, seed=seed)
     return learn(stage, model, AutoProcessor.from_pretrained(folder), vision, LESSON, seed=seed, fast=fast)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import AutoProcessor
 
-from tiny.lessons import Lesson, learn
+from tiny.lessons import Lesson, freeze_tokenizer, learn
 from tiny.model import new_policy
 from tiny.train_tokenizer import load_tokenizer
 from tiny.training import Stage
@@ -23,9 +23,7 @@ def train_policy(folder: Path, *, seed: int, steps: int = STEPS, fast: bool = Tr
     vision = load_tokenizer(folder)
     model = new_policy(folder, seed)
     model.model.visual.load_state_dict(vision.state_dict())
-    model.model.visual.requires_grad_(False)
-    for merger in (model.model.visual.merger, model.model.visual.deepstack_merger_list):
-        merger.requires_grad_(True)
+    freeze_tokenizer(model)
     model.set_attn_implementation("eager")  # the backward of torch's fused attention takes half a step on a CPU
     stage = Stage("policy", folder, model, steps=steps, learning_rate=1.5e-3, weight_decay=0.1, seed=seed)
     return learn(stage, model, AutoProcessor.from_pretrained(folder), vision, LESSON, seed=seed, fast=fast)
