@@ -5,10 +5,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from uniar.commands.json_lines import JsonLine, read_json_lines
-from uniar.commands.pictures import load_picture
 from uniar.commands.requests import RESERVED
 from uniar.errors import UserError
+from uniar.json_lines import JsonLine, read_json_lines
+from uniar.pictures import load_picture
 
 FIELDS = ("image", "question", "answer")
 

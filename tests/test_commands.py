@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor
 
 from uniar.commands import drawing
-from uniar.commands.pictures import LARGEST_AREA, editing_size, load_picture
 from uniar.commands.record import read_record
 from uniar.commands.requests import slug
 from uniar.modeling_uniar import UniARForConditionalGeneration
+from uniar.pictures import LARGEST_AREA, editing_size, load_picture
 
 LINES = [
     {"prompt": "a red circle", "id": "red"},

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from uniar.commands.conversation import Answer
-from uniar.commands.json_lines import parse_json_lines
-from uniar.commands.pictures import load_picture, picture_digest
 from uniar.commands.record import difference
 from uniar.commands.requests import Question
 from uniar.errors import UserError
+from uniar.json_lines import parse_json_lines
+from uniar.pictures import load_picture, picture_digest
 
 _BEGINNING = b'{"id": '
 _OUTCOME = ("answer", "truncated")

@@ -10,9 +10,9 @@ from tqdm import tqdm
 from uniar.commands.answers import AnswerSettings, answer_record, append_answer, read_answered
 from uniar.commands.conversation import Conversation
 from uniar.commands.loading import Checkpoint, add_model_options, check_number
-from uniar.commands.pictures import load_picture
 from uniar.commands.requests import Question, add_prompt_options, check_prompt, read_questions
 from uniar.errors import UserError
+from uniar.pictures import load_picture
 from uniar.seeds import seed_of
 
 EXAMPLES = """\

@@ -15,11 +15,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from uniar.commands.loading import Checkpoint, check_number, memory_advice
-from uniar.commands.pictures import load_picture
 from uniar.commands.record import check_manifest, difference, read_record, write_image, write_manifest
 from uniar.commands.requests import Request
 from uniar.errors import UserError
 from uniar.generation import draw_noise, rollout
+from uniar.pictures import load_picture
 from uniar.processing import build_visual_prompt
 from uniar.seeds import seed_of
 

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from uniar.commands.json_lines import JsonLine, is_unicode, read_json_lines
-from uniar.commands.pictures import editing_size, load_picture, picture_digest
 from uniar.errors import UserError
+from uniar.json_lines import JsonLine, is_unicode, read_json_lines
+from uniar.pictures import editing_size, load_picture, picture_digest
 from uniar.processing import check_size
 
 FIELDS = ("prompt", "instruction", "id", "height", "width", "image")

@@ -1,0 +1,75 @@
+import json
+import os
+
+import pytest
+
+from uniar.errors import UserError
+from uniar.files import read_json, reason_of, user_path, whole_file, write_whole
+
+
+def test_a_file_is_written_whole(tmp_path):
+    write_whole(tmp_path / "a.json", '{"é": 1}')
+    assert read_json(tmp_path / "a.json") == {"é": 1}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.json"]
+
+
+def _interrupted(file):
+    with whole_file(file) as unfinished:
+        unfinished.write_text("half of what")
+        raise KeyboardInterrupt
+
+
+def _onto_a_full_disk(file):
+    with whole_file(file) as unfinished:
+        os.symlink("/dev/full", unfinished)
+        unfinished.write_bytes(b"x" * 100_000)
+
+
+def test_an_interrupted_writer_leaves_the_file_as_it_was(tmp_path):
+    file = tmp_path / "a.txt"
+    file.write_text("before")
+    with pytest.raises(KeyboardInterrupt):
+        _interrupted(file)
+    assert file.read_text() == "before"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_full_disk_leaves_the_file_as_it_was(tmp_path):
+    file = tmp_path / "a.txt"
+    file.write_text("before")
+    with pytest.raises(OSError, match="No space left"):
+        _onto_a_full_disk(file)
+    assert file.read_text() == "before"
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"a": 1', b"\xff\xfe", b"[" * 100_000, b"nul", b"1" * 10_000])
+def test_what_is_not_whole_json_is_one_sentence(tmp_path, content):
+    file = tmp_path / "state.json"
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"the record '.*state\.json' is not whole, valid JSON: .+\.$"):
+        read_json(file, "record")
+
+
+def test_a_missing_file_and_a_folder_are_named(tmp_path):
+    with pytest.raises(UserError, match=r"the file '.*none\.json' does not exist\.$"):
+        read_json(tmp_path / "none.json")
+    with pytest.raises(UserError, match=r"the file '.*' cannot be read: Is a directory\.$"):
+        read_json(tmp_path)
+
+
+def test_a_byte_order_mark_is_passed_over(tmp_path):
+    (tmp_path / "a.json").write_bytes(b"\xef\xbb\xbf" + json.dumps({"a": 1}).encode())
+    assert read_json(tmp_path / "a.json") == {"a": 1}
+
+
+def test_home_folders(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert user_path("~/runs") == tmp_path / "runs"
+    assert str(user_path("a~/b")) == "a~/b"
+    with pytest.raises(UserError, match="'~nobody-of-that-name/x'"):
+        user_path("~nobody-of-that-name/x")
+
+
+def test_reasons():
+    assert reason_of(ValueError("bad value.\nmore")) == "bad value"
+    assert reason_of(KeyError()) == "KeyError"

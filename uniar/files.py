@@ -1,0 +1,58 @@
+"""Files that are read back later: written whole or not at all, read with a sentence that names them."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from uniar.errors import UserError
+
+
+def user_path(path: str | Path) -> Path:
+    """A path as a user gives it: `~` is their home folder. Raises UserError for a user who does not exist."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"the path '{path}' begins with a user's home folder that is not known: {error}.") from error
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A path beside `path` to write to. What was written is on the disk and takes the place of `path` when the block
+    ends; when it raises, or the process is killed meanwhile, `path` is as it was. Raises OSError as writing does."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield unfinished
+        with unfinished.open("rb") as file:
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Writes a file whole or not at all. Raises OSError as writing does, and leaves `path` as it was then."""
+    with whole_file(path) as unfinished:
+        unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def read_json(path: Path, what: str = "file") -> Any:
+    """The content of a JSON file. Raises UserError naming the file where it is missing, cut, or not JSON in UTF-8."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise UserError(f"the {what} '{path}' does not exist.") from None
+    except OSError as error:
+        raise UserError(f"the {what} '{path}' cannot be read: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:  # JSON, UTF-8, a number of thousands of digits, nesting
+        raise UserError(f"the {what} '{path}' is not whole, valid JSON: {reason_of(error)}.") from error
+
+
+def reason_of(error: BaseException) -> str:
+    """What a library says went wrong, for the end of a sentence: its first line without the final dot, or the kind of
+    error where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(" .") if lines else type(error).__name__
