@@ -6,7 +6,10 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-# 16-bit and float images are left out: Pillow cuts their values at 255 when it converts them.
+from uniar.errors import UserError
+from uniar.pictures import PictureTooLarge, in_rgb, open_picture
+
+# 16-bit and float images are left out: scaling them takes several times their memory.
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 _SCAN = b"\xff\xda"  # the marker before each scan of a JPEG; its compressed data cannot contain it
 
@@ -49,29 +52,18 @@ def encode_image(image: Image.Image) -> bytes:
     """Lossless PNG of the image in RGB, packed fast rather than small."""
     buffer = io.BytesIO()
     # After PNG's own filters, looking for runs alone is faster than looking for any repetition, and packs as well.
-    image.convert("RGB").save(buffer, format="PNG", compress_level=1, compress_type=zlib.Z_RLE)
+    in_rgb(image).save(buffer, format="PNG", compress_level=1, compress_type=zlib.Z_RLE)
     return buffer.getvalue()
 
 
 def open_image(data: bytes, where: str, limits: Limits) -> Image.Image:
     """The image with its header read and its size checked, not decoded yet. Raises BadRequest."""
     try:
-        image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
-    except Image.DecompressionBombError as error:
-        raise BadRequest(f"{where} has far more than the {limits.image_pixels} pixels that are taken.", 413) from error
-    except Image.UnidentifiedImageError as error:
-        raise BadRequest(f"{where} is neither a PNG nor a JPEG file.") from error
-    except Exception as error:  # Pillow's readers raise anything from struct.error to SyntaxError on broken bytes
-        raise BadRequest(f"{where} cannot be read: {_said(error)}.") from error
-    width, height = image.size
-    if width * height > limits.image_pixels:
-        raise BadRequest(f"{where} has {width} × {height} pixels; at most {limits.image_pixels} pixels are taken.", 413)
-    if max(width, height) > limits.aspect_ratio * min(width, height):
-        raise BadRequest(
-            f"{where} has {width} × {height} pixels; one side may be {limits.aspect_ratio} times the other at most."
-        )
+        image = open_picture(data, where, ("PNG", "JPEG"), limits.image_pixels, limits.aspect_ratio)
+    except UserError as error:
+        raise BadRequest(str(error), 413 if isinstance(error, PictureTooLarge) else 400) from error
     if image.mode not in _MODES:
-        raise BadRequest(f"{where} is of Pillow's mode {image.mode!r}; 8 bits a channel are needed.")
+        raise BadRequest(f"{where} is of Pillow's mode {image.mode!r}; 8 bits per channel are needed.")
     if image.format != "PNG" and data.count(_SCAN) > limits.jpeg_scans:
         raise BadRequest(f"{where} is a JPEG of more than {limits.jpeg_scans} scans.")
     return image
@@ -80,10 +72,6 @@ def open_image(data: bytes, where: str, limits: Limits) -> Image.Image:
 def decode_image(image: Image.Image, where: str) -> Image.Image:
     """The opened image as RGB pixels. Raises BadRequest where its data is truncated or broken."""
     try:
-        return image.convert("RGB")
-    except Exception as error:  # see open_image
-        raise BadRequest(f"{where} cannot be decoded: {_said(error)}.") from error
-
-
-def _said(error: Exception) -> str:
-    return " ".join(str(error).split()).rstrip(".")[:200] or type(error).__name__
+        return in_rgb(image, where)
+    except UserError as error:
+        raise BadRequest(str(error)) from error

@@ -146,7 +146,7 @@ class RunCallback(TrainerCallback):
         import numpy as np
         from PIL import Image
 
-        with Image.open(path) as image:
+        with Image.open(path, formats=("PNG",)) as image:
             pixels = np.asarray(image.convert("RGB"))
         for callback in self.trainer.callback_handler.callbacks:
             if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:

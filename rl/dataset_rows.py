@@ -1,13 +1,10 @@
 """Rows of a dataset of the `datasets` library: from the Hugging Face hub, or a folder that `save_to_disk` wrote."""
 
 import hashlib
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from PIL import Image
 
 from uniar.errors import UserError
 
@@ -26,14 +23,11 @@ class DatasetImage:
     def __str__(self) -> str:
         return f"column {self.column}, row {self.row}"
 
-    def load(self) -> Image.Image:
-        """Raises OSError if it cannot be read."""
-        return Image.open(io.BytesIO(self._bytes()))
-
     def content_hash(self) -> str:
-        return hashlib.sha256(self._bytes()).hexdigest()
+        return hashlib.sha256(self.content()).hexdigest()
 
-    def _bytes(self) -> bytes:
+    def content(self) -> bytes:
+        """Of the picture's file. Raises UserError if it cannot be read."""
         stored = self.dataset[self.column][self.row]
         return stored["bytes"] if stored["bytes"] is not None else Path(stored["path"]).read_bytes()
 

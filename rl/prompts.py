@@ -28,6 +28,7 @@ from rl.dataset_rows import DatasetImage, read_dataset
 from rl.settings import build, origin_of, setting
 from rl.yaml_files import read_yaml
 from uniar.errors import UserError, did_you_mean
+from uniar.pictures import check_picture, load_picture, picture_to_edit
 
 FIELDS = ("prompt", "instruction", "task", "metadata", "image", "id", "number")
 
@@ -52,15 +53,15 @@ class PromptRecord:
 
     def load_image(self) -> Image.Image | None:
         """The picture to edit in RGB, or None. Raises UserError if it cannot be read."""
-        if self.image is None:
-            return None
-        try:
-            if isinstance(self.image, DatasetImage):
-                return self.image.load().convert("RGB")
-            with Image.open(self.image) as image:
-                return image.convert("RGB")
-        except OSError as error:
-            raise UserError(f"the image '{self.image}' of prompt {self.id} cannot be read: {error}.") from error
+        return None if self.image is None else load_picture(*self._picture())
+
+    def image_to_edit(self, height: int, width: int) -> Image.Image:
+        """The picture to edit in the size of the image to draw, in pixels. Raises UserError if it cannot be read."""
+        return picture_to_edit(self._picture()[0], height, width, self._picture()[1])
+
+    def _picture(self) -> tuple[str | bytes, str]:
+        content = self.image.content() if isinstance(self.image, DatasetImage) else self.image
+        return content, f"the image '{self.image}' of prompt {self.id}"
 
 
 @dataclass(frozen=True)
@@ -241,8 +242,8 @@ def _row(values: Any, where: str, root: Path, id_prefix: str) -> _Row:
     key = _hash(prompt, task, metadata, image) if own_id is None else f"{id_prefix}{own_id}"
     if isinstance(image, str):
         image = str(root / image)
-        if not Path(image).is_file():
-            raise UserError(f"{where}: the image '{image}' does not exist.")
+    if image is not None:
+        check_picture(image if isinstance(image, str) else image.content(), f"{where}: the image '{image}'")
     return _Row(key, PromptRecord(prompt, task, metadata, image))
 
 

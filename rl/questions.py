@@ -8,7 +8,7 @@ from PIL import Image
 from uniar.commands.requests import RESERVED
 from uniar.errors import UserError
 from uniar.json_lines import JsonLine, read_json_lines
-from uniar.pictures import load_picture
+from uniar.pictures import check_picture, load_picture
 
 FIELDS = ("image", "question", "answer")
 
@@ -57,6 +57,5 @@ def _record(line: JsonLine, root: Path) -> QuestionRecord:
                 raise UserError(f"{line.where}: '{name}' contains {token}, which stands for a picture; leave it out.")
         texts[name] = text
     image = root / texts["image"]
-    if not image.is_file():
-        raise UserError(f"{line.where}: the image '{image}' does not exist.")
+    check_picture(image, f"{line.where}: the image '{image}'")
     return QuestionRecord(image, texts["question"], texts["answer"])

@@ -177,7 +177,7 @@ def decode(
 
 
 def _input_images(records: Sequence[PromptRecord], settings: DrawSettings) -> list[Image.Image] | None:
-    """Images to edit, resized once to the size the model draws at, as it was trained (spec section 6)."""
+    """Images to edit, in the size the model draws at."""
     with_image = [record for record in records if record.image is not None]
     if not with_image:
         return None
@@ -187,5 +187,4 @@ def _input_images(records: Sequence[PromptRecord], settings: DrawSettings) -> li
             f"prompt {missing.prompt!r} has no image while others of its batch have one to edit; "
             "keep prompts to draw and prompts to edit in separate runs."
         )
-    size = (settings.width, settings.height)
-    return [record.load_image().resize(size, Image.Resampling.BICUBIC) for record in records]
+    return [record.image_to_edit(settings.height, settings.width) for record in records]

@@ -113,7 +113,11 @@ def test_a_checkpoint_without_a_part_or_of_another_model(nano_checkpoint, tmp_pa
 def test_bad_pictures_are_named(nano_checkpoint, picture, tmp_path, capsys) -> None:
     (tmp_path / "text.png").write_text("no picture")
     (tmp_path / "half.png").write_bytes(picture.read_bytes()[:400])
-    faults = {"none.png": "does not exist", "text.png": "is in no format", "half.png": "cannot be read"}
+    faults = {
+        "none.png": "does not exist",
+        "text.png": "is not a whole picture in a format",
+        "half.png": "cannot be read",
+    }
     for name, reason in faults.items():
         file = tmp_path / name
         assert draw(nano_checkpoint, "--image", file, "--prompt", "a", "--output", tmp_path, command="edit") == 2

@@ -61,10 +61,15 @@ def test_images_start_from_image_root(tmp_path):
         load_prompts(path)
 
 
-def test_broken_image_is_named_when_it_is_read(tmp_path):
+def test_broken_images_are_found_at_load_and_named_when_they_break_later(tmp_path):
+    path = write_lines(tmp_path / "p.jsonl", [{"prompt": "x"}, {"prompt": "x", "image": "a.png"}])
     (tmp_path / "a.png").write_text("no picture")
-    (record,) = load_prompts(write_lines(tmp_path / "p.jsonl", [{"prompt": "x", "image": "a.png"}]))
-    with pytest.raises(UserError, match=r"the image '.*a.png' of prompt \w+ cannot be read"):
+    with pytest.raises(UserError, match=r"p.jsonl, line 2: the image '.*a.png' is not a whole picture in a format"):
+        load_prompts(path)
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+    _, record = load_prompts(path)
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(UserError, match=r"the image '.*a.png' of prompt \w+ does not exist"):
         record.load_image()
 
 

@@ -151,7 +151,7 @@ def test_a_picture_that_the_reward_fails_on_is_named_and_the_others_are_scored(t
 SCORE_FAULTS = {
     "no picture": (["--image", "none.png"], "the picture 'none.png' does not exist"),
     "no picture in the folder": (["--image", "empty"], "the folder 'empty' has no picture (.png, .jpg"),
-    "no image": (["--image", "mine.py"], "the picture 'mine.py' cannot be read"),
+    "no image": (["--image", "mine.py"], "the picture 'mine.py' is not a whole picture"),
     "no file": (["--image", "none.jsonl"], "the file 'none.jsonl' does not exist"),
     "bad line": (["--image", "bad.jsonl"], "bad.jsonl, line 2: not valid JSON"),
     "line without image": (["--image", "odd.jsonl"], "odd.jsonl, line 1: an object with the field 'image'"),

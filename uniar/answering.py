@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from uniar.errors import UserError
+from uniar.pictures import in_rgb
 
 if TYPE_CHECKING:
     from uniar.configuration_uniar import UniARConfig
@@ -181,8 +182,6 @@ def _encode_pictures(
     elif any(isinstance(picture, Drawing) for picture in pictures):
         raise ValueError("images and drawings cannot be asked about in one batch.")
     else:
-        encoded = processor.image_processor(
-            images=[picture.convert("RGB") for picture in pictures], return_tensors="pt"
-        )
+        encoded = processor.image_processor(images=[in_rgb(picture) for picture in pictures], return_tensors="pt")
         images = {name: encoded[name] for name in ("pixel_values", "image_grid_thw")}
     return images, [math.prod(grid) // vision.spatial for grid in images["image_grid_thw"].tolist()]

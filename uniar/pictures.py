@@ -1,43 +1,174 @@
-"""Pictures that a user names: read in RGB, recognised by their content, and the size to draw them anew in."""
+"""Pictures that a user names: the one loader of them, what it refuses, and the size to draw one anew in."""
 
 import hashlib
+import io
 import math
+import re
+import stat
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from PIL import Image, ImageOps
+import numpy as np
+from PIL import Image, ImageOps, features
 
 from uniar.errors import UserError
+from uniar.files import reason_of
 
+Source = str | Path | bytes
+"""The path of a picture, or the content of its file."""
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
+"""What is read, recognised by content. Others of Pillow's formats run programs (EPS) or are rarely met and little
+tested."""
+
+MOST_PIXELS = 2**26
+LARGEST_ASPECT = 200
+"""longer over shorter side; the processor of Qwen2-VL refuses more"""
 LARGEST_AREA = 512 * 512
 """Pixels of the largest edit that is drawn without being asked for a size: what the released model was trained on."""
 
+_ENDS = {"PNG": b"IEND\xaeB`\x82", "JPEG": b"\xff\xd9", "GIF": b";"}
+_WHITES = (1, 255, 65535, 2**32 - 1)
+_ADDRESS = re.compile(r"data:|[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
 
-def load_picture(path: Path) -> Image.Image:
-    """The picture in RGB, turned as its EXIF data say, transparent parts on white. Raises UserError."""
+
+class PictureTooLarge(UserError):
+    """More pixels than are read."""
+
+
+def load_picture(source: Source, name: str = "") -> Image.Image:
+    """The picture in RGB, as `in_rgb` makes it; of several frames the first. `name` is what errors call it. Raises
+    UserError for what is not a file with a picture in one of FORMATS, and for one that is too large or cut short."""
+    name = name or f"the image '{source}'"
+    with open_picture(source, name) as image:
+        return in_rgb(image, name)
+
+
+def check_picture(source: Source, name: str = "") -> None:
+    """Raises UserError as `load_picture` does, at the price of reading a header. The picture is decoded only where its
+    file does not end as files of its format do; damage elsewhere is found when it is loaded."""
+    name = name or f"the image '{source}'"
+    with open_picture(source, name) as image:
+        if not _ends_well(source, image.format):
+            in_rgb(image, name)
+
+
+def open_picture(
+    source: Source,
+    name: str,
+    formats: Sequence[str] = FORMATS,
+    most_pixels: int = MOST_PIXELS,
+    largest_aspect: int = LARGEST_ASPECT,
+) -> Image.Image:
+    """The picture with its header read and its size checked, not decoded. Raises UserError."""
+    with _as_sentences(name, formats, most_pixels):
+        stream = io.BytesIO(source) if isinstance(source, bytes) else require_picture_file(source, name)
+        formats = [format for format in formats if format != "AVIF" or features.check("avif")]
+        image = Image.open(stream, formats=formats)
+        check_shape(*image.size, name, most_pixels, largest_aspect)
+        return image
+
+
+def in_rgb(image: Image.Image, name: str = "the image") -> Image.Image:
+    """Any picture in RGB: turned as its EXIF data say, transparent parts on white, 8 bits per channel. 16-bit values
+    are scaled; of 32 bits and floats, white is the least of 1 (floats), 255, 65535 and 2³² − 1 that no value exceeds.
+    Raises UserError for one that `check_shape` refuses, or that cannot be decoded."""
+    check_shape(*image.size, name)
+    with _as_sentences(name):
+        if image.mode == "RGB" and not image.has_transparency_data and not image.getexif():
+            return image.convert("RGB")
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode[0] in "IF":
+            return Image.fromarray(_in_8_bits(upright)).convert("RGB")
+        if not upright.has_transparency_data:
+            return upright.convert("RGB")
+        layers = upright.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers).convert("RGB")
+
+
+def check_shape(
+    width: int, height: int, name: str, most_pixels: int = MOST_PIXELS, largest_aspect: int = LARGEST_ASPECT
+) -> None:
+    """Raises PictureTooLarge for more pixels, and UserError for a side more than `largest_aspect` times the other."""
+    if width * height > most_pixels:
+        raise PictureTooLarge(f"{name} has {width} × {height} pixels; at most {most_pixels} pixels are read.")
+    if max(width, height) > largest_aspect * min(width, height):
+        raise UserError(
+            f"{name} has {width} × {height} pixels; one side may be {largest_aspect} times the other at most."
+        )
+
+
+def require_picture_file(source: str | Path, name: str) -> Path:
+    """The path of a file. Raises UserError for an address, and for a path where no file is."""
+    if not str(source):
+        raise UserError("an image's path is empty.")
+    if _ADDRESS.match(str(source)):
+        raise UserError(
+            f"the image '{str(source)[:40]}' is an address; save the picture and give the path of its file."
+        )
     try:
-        with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image)
-            if not upright.has_transparency_data:
-                return upright.convert("RGB")
-            layers = upright.convert("RGBA")
-            return Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers).convert("RGB")
+        if not stat.S_ISREG(Path(source).stat().st_mode):
+            raise UserError(f"{name} is not a file.")
     except FileNotFoundError:
-        raise UserError(f"the image '{path}' does not exist.") from None
-    except Image.UnidentifiedImageError:
-        raise UserError(f"the image '{path}' is in no format that can be read (PNG, JPEG, WebP, …).") from None
-    # What Pillow raises for damaged files besides OSError differs by format.
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise UserError(f"the image '{path}' cannot be read: {error}.") from error
+        raise UserError(f"{name} does not exist.") from None
+    except (OSError, ValueError) as error:  # no rights, a name too long; a NUL in it
+        raise UserError(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+    return Path(source)
 
 
-def picture_digest(path: Path) -> str:
+def picture_to_edit(source: Source, height: int, width: int, name: str = "") -> Image.Image:
+    """The picture in the size of the image to draw, resized once, as the model was trained (spec section 6); the
+    processor then finds nothing to resize."""
+    return load_picture(source, name).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def picture_digest(source: str | Path) -> str:
     """SHA-256 of the file, so that a picture is the same one wherever it lies. Raises UserError."""
+    with _as_sentences(name := f"the image '{source}'"):
+        return hashlib.sha256(require_picture_file(source, name).read_bytes()).hexdigest()
+
+
+@contextmanager
+def _as_sentences(name: str, formats: Sequence[str] = FORMATS, most_pixels: int = MOST_PIXELS) -> Iterator[None]:
+    """Whatever Pillow raises as a UserError, and its warnings dropped."""
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except FileNotFoundError:
-        raise UserError(f"the image '{path}' does not exist.") from None
-    except OSError as error:
-        raise UserError(f"the image '{path}' cannot be read: {error.strerror}.") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except UserError:
+        raise
+    except Image.UnidentifiedImageError:
+        raise UserError(f"{name} is not a whole picture in a format that is read ({', '.join(formats)}).") from None
+    except Image.DecompressionBombError:
+        raise PictureTooLarge(f"{name} has far more than the {most_pixels} pixels that are read.") from None
+    except Exception as error:  # Pillow's readers raise anything from struct.error to SyntaxError on broken files
+        raise UserError(f"{name} cannot be read: {getattr(error, 'strerror', None) or reason_of(error)}.") from error
+
+
+def _ends_well(source: Source, format: str) -> bool:
+    """Whether the file ends as whole files of its format do; False where its format has no such end."""
+    with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
+        size = file.seek(0, io.SEEK_END)
+        file.seek(max(size - 8, 0))
+        end, _ = file.read(), file.seek(4)
+        return (
+            end.endswith(_ENDS[format])
+            if format in _ENDS
+            else (format == "WEBP" and int.from_bytes(file.read(4), "little") + 8 <= size)
+        )
+
+
+def _in_8_bits(image: Image.Image) -> np.ndarray:
+    """(H, W) uint8 of a picture of one channel of integers or floats."""
+    values = np.nan_to_num(np.asarray(image, dtype=np.float32), posinf=0.0)
+    if image.mode.startswith("I;16"):
+        white = 65535
+    else:
+        whites = _WHITES if image.mode == "F" else _WHITES[1:]
+        white = next((white for white in whites if values.max() <= white), values.max())
+    return np.rint(values.clip(0, white) * (255 / white)).astype(np.uint8)
 
 
 def editing_size(

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from uniar.errors import UserError
+from uniar.pictures import in_rgb
 
 if TYPE_CHECKING:
     from uniar.modeling_uniar import UniARForConditionalGeneration
@@ -111,7 +112,9 @@ def build_visual_prompt(
             if token in prompt:
                 raise UserError(f"the prompt {prompt!r} holds {token}, which stands for a picture's own tokens.")
     grid = (height // vision.pixels_per_token, width // vision.pixels_per_token)
-    images = None if input_images is None else [[i] if isinstance(i, Image.Image) else list(i) for i in input_images]
+    images = None
+    if input_images is not None:
+        images = [[in_rgb(i) for i in ([given] if isinstance(given, Image.Image) else given)] for given in input_images]
 
     if images is not None and (len({len(given) for given in images}) > 1 or not images[0]):
         counts = [len(given) for given in images]

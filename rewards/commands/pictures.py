@@ -6,10 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from rewards.base import RewardBatch
 from uniar.errors import UserError
+from uniar.pictures import check_picture, load_picture
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _FIELDS = ("image", "prompt", "task", "metadata")
@@ -23,16 +22,6 @@ class Picture:
     prompt: str
     task: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
-
-    def load(self) -> Image.Image:
-        """In RGB. Raises UserError."""
-        try:
-            with Image.open(self.path) as image:
-                return image.convert("RGB")
-        except FileNotFoundError:
-            raise UserError(f"the picture '{self.path}' does not exist.") from None
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise UserError(f"the picture '{self.path}' cannot be read: {str(error).rstrip('.')}.") from error
 
 
 def read_pictures(sources: Sequence[Path], prompt: str, task: str | None, metadata: dict[str, Any]) -> list[Picture]:
@@ -53,8 +42,7 @@ def read_pictures(sources: Sequence[Path], prompt: str, task: str | None, metada
         else:
             pictures.append(Picture(source, prompt, task, metadata))
     for picture in pictures:
-        if not picture.path.is_file():
-            raise UserError(f"the picture '{picture.path}' does not exist.")
+        check_picture(picture.path, f"the picture '{picture.path}'")
     return pictures
 
 
@@ -64,7 +52,7 @@ def batches(pictures: Sequence[Picture], size: int) -> Iterator[RewardBatch]:
         part = pictures[start : start + size]
         yield RewardBatch(
             prompts=[picture.prompt for picture in part],
-            images=[picture.load() for picture in part],
+            images=[load_picture(picture.path, f"the picture '{picture.path}'") for picture in part],
             tasks=[picture.task for picture in part],
             metadata=[picture.metadata for picture in part],
         )

@@ -19,7 +19,7 @@ from uniar.commands.record import check_manifest, difference, read_record, write
 from uniar.commands.requests import Request
 from uniar.errors import UserError
 from uniar.generation import draw_noise, rollout
-from uniar.pictures import load_picture
+from uniar.pictures import picture_to_edit
 from uniar.processing import build_visual_prompt
 from uniar.seeds import seed_of
 
@@ -201,8 +201,7 @@ def draw_batch(
     height, width = requests[0].height, requests[0].width
     pictures = None
     if requests[0].picture is not None:
-        # Resized here, once, as the model was trained (spec section 6); the processor then finds nothing to resize.
-        pictures = [load_picture(r.picture).resize((width, height), Image.Resampling.BICUBIC) for r in requests]
+        pictures = [picture_to_edit(request.picture, height, width) for request in requests]
     guided = settings.cfg > 1
     prompt = build_visual_prompt(
         [request.prompt for request in requests],

@@ -29,7 +29,7 @@ def difference(record: dict[str, Any], found: dict[str, Any]) -> str | None:
 def read_record(path: Path) -> dict[str, Any] | None:
     """The record in a PNG; None for a file that `write_image` did not write."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=("PNG",)) as image:
             return json.loads(image.info[PNG_KEY]) if PNG_KEY in image.info else None
     except (OSError, SyntaxError, ValueError):
         return None

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from uniar.errors import UserError
 from uniar.json_lines import JsonLine, is_unicode, read_json_lines
-from uniar.pictures import editing_size, load_picture, picture_digest
+from uniar.pictures import check_picture, editing_size, load_picture, picture_digest
 from uniar.processing import check_size
 
 FIELDS = ("prompt", "instruction", "id", "height", "width", "image")
@@ -140,8 +140,7 @@ def _question(line: JsonLine, given_pictures: tuple[Path, ...]) -> Question:
         raise UserError(f"{line.where}: 'image' lists something that is no path.")
     own = tuple(line.path.parent / picture for picture in pictures)
     for picture in own:
-        if not picture.is_file():
-            raise UserError(f"{line.where}: the image '{picture}' does not exist.")
+        check_picture(picture, f"{line.where}: the image '{picture}'")
     return Question(line.where, name, prompt, own or given_pictures, line)
 
 
