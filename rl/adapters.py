@@ -13,9 +13,10 @@ from rl.ema import averaged_weights
 from rl.tensor_files import TensorFiles
 from rl.zero_shards import ZeroShards
 from uniar.errors import UserError
+from uniar.weight_files import ADAPTER, has_weights
 
 ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_WEIGHTS = f"{ADAPTER}.safetensors"
 
 _PREFIX = "base_model.model."
 # Further arts of LoRA that peft knows and that add something else than (alpha / r)·B·A.
@@ -106,8 +107,8 @@ def trained_adapter(checkpoint: Path, *, average: bool = False) -> dict[str, Ten
     if average:
         averaged = averaged_weights(checkpoint)
         return {name.replace(".default.", "."): averaged[name] for name in averaged}
-    if (checkpoint / ADAPTER_WEIGHTS).is_file():
-        stored = TensorFiles(checkpoint)
+    if has_weights(checkpoint, ADAPTER):
+        stored = TensorFiles(checkpoint, ADAPTER)
         return {name: stored[name] for name in stored}
     shards = ZeroShards(checkpoint)
     return {

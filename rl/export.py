@@ -21,6 +21,7 @@ from rl.tensor_files import TensorFiles, save_tensors, write_like
 from rl.zero_shards import ZeroShards
 from uniar.checkpoint import copy_untrained_parts, require_parts
 from uniar.errors import UserError
+from uniar.weight_files import has_weights
 
 MAX_SHARD_SIZE = 5 * 10**9
 
@@ -91,11 +92,11 @@ def trained_weights(checkpoint: Path, source: Path, *, average: bool = False) ->
         return ChainMap(averaged_weights(checkpoint), trained_weights(checkpoint, source))
     if not (checkpoint / "config.json").is_file():
         raise UserError(f"{checkpoint} has neither config.json (full checkpoint) nor {ADAPTER_CONFIG} (LoRA).")
-    if any(checkpoint.glob("*.safetensors")):
+    if has_weights(checkpoint):
         return TensorFiles(checkpoint)
     if (checkpoint / "latest").is_file():
         return ZeroShards(checkpoint)
-    raise UserError(f"{checkpoint} has neither *.safetensors files nor DeepSpeed's shards (a file 'latest').")
+    raise UserError(f"{checkpoint} has neither model.safetensors, nor its index, nor DeepSpeed's shards ('latest').")
 
 
 def _write_checkpoint(

@@ -1,4 +1,4 @@
-"""Weights in safetensors files: what a checkpoint stores, read one tensor at a time, and written in shards.
+"""Weights in safetensors files: read one tensor at a time, and written in shards.
 
 Weights are a `Mapping[str, Tensor]` here; those that lie on disk are read at the look-up, so that a model larger than
 the memory can be copied, merged and cast.
@@ -9,65 +9,24 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from uniar.errors import UserError
-
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
+from uniar.weight_files import MODEL, Stored, stored_tensors
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
-@dataclass(frozen=True)
-class Stored:
-    """One tensor of a file, unread."""
-
-    file: Path
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-    @property
-    def bytes(self) -> int:
-        return torch.Size(self.shape).numel() * self.dtype.itemsize
-
-
-def stored_tensors(folder: Path) -> dict[str, Stored]:
-    """Name → shape, dtype and file of every tensor in the folder's own *.safetensors. Raises UserError for a damaged
-    file."""
-    found = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(file, "pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118
-                    piece = tensors.get_slice(name)
-                    found[name] = Stored(file, tuple(piece.get_shape()), DTYPES[piece.get_dtype()])
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{file} cannot be read: {error}.") from error
-    return found
-
-
 class TensorFiles(Mapping[str, Tensor]):
-    """The tensors in a folder's *.safetensors, each read from its file at the look-up."""
+    """The tensors of a folder's weights, each read from its file at the look-up. Errors are `stored_tensors`'."""
 
-    def __init__(self, folder: Path) -> None:
-        self.stored = stored_tensors(folder)
+    def __init__(self, folder: Path, name: str = MODEL) -> None:
+        self.stored = stored_tensors(folder, name)
 
     def __getitem__(self, name: str) -> Tensor:
         with safe_open(self.stored[name].file, "pt") as tensors:

@@ -18,6 +18,7 @@ from rl.zero_shards import ZeroShards
 from uniar.errors import UserError
 from uniar.modeling_uniar import UniARForConditionalGeneration
 from uniar.processing import build_visual_prompt
+from uniar.weight_files import has_weights
 
 PROMPT = "a red kettle on a wooden table"
 TOLERANCE = 1e-5
@@ -65,7 +66,7 @@ def _trained_model(checkpoint: Path, source: Path, dtype: torch.dtype, average: 
     load = UniARForConditionalGeneration.from_pretrained
     if (checkpoint / ADAPTER_CONFIG).is_file():
         model = PeftModel.from_pretrained(load(source, torch_dtype=dtype), checkpoint)
-    elif any(checkpoint.glob("*.safetensors")):
+    elif has_weights(checkpoint):
         model = load(checkpoint, torch_dtype=dtype)
     else:
         model = load(source, torch_dtype=dtype)

@@ -103,8 +103,9 @@ class WeightSlices:
             name: {"start": part.start, "shape": list(_shape(self._parameters[name]))}
             for name, part in self._slices.items()
         }
-        file = folder / f"{self._accelerator.process_index:05d}.safetensors"
-        save_file(tensors, file, {"format": "pt", "places": json.dumps(places)})
+        file = folder / _file_name(self._accelerator.process_index)
+        ranks = str(self._accelerator.num_processes)
+        save_file(tensors, file, {"format": "pt", "ranks": ranks, "places": json.dumps(places)})
 
     @torch.no_grad()
     def load(self, folder: Path) -> None:
@@ -149,17 +150,20 @@ class SlicedFiles(Mapping[str, Tensor]):
         self.folder = folder
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._slices: dict[str, list[tuple[int, int, Path]]] = {}
-        files = sorted(folder.glob("*.safetensors"))
-        if not files:
-            raise UserError(f"{folder} holds no *.safetensors files.")
-        for file in files:
+        rank, ranks = 0, 1
+        while rank < ranks:  # each file says how many there are; earlier versions' do not
+            file = folder / _file_name(rank)
+            if not file.is_file():
+                raise UserError(f"{folder} has no {file.name}: a rank's file is missing.")
             try:
                 with safe_open(file, "pt") as tensors:
-                    for name, place in json.loads(tensors.metadata()["places"]).items():
+                    rank, metadata = rank + 1, tensors.metadata()
+                    ranks = max(ranks, int(metadata.get("ranks", rank + (folder / _file_name(rank)).is_file())))
+                    for name, place in json.loads(metadata["places"]).items():
                         count = tensors.get_slice(name).get_shape()[0]
                         self.shapes[name] = tuple(place["shape"])
                         self._slices.setdefault(name, []).append((place["start"], place["start"] + count, file))
-            except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            except (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
                 raise UserError(f"{file} cannot be read as slices of weights: {error}.") from error
 
     def __getitem__(self, name: str) -> Tensor:
@@ -186,6 +190,10 @@ class SlicedFiles(Mapping[str, Tensor]):
         if reached < stop:
             raise UserError(f"{self.folder} lacks elements {reached} to {stop} of {name}: a rank's file is missing.")
         return torch.cat(parts) if parts else torch.empty(0)
+
+
+def _file_name(rank: int) -> str:
+    return f"{rank:05d}.safetensors"
 
 
 def _shape(parameter: nn.Parameter) -> torch.Size:

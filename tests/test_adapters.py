@@ -12,6 +12,7 @@ from rl.policy_model import trainable
 from rl.tensor_files import TensorFiles
 from uniar.errors import UserError
 from uniar.modeling_uniar import UniARForConditionalGeneration
+from uniar.weight_files import ADAPTER
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -24,7 +25,7 @@ def test_merge_is_pefts_own(nano_checkpoint, tmp_path, dtype):
     config = json.loads((tmp_path / "checkpoint" / "adapter_config.json").read_text())
     merged = dict(merge_state(policy.state_dict(), config))
     base = UniARForConditionalGeneration.from_pretrained(nano_checkpoint, torch_dtype=dtype).state_dict()
-    later = MergedAdapter(base, TensorFiles(tmp_path / "checkpoint"), 7 / 4)
+    later = MergedAdapter(base, TensorFiles(tmp_path / "checkpoint", ADAPTER), 7 / 4)
     expected = policy.merge_and_unload().state_dict()
     assert merged.keys() == later.keys() == expected.keys()
     assert all(torch.equal(merged[name], expected[name]) for name in expected)

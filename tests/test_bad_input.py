@@ -107,8 +107,7 @@ def test_missing_checkpoint_part(part, checkpoint, recipe, tmp_path, capsys):
         shutil.rmtree(path)
     else:
         path.unlink()
-    wanted = "*.safetensors" if part.endswith(".safetensors") else part
-    assert wanted in sentence(recipe, tmp_path, capsys)
+    assert part in sentence(recipe, tmp_path, capsys)
 
 
 def test_missing_tokenizer(checkpoint, recipe, tmp_path, capsys):
@@ -232,4 +231,4 @@ def test_export_and_evaluate(recipe, tmp_path, capsys):
 def test_damaged_weights(checkpoint, recipe, tmp_path, capsys):
     data = (checkpoint / "model.safetensors").read_bytes()
     (checkpoint / "model.safetensors").write_bytes(data[: len(data) // 2])
-    assert "cannot be loaded" in sentence(recipe, tmp_path, capsys)
+    assert "model.safetensors cannot be read" in sentence(recipe, tmp_path, capsys)

@@ -143,6 +143,14 @@ def test_sliced_files(tmp_path, monkeypatch):
     (tmp_path / "00001.safetensors").unlink()
     with pytest.raises(UserError, match="lacks elements 4 to 10 of w: a rank's file is missing"):
         SlicedFiles(tmp_path)["w"]
+    places = json.dumps({"w": {"start": 0, "shape": [2, 5]}})
+    stale = torch.full((10,), 7.0)
+    save_file({"w": weight.flatten()}, tmp_path / "00000.safetensors", {"places": places, "ranks": "1"})
+    save_file({"w": stale}, tmp_path / "00001.safetensors", {"places": places, "ranks": "2"})
+    assert torch.equal(SlicedFiles(tmp_path)["w"], weight)  # of a save by two ranks before
+    save_file({"w": weight.flatten()}, tmp_path / "00000.safetensors", {"places": places, "ranks": "3"})
+    with pytest.raises(UserError, match=r"has no 00002\.safetensors: a rank's file is missing"):
+        SlicedFiles(tmp_path)
     (tmp_path / "00000.safetensors").write_bytes(b"no tensors")
     with pytest.raises(UserError, match="cannot be read as slices of weights"):
         SlicedFiles(tmp_path)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -122,9 +123,7 @@ def test_what_is_no_checkpoint_is_refused(nano_checkpoint, tmp_path):
     incomplete.mkdir()
     for name in ("config.json", "tokenizer_config.json", "preprocessor_config.json", "model.safetensors"):
         (incomplete / name).write_bytes((nano_checkpoint / name).read_bytes())
-    (incomplete / "bsq_encoder").mkdir()
-    for name in ("config.json", "model.safetensors"):
-        (incomplete / "bsq_encoder" / name).touch()
+    shutil.copytree(nano_checkpoint / "bsq_encoder", incomplete / "bsq_encoder")
     with pytest.raises(UserError, match="sd3_transformer"):
         export_checkpoint(tmp_path / "empty", incomplete, tmp_path / "out")
 

@@ -19,24 +19,27 @@ from torch import nn
 from transformers import AutoProcessor
 
 from uniar.errors import UserError
+from uniar.weight_files import DIFFUSERS, MODEL, stored_tensors, weight_files
 
 DECODER_PARTS = ("bsq_encoder", "sd3_transformer", "sd3_pipeline")
 """Folders that the visual decoder needs. Training never changes them."""
 
-# part → (a file it must have, the diffusers class that this file must name)
+# part → (a file it must have, the diffusers class that this file must name, what its weights are called)
 _DECODER_FILES = {
-    "bsq_encoder": ("config.json", None),
-    "sd3_transformer": ("config.json", "SD3Transformer2DModelWithSigLIP"),
-    "sd3_pipeline/vae": ("config.json", "AutoencoderKL"),
-    "sd3_pipeline/scheduler": ("scheduler_config.json", "FlowMatchEulerDiscreteScheduler"),
-    "sd3_pipeline/text_encoder": ("config.json", None),
-    "sd3_pipeline/text_encoder_2": ("config.json", None),
-    "sd3_pipeline/text_encoder_3": ("config.json", None),
-    "sd3_pipeline/tokenizer": ("tokenizer_config.json", None),
-    "sd3_pipeline/tokenizer_2": ("tokenizer_config.json", None),
-    "sd3_pipeline/tokenizer_3": ("tokenizer.json", None),
+    "bsq_encoder": ("config.json", None, MODEL),
+    "sd3_transformer": ("config.json", "SD3Transformer2DModelWithSigLIP", DIFFUSERS),
+    "sd3_pipeline/vae": ("config.json", "AutoencoderKL", DIFFUSERS),
+    "sd3_pipeline/scheduler": ("scheduler_config.json", "FlowMatchEulerDiscreteScheduler", None),
+    "sd3_pipeline/text_encoder": ("config.json", None, MODEL),
+    "sd3_pipeline/text_encoder_2": ("config.json", None, MODEL),
+    "sd3_pipeline/text_encoder_3": ("config.json", None, MODEL),
+    "sd3_pipeline/tokenizer": ("tokenizer_config.json", None, None),
+    "sd3_pipeline/tokenizer_2": ("tokenizer_config.json", None, None),
+    "sd3_pipeline/tokenizer_3": ("tokenizer.json", None, None),
 }
-_MODEL_FILES = {"config.json", "generation_config.json", "model.safetensors.index.json"}
+# What training writes anew or leaves behind, and weights under any other name.
+_MODEL_FILES = {"config.json", "generation_config.json", "trainer_state.json"}
+_WEIGHT_ENDINGS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".ckpt")
 
 
 def resolve_checkpoint(path: str | Path) -> Path:
@@ -83,12 +86,23 @@ def require_processor_parts(folder: Path) -> None:
 
 def require_parts(folder: Path, *, decoder: bool) -> None:
     """Raises UserError naming the first part of the layout that `folder` lacks."""
+    try:
+        _require_parts(folder, decoder)
+    except UserError as error:
+        if not (folder / "trainer_state.json").is_file():
+            raise
+        advice = f"`uniar-rl export {folder} --output FOLDER` makes a checkpoint of it"
+        raise UserError(f"{folder} is what a run goes on from, not a whole checkpoint; {advice} ({error})") from error
+
+
+def _require_parts(folder: Path, decoder: bool) -> None:
+    if (folder / "adapter_config.json").is_file():  # transformers would load the model that it names
+        raise UserError(f"{folder} has an adapter_config.json: it holds an adapter, not a whole model.")
     required = ("config.json", "tokenizer_config.json", "preprocessor_config.json")
     for name in required:
         if not (folder / name).is_file():
             raise UserError(f"{folder} has no {name}; a UniAR checkpoint needs {', '.join(required)} and the weights.")
-    if not any(folder.glob("*.safetensors")):
-        raise UserError(f"{folder} has no *.safetensors file with the AR model's weights.")
+    stored_tensors(folder)
     if decoder:
         require_decoder_parts(folder)
     require_processor_parts(folder)
@@ -96,7 +110,7 @@ def require_parts(folder: Path, *, decoder: bool) -> None:
 
 def require_decoder_parts(folder: Path) -> None:
     """Raises UserError for the first part of the visual decoder that is missing or of another kind."""
-    for part, (file_name, class_name) in _DECODER_FILES.items():
+    for part, (file_name, class_name, weights) in _DECODER_FILES.items():
         file = folder / part / file_name
         if not file.is_file():
             raise UserError(f"{folder} has no {part}/{file_name}, which the visual decoder needs.")
@@ -107,8 +121,14 @@ def require_decoder_parts(folder: Path) -> None:
                 raise UserError(f"{file} is no diffusers configuration ({type(error).__name__}: {error}).") from error
             if found != class_name:
                 raise UserError(f"{file} says _class_name {found!r}; it must be {class_name!r}.")
-        if file_name == "config.json" and not any(file.parent.glob("*.safetensors")):
-            raise UserError(f"{folder} has no *.safetensors file in {part}, which the visual decoder needs.")
+        if weights is not None:
+            stored_tensors(file.parent, weights)
+
+
+def decoder_weight_files(folder: Path) -> list[Path]:
+    """The weights of all parts of the visual decoder. Raises UserError as `weight_files` does."""
+    parts = [(part, weights) for part, (_, _, weights) in _DECODER_FILES.items() if weights is not None]
+    return [file for part, weights in parts for file in weight_files(folder / part, weights)]
 
 
 def copy_untrained_parts(source: Path, target: Path) -> None:
@@ -117,7 +137,7 @@ def copy_untrained_parts(source: Path, target: Path) -> None:
         if entry.is_dir():
             if entry.name in DECODER_PARTS:
                 shutil.copytree(entry, target / entry.name, dirs_exist_ok=True)
-        elif entry.suffix != ".safetensors" and entry.name not in _MODEL_FILES and not entry.name.startswith("."):
+        elif not (entry.name in _MODEL_FILES or entry.name.startswith(".") or entry.name.endswith(_WEIGHT_ENDINGS)):
             shutil.copyfile(entry, target / entry.name)
 
 
@@ -166,8 +186,7 @@ def require_model_type(folder: Path, expected: str) -> None:
         raise UserError(f"{config_file} is not a JSON object ({error}).") from error
     if found != expected:
         raise UserError(f"{config_file} says model_type {found!r}; it must be {expected!r}.")
-    if not any(folder.glob("*.safetensors")):
-        raise UserError(f"{folder} has no *.safetensors file with the weights.")
+    stored_tensors(folder)
 
 
 def require_exact_tensors(source: Path | str, model: nn.Module, info: dict[str, Any], *, whole: bool = True) -> None:

@@ -15,12 +15,19 @@ import torch
 import transformers
 from transformers.utils import is_flash_attn_2_available
 
-from uniar.checkpoint import load_processor, require_model_type, require_parts, resolve_checkpoint
+from uniar.checkpoint import (
+    decoder_weight_files,
+    load_processor,
+    require_model_type,
+    require_parts,
+    resolve_checkpoint,
+)
 from uniar.configuration_uniar import UniARConfig
 from uniar.errors import UserError
 from uniar.modeling_decoder import UniARVisualDecoder
 from uniar.modeling_uniar import UniARForConditionalGeneration
 from uniar.presets import preset_path
+from uniar.weight_files import weight_files
 
 PRESET_PREFIX = "preset:"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -92,7 +99,7 @@ class Checkpoint:
         """16 hex digits made of the size of every weight file and 256 pieces spread evenly over it: other weights of
         the same shapes give others, and it takes no reading of whole files."""
         digest = hashlib.sha256()
-        for file in sorted(self.folder.rglob("*.safetensors")):
+        for file in sorted([*weight_files(self.folder), *decoder_weight_files(self.folder)]):
             size = file.stat().st_size
             digest.update(f"{file.relative_to(self.folder).as_posix()}:{size}".encode())
             with file.open("rb") as weights:
