@@ -9,6 +9,7 @@ from typing import Any
 from rewards.base import Reward, RewardBatch
 from rewards.servers import ServerError, ServerPool, check_seconds, read_token
 from rewards.wire import BadAnswer, encode_request, read_answer
+from rewards.wire_images import BadRequest
 from uniar.errors import UserError, did_you_mean
 
 logger = logging.getLogger(__name__)
@@ -25,7 +26,7 @@ class Remote(Reward):
         reward: which of its rewards; null where it serves just one.
         deadline: seconds after which whatever has no score yet has failed.
         timeout: seconds for one request, before another server is asked.
-        attempts: of one request, over all servers.
+        attempts: of one request that fail, over all servers; while servers are busy it waits for the deadline instead.
         batch_size: samples in a request.
         concurrency: requests in flight at a time, per server.
         send_bits: send the visual bits too, for rewards that read them.
@@ -108,18 +109,20 @@ class Remote(Reward):
 
         try:
             return read_answer(await self._pool.post("/v1/score", body, deadline), self.reward, len(part))
-        except ServerError as error:
-            if error.status in _OF_THE_REQUEST and self.pointwise and len(part) > 1:
+        except (ServerError, BadRequest, BadAnswer) as error:
+            of_a_sample = isinstance(error, BadRequest) or getattr(error, "status", None) in _OF_THE_REQUEST
+            if of_a_sample and self.pointwise and len(part) > 1:
                 alone = [self._score_part(part.select([row]), deadline) for row in range(len(part))]
                 return [result for [result] in await asyncio.gather(*alone)]
-            return [error] * len(part)
-        except (BadAnswer, ValueError) as error:
             return [error] * len(part)
 
 
 def _served(url: str, answer: bytes) -> dict[str, bool]:
     """Name → pointwise, as a server's /v1/rewards says. Raises UserError."""
     try:
-        return {str(entry["name"]): entry["pointwise"] is True for entry in json.loads(answer)["rewards"]}
+        served = {str(entry["name"]): entry["pointwise"] is True for entry in json.loads(answer)["rewards"]}
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{url} is no reward server: what it answers to /v1/rewards is not that format.") from error
+        raise UserError(f"{url} is not a reward server: what it answers to /v1/rewards is not that format.") from error
+    if not served:
+        raise UserError(f"{url} serves no reward; one at least is needed.")
+    return served

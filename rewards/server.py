@@ -7,7 +7,6 @@ unpickled or evaluated, sizes are checked before anything is unpacked, and a tok
 import asyncio
 import contextlib
 import hmac
-import ipaddress
 import json
 import logging
 import signal
@@ -21,6 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from uvicorn import Config, Server
 
+from rewards.addresses import is_loopback
 from rewards.batching import ScoringThread
 from rewards.suite import RewardSuite
 from rewards.wire import encode_answer, read_request
@@ -225,16 +225,6 @@ def check_access(host: str, token: str | None) -> None:
             f"--host {host} can be reached from other machines, which needs a token: set UNIAR_REWARDS_TOKEN or give "
             "--token-file."
         )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach the address. A name other than localhost may mean anything: False."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 def bind(host: str, port: int) -> socket.socket:

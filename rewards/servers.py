@@ -2,9 +2,7 @@
 
 import asyncio
 import contextlib
-import ipaddress
 import json
-import logging
 import os
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -13,12 +11,10 @@ from dataclasses import dataclass, field
 
 import httpx2
 
+from rewards.addresses import checked_url, stays_here
+from rewards.statuses import is_busy, is_passing, rest_asked_for
 from uniar.errors import UserError
 
-logger = logging.getLogger(__name__)
-
-_BUSY = (429, 503)
-_WORTH_A_RETRY = (*_BUSY, 500, 502, 504)
 _HEALTH_SECONDS = 5.0
 _CONNECT_SECONDS = 10.0
 _COOLDOWN_SECONDS = (0.25, 15.0)
@@ -36,22 +32,29 @@ class ServerError(Exception):
 
 
 class _Unusable(Exception):
-    """An attempt that is worth another one. `seconds`: how long the server asked to be left alone, None: it failed."""
+    """An attempt that is worth another one. busy: the server is well and has no time; `seconds`: for how long it asked
+    to be left alone, None where it did not say."""
 
-    def __init__(self, message: str, seconds: float | None = None):
+    def __init__(self, message: str, busy: bool = False, seconds: float | None = None):
         super().__init__(message)
-        self.seconds = seconds
+        self.busy, self.seconds = busy, seconds
 
 
 @dataclass
 class _Server:
     url: str
+    client: httpx2.AsyncClient
+    allowed: float
+    """requests in flight: halved when it is busy, and one more each time as many as that succeeded"""
     in_flight: int = 0
     failures: int = 0
     """since a request last succeeded, at requests and health checks"""
+    refusals: int = 0
+    """since a request last succeeded, because it was busy"""
     well: bool = True
     """whether it has not failed, or passed a health check since"""
     failed_at: float = 0.0
+    refused_at: float = 0.0
     rests_until: float = 0.0
     checking: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -60,15 +63,19 @@ class ServerPool:
     """Spreads POST requests over servers: each goes to the one with the fewest in flight.
 
     A server that failed rests, longer each time and with jitter, and must answer a health check before it gets another
-    request; meanwhile the others get them. A request is repeated only where that is safe and of use: requests must not
-    change anything at the server, and it was not reached, hung up, answered 429 or 5xx, or too late.
+    request; meanwhile the others get them. One that is busy (425, 429, 503, 529) rests for as long as it says, else
+    longer each time, and gets fewer requests at a time until they succeed again; what it refused is asked again until
+    the deadline, however often. A request is repeated only where that is safe and of use: requests must not change
+    anything at the server, and it was not reached, hung up, answered 408, 425, 429 or 5xx, or too late.
+
+    Requests to this machine never go through a proxy that the environment names, whatever other servers there are.
 
     Args:
         urls: one or several, http or https.
         token: sent as bearer token; None for none.
         health: path that answers GET with 200 when a server is well; None: no checks.
         timeout: seconds for one attempt.
-        attempts: of one request, over all servers.
+        attempts: of one request that fail, over all servers.
         concurrency: requests in flight at a time, per server.
 
     Raises UserError for URLs and numbers that cannot work. Belongs to one event loop at a time and follows when it is
@@ -85,7 +92,7 @@ class ServerPool:
         attempts: int = 4,
         concurrency: int = 4,
     ):
-        self.urls = [_checked_url(url) for url in ([urls] if isinstance(urls, str) else urls)]
+        self.urls = [checked_url(url) for url in ([urls] if isinstance(urls, str) else urls)]
         if not self.urls or len(set(self.urls)) < len(self.urls):
             raise UserError(f"url is {urls!r}; at least one server, each once, is needed.")
         for name, value, least in (("attempts", attempts, 1), ("concurrency", concurrency, 1)):
@@ -112,14 +119,16 @@ class ServerPool:
         try:
             async with asyncio.timeout_at(deadline), self._slots:
                 content = await asyncio.to_thread(make)
-                for _ in range(self._attempts):
+                failed = 0
+                while failed < self._attempts:
                     server = await self._next_server(reasons)
                     started = asyncio.get_running_loop().time()
                     try:
                         return await self._attempt(server, path, content)
                     except _Unusable as problem:
                         reasons.append(str(problem))
-                        self._let_rest(server, started, problem.seconds)
+                        self._let_rest(server, started, problem)
+                        failed += not problem.busy
                 times = "" if self._attempts == 1 else f" (after {self._attempts} attempts)"
                 raise ServerError(f"{reasons[-1]}{times}")
         except TimeoutError:
@@ -130,22 +139,25 @@ class ServerPool:
         """What each server answers to GET `path`, within a few seconds. From any thread, whether or not it has an event
         loop of its own that runs, as a notebook's has."""
 
-        async def one(client: httpx2.AsyncClient, url: str) -> bytes | ServerError:
+        async def one(url: str) -> bytes | ServerError:
             try:
-                async with asyncio.timeout(_HEALTH_SECONDS), client.stream("GET", url + path) as response:
+                async with (
+                    asyncio.timeout(_HEALTH_SECONDS),
+                    self._client(url) as client,
+                    client.stream("GET", url + path) as response,
+                ):
                     body = await _read(response, url)
             except TimeoutError:
                 return ServerError(f"{url} did not answer within {_HEALTH_SECONDS:g} s")
-            except httpx2.RequestError as error:
-                return ServerError(f"{url} {_reason(error)}")
             except ServerError as error:
                 return error
+            except Exception as error:  # httpx's own, and what names and sockets raise below it
+                return ServerError(f"{url} {_reason(error)}")
             described = _described(url, response, body)
             return body if response.status_code == 200 else ServerError(described, response.status_code)
 
         async def every() -> list[bytes | ServerError]:
-            async with httpx2.AsyncClient(headers=self._headers, trust_env=self._trusts_environment) as client:
-                return await asyncio.gather(*(one(client, url) for url in self.urls))
+            return await asyncio.gather(*map(one, self.urls))
 
         with ThreadPoolExecutor(1) as thread:
             return dict(zip(self.urls, thread.submit(asyncio.run, every()).result(), strict=True))
@@ -157,96 +169,122 @@ class ServerPool:
             return
         if loop.is_running():
             with contextlib.suppress(TimeoutError):
-                asyncio.run_coroutine_threadsafe(self._client.aclose(), loop).result(timeout=5)
+                asyncio.run_coroutine_threadsafe(self._aclose(), loop).result(timeout=5)
         else:
-            loop.run_until_complete(self._client.aclose())
+            loop.run_until_complete(self._aclose())
 
-    @property
-    def _trusts_environment(self) -> bool:
-        """A proxy that the environment names is for the world outside this machine."""
-        return not all(_is_loopback(httpx2.URL(url).host) for url in self.urls)
+    async def _aclose(self) -> None:
+        for server in self._servers:
+            await server.client.aclose()
+
+    def _client(self, url: str) -> httpx2.AsyncClient:
+        """A client for one server. A proxy that the environment names is for the world outside this machine."""
+        try:
+            return httpx2.AsyncClient(
+                headers=self._headers,
+                timeout=httpx2.Timeout(None, connect=_CONNECT_SECONDS),  # the rest is bounded as a whole, see _attempt
+                # One more than requests in flight, for the health checks.
+                limits=httpx2.Limits(
+                    max_connections=self._concurrency + 1,
+                    max_keepalive_connections=self._concurrency,
+                    keepalive_expiry=_KEEPALIVE_SECONDS,
+                ),
+                trust_env=not stays_here(httpx2.URL(url).host),
+            )
+        except (ImportError, ValueError, OSError, httpx2.InvalidURL) as error:
+            raise ServerError(f"{url} cannot be asked with the environment's proxy or certificates: {error}") from error
 
     def _attach(self) -> None:
         loop = asyncio.get_running_loop()
         if self._loop is loop:
             return
-        connections = self._concurrency * len(self.urls)
-        self._servers = [_Server(url) for url in self.urls]
-        self._slots = asyncio.Semaphore(connections)
-        self._client = httpx2.AsyncClient(
-            headers=self._headers,
-            timeout=httpx2.Timeout(None, connect=_CONNECT_SECONDS),  # the rest is bounded as a whole, see _attempt
-            # More than requests in flight, for the health checks.
-            limits=httpx2.Limits(
-                max_connections=connections + len(self.urls),
-                max_keepalive_connections=connections,
-                keepalive_expiry=_KEEPALIVE_SECONDS,
-            ),
-            trust_env=self._trusts_environment,
-        )
+        self._servers = [_Server(url, self._client(url), self._concurrency) for url in self.urls]
+        self._slots = asyncio.Semaphore(self._concurrency * len(self.urls))
+        self._changed = asyncio.Event()
         self._loop = loop
 
     async def _next_server(self, reasons: list[str]) -> _Server:
         """The server for the next attempt, once there is one."""
         while True:
             now = asyncio.get_running_loop().time()
-            awake = [server for server in self._servers if server.rests_until <= now]
-            if not awake:
-                await asyncio.sleep(min(server.rests_until for server in self._servers) - now)
+            free = [one for one in self._servers if one.rests_until <= now and one.in_flight + 1 <= one.allowed]
+            if not free:
+                rests = [one.rests_until - now for one in self._servers if one.rests_until > now]
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(min(rests, default=None)):
+                        await self._changed.wait()
                 continue
-            server = min(awake, key=lambda server: (not server.well, server.in_flight))
-            if server.well or self.health is None or await self._is_well(server, reasons):
+            server = min(free, key=lambda one: (not one.well, one.in_flight))
+            if server.well or self.health is None:
                 return server
+            await self._is_well(server, reasons)
 
-    async def _is_well(self, server: _Server, reasons: list[str]) -> bool:
+    async def _is_well(self, server: _Server, reasons: list[str]) -> None:
+        """Asks a server that failed for its health, and lets it rest where it is not well."""
         async with server.checking:  # one check answers for all that wait for it
             now = asyncio.get_running_loop().time()
             if server.well or server.rests_until > now:
-                return server.well
+                return
             try:
                 await self._attempt(server, self.health, None, _HEALTH_SECONDS)
+                server.well = True
             except (_Unusable, ServerError) as problem:
                 reasons.append(str(problem))
-                self._let_rest(server, now, None)
-                return False
-            server.well = True
-            return True
+                self._let_rest(server, now, problem)
 
     async def _attempt(self, server: _Server, path: str, content: bytes | None, seconds: float | None = None) -> bytes:
         """One request. Raises _Unusable, or ServerError where another attempt would come to the same."""
         seconds = min(self._timeout, seconds or self._timeout)
         method, headers = ("GET", {}) if content is None else ("POST", {"Content-Type": "application/json"})
+        started = asyncio.get_running_loop().time()
         server.in_flight += 1
         try:
             # As a whole: a server that sends a byte a second would never run into httpx's own timeouts.
             async with asyncio.timeout(seconds):
-                async with self._client.stream(method, server.url + path, content=content, headers=headers) as response:
-                    body = await _read(response, server.url)
+                async with server.client.stream(method, server.url + path, content=content, headers=headers) as answer:
+                    body = await _read(answer, server.url)
         except TimeoutError:
             raise _Unusable(f"{server.url} did not answer within {seconds:g} s") from None
         except httpx2.RequestError as error:
             raise _Unusable(f"{server.url} {_reason(error)}") from error
+        except ServerError:
+            raise
+        except Exception as error:  # what names and sockets raise below httpx
+            raise ServerError(f"{server.url} {_reason(error)}") from error
         finally:
             server.in_flight -= 1
-        if response.status_code == 200:
+            self._changed.set()
+            self._changed = asyncio.Event()
+        if answer.status_code == 200:
             if content is not None:  # a server may be well by its own account, and fail at every request
                 server.failures, server.well = 0, True
+                if started >= server.refused_at:
+                    server.refusals = 0
+                    server.allowed = min(self._concurrency, server.allowed + 1 / server.allowed)
             return body
-        said = _described(server.url, response, body)
-        if response.status_code in _WORTH_A_RETRY:
-            raise _Unusable(said, _rest_asked_for(response) if response.status_code in _BUSY else None)
-        raise ServerError(said, response.status_code)
+        said = _described(server.url, answer, body)
+        if not is_passing(answer.status_code):
+            raise ServerError(said, answer.status_code)
+        raise _Unusable(said, is_busy(answer.status_code), rest_asked_for(answer.headers))
 
-    def _let_rest(self, server: _Server, started: float, seconds: float | None) -> None:
-        """Keeps a server from getting requests, for the time it asked for, else for longer each time it fails."""
-        now = asyncio.get_running_loop().time()
-        if seconds is None:
-            if started < server.failed_at:  # one outage, seen by several requests that were under way
-                return
-            least, most = _COOLDOWN_SECONDS
-            seconds = min(most, least * 2 ** min(server.failures, 10))
-            server.failures, server.failed_at, server.well = server.failures + 1, now, False
-        server.rests_until = max(server.rests_until, now + seconds * random.uniform(0.5, 1.0))
+    def _let_rest(self, server: _Server, started: float, problem: Exception) -> None:
+        """Keeps a server from getting requests: for the time it asked for, else for longer each time in a row."""
+        now, (least, most) = asyncio.get_running_loop().time(), _COOLDOWN_SECONDS
+        busy, asked = getattr(problem, "busy", False), getattr(problem, "seconds", None)
+        # One outage, or one time too many requests, is seen by several that were under way.
+        seen = started < (server.refused_at if busy else server.failed_at)
+        count = server.refusals if busy else server.failures
+        if not seen and busy:
+            server.refusals, server.refused_at, server.allowed = count + 1, now, max(1.0, server.allowed / 2)
+        elif not seen:
+            server.failures, server.failed_at, server.well = count + 1, now, False
+        if asked is not None:
+            rest = asked * random.uniform(1.0, 1.25)
+        elif seen:
+            return
+        else:
+            rest = min(most, least * 2 ** min(count, 10)) * random.uniform(0.5, 1.0)
+        server.rests_until = max(server.rests_until, now + rest)
 
 
 def read_token(variable: str | None) -> str | None:
@@ -263,27 +301,6 @@ def check_seconds(name: str, seconds: float) -> None:
         raise UserError(f"{name} is {seconds:g} seconds; more than 0 and less than a million are needed.")
 
 
-def _checked_url(url: str) -> str:
-    try:
-        parsed = httpx2.URL(url)
-    except (httpx2.InvalidURL, TypeError) as error:
-        raise UserError(f"url {url!r} is no URL: {error}.") from error
-    if parsed.scheme not in ("http", "https") or not parsed.host or parsed.query or parsed.fragment:
-        raise UserError(f"url {url!r} is no server; http://host:port or https://host/path is needed.")
-    if parsed.userinfo:
-        raise UserError("url has a user or password in it, which logs would show; use a token from the environment.")
-    return str(url).rstrip("/")
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 async def _read(response: httpx2.Response, url: str) -> bytes:
     body = bytearray()
     async for chunk in response.aiter_bytes():
@@ -291,12 +308,6 @@ async def _read(response: httpx2.Response, url: str) -> bytes:
         if len(body) > _MOST_ANSWER_BYTES:
             raise ServerError(f"{url} answered with more than {_MOST_ANSWER_BYTES} bytes")
     return bytes(body)
-
-
-def _rest_asked_for(response: httpx2.Response) -> float:
-    """Seconds; a date, which the header may also have, counts as one second."""
-    text = response.headers.get("retry-after", "")
-    return min(float(text), 60.0) if text.isascii() and text.isdigit() and len(text) < 10 else 1.0
 
 
 def _described(url: str, response: httpx2.Response, body: bytes) -> str:
@@ -312,9 +323,12 @@ def _described(url: str, response: httpx2.Response, body: bytes) -> str:
     return f"{url} answered {response.status_code}{said}".rstrip(".")
 
 
-def _reason(error: httpx2.RequestError) -> str:
-    if isinstance(error, httpx2.ConnectTimeout | httpx2.ConnectError):
-        return f"cannot be reached ({str(error).rstrip('.') or type(error).__name__})"
-    if isinstance(error, httpx2.TimeoutException):
+def _reason(error: Exception) -> str:
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    said = str(error).rstrip(".") or type(error).__name__
+    if isinstance(error, httpx2.TimeoutException) and not isinstance(error, httpx2.ConnectTimeout):
         return "did not answer in time"
-    return f"broke the connection off ({str(error).rstrip('.') or type(error).__name__})"
+    if isinstance(error, httpx2.RequestError) and not isinstance(error, httpx2.ConnectTimeout | httpx2.ConnectError):
+        return f"broke the connection off ({said})"
+    return f"cannot be reached ({said})"

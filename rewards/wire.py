@@ -65,12 +65,17 @@ class Column:
 
 
 def encode_request(batch: RewardBatch, rewards: Sequence[str], send_bits: bool = False) -> bytes:
-    """The body of a request. Raises ValueError for metadata that JSON has no form for."""
+    """The body of a request. Raises BadRequest for a sample that JSON has no form for, such as a NaN in its metadata:
+    a null in that place would be another sample."""
     samples = []
     for row in range(len(batch)):
+        try:
+            image = base64.b64encode(encode_image(batch.images[row])).decode("ascii")
+        except (OSError, ValueError) as error:
+            raise BadRequest(f"the image of sample {row} cannot be sent as PNG: {error}.") from error
         sample = {
             "prompt": batch.prompts[row],
-            "image": base64.b64encode(encode_image(batch.images[row])).decode("ascii"),
+            "image": image,
             "task": batch.tasks[row],
             "metadata": dict(batch.metadata[row]),
         }
@@ -78,11 +83,25 @@ def encode_request(batch: RewardBatch, rewards: Sequence[str], send_bits: bool =
             bits_TLSK = batch.bits[row].cpu().numpy()
             packed = base64.b64encode(np.packbits(bits_TLSK.reshape(-1)).tobytes()).decode("ascii")
             sample["bits"] = {"shape": list(bits_TLSK.shape), "packed": packed}
+        for key, value in sample["metadata"].items():
+            try:
+                _json(key), _json(value)
+            except (TypeError, ValueError, RecursionError) as error:
+                said = f"metadata {_shown(key)} of sample {row} cannot be sent as JSON: {error}."
+                raise BadRequest(said) from error
         samples.append(sample)
-    try:
-        return json.dumps({"samples": samples, "rewards": list(rewards)}, allow_nan=False).encode("ascii")
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"the metadata of a sample cannot be sent as JSON: {error}") from error
+    return _json({"samples": samples, "rewards": list(rewards)}).encode("ascii")
+
+
+def _json(value: Any) -> str:
+    """Strictly JSON; arrays, tensors and their numbers as lists and numbers."""
+    return json.dumps(value, allow_nan=False, default=_listed)
+
+
+def _listed(value: Any) -> Any:
+    if not hasattr(value, "tolist"):
+        raise TypeError(f"a {type(value).__name__} has no form in it")
+    return value.tolist()
 
 
 def read_request(body: bytes, known: Sequence[str], limits: Limits) -> ScoreRequest:

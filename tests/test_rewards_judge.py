@@ -269,7 +269,7 @@ def test_silence_ends_at_the_deadline():
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"url": "127.0.0.1:8000"}, "is no server; http://host:port"),
+        ({"url": "127.0.0.1:8000"}, "is not a server; http://host:port"),
         ({"preset": "unified"}, "'unified_reward'"),
         ({"prompt": "Rate {promt}."}, r"prompt has \{promt\}, which stands for nothing. Did you mean 'prompt'"),
         ({"prompt": " "}, "prompt is empty"),

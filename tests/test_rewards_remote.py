@@ -185,7 +185,7 @@ def test_a_busy_server_is_asked_again_when_it_said():
     with hostile_server(busy_at_first, LISTING) as server:
         table, _ = score(suite_of(server, deadline=ENOUGH), make_batch(2))
     assert table.values.flatten().tolist() == [0, 1]
-    assert times[1] - times[0] >= 0.5
+    assert times[1] - times[0] >= 1
     assert "/health" not in server.gets  # it is well
 
 
@@ -214,11 +214,17 @@ def test_all_servers_die_midway():
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"url": "127.0.0.1:8000"}, "is no server; http://host:port"),
-        ({"url": "ftp://a"}, "is no server"),
-        ({"url": "http://"}, "is no server"),
-        ({"url": "http://a?b=c"}, "is no server"),
+        ({"url": "127.0.0.1:8000"}, "is not a server; http://host:port"),
+        ({"url": "ftp://a"}, "is not a server"),
+        ({"url": "http://"}, "is not a server"),
+        ({"url": "http://a?b=c"}, "is not a server"),
         ({"url": "http://me:secret@a"}, "use a token from the environment"),
+        ({"url": "http://a:99999"}, "has port 99999; a port is a number from 1 to 65535"),
+        ({"url": ["http://a", "http://a:0/v1"]}, "has port 0"),
+        ({"url": "http://a:-1"}, "has port -1"),
+        ({"url": "http://a:80x"}, "is not a URL"),
+        ({"url": "http://a b"}, "which is not a name or an address"),
+        ({"url": "http://" + "a" * 64}, "is not a URL: .*label"),
         ({"url": []}, "at least one server, each once"),
         ({"url": ["http://a", "http://a/"]}, "at least one server, each once"),
         ({"url": 3}, "url is 3, a text or a list is needed"),
@@ -237,9 +243,10 @@ def test_parameters_that_cannot_work_are_refused(parameters, message):
 
 
 def test_a_secret_in_the_url_is_not_repeated():
-    with pytest.raises(UserError) as caught:
-        RewardSuite.from_recipe([{"use": "remote", "url": "http://me:secret@a"}])
-    assert "secret" not in str(caught.value)
+    for url in ("http://me:secret@a", "http://me:secret@a:99999", "http://me:secret@[::1"):
+        with pytest.raises(UserError) as caught:
+            RewardSuite.from_recipe([{"use": "remote", "url": url}])
+        assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -247,8 +254,12 @@ def test_a_secret_in_the_url_is_not_repeated():
     [
         ({"rewards": [{"name": "read", "pointwise": True}]}, "red", "does not serve 'red'; served: read. Did you mean"),
         ({"rewards": [{"name": n, "pointwise": True} for n in "ab"]}, None, "serves a, b; say by 'reward' which"),
-        ({"data": []}, "red", "is no reward server"),
-        (["red"], "red", "is no reward server"),
+        ({"rewards": []}, "red", "serves no reward"),
+        ({"rewards": []}, None, "serves no reward"),
+        ({"rewards": {}}, None, "serves no reward"),
+        ({"data": []}, "red", "is not a reward server"),
+        ({"rewards": None}, None, "is not a reward server"),
+        (["red"], "red", "is not a reward server"),
         (401, "red", r"answered 401.*the token is read from UNIAR_REWARDS_TOKEN"),
         (404, "red", "answered 404"),
         (500, "red", "no reward server can be used: .* answered 500"),
@@ -295,7 +306,7 @@ def test_nothing_outlasts_its_deadline_in_the_pool():
         asked.append(pool.post("/", lambda: time.sleep(1) or b"", started + 0.5))
         results = await asyncio.gather(*asked, return_exceptions=True)
         seconds = loop.time() - started
-        await pool._client.aclose()
+        await pool._aclose()
         return results, seconds
 
     results, seconds = asyncio.run(ask())

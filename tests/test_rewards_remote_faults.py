@@ -5,6 +5,7 @@ import itertools
 import math
 import time
 
+import numpy as np
 import pytest
 import torch
 from hostile_server import hostile_server, silent_server
@@ -71,7 +72,7 @@ BAD = {
 def test_a_bad_answer_fails_the_samples_it_was_for(case, caplog):
     bad, failed, message = BAD[case]
     with hostile_server(on_the_second(bad), LISTING) as server:
-        timeout, deadline = (1.0, DEADLINE) if case in ("slow", "drips") else (ENOUGH, ENOUGH)
+        timeout, deadline = (1.0, DEADLINE) if case in ("slow", "drips", "503") else (ENOUGH, ENOUGH)
         table, seconds = score(suite_of(server, on_error="skip", timeout=timeout, deadline=deadline), make_batch())
     expected = [math.nan if row in failed else float(row) for row in range(6)]
     torch.testing.assert_close(
@@ -135,11 +136,31 @@ def test_a_request_that_is_refused_for_one_sample_costs_only_that_sample():
     assert table.failures == {"judge": 1}
 
 
-def test_metadata_that_cannot_be_sent_fails_its_samples():
-    batch = make_batch(4, metadata=[{}, {"when": object()}, {}, {}])
+@pytest.mark.parametrize(
+    "value", [object(), math.nan, -math.inf, [1, {"deep": math.nan}], np.float32("nan"), {(1, 2): 3}, b"bytes"]
+)
+def test_metadata_that_cannot_be_sent_fails_its_sample_alone(value, caplog):
+    batch = make_batch(4, metadata=[{}, {"fine": 1, "when": value}, {}, {}])
     with hostile_server(good, LISTING) as server:
+        table, _ = score(suite_of(server, on_error="skip", batch_size=4), batch)
+    assert [math.isnan(value) for value in table.values.flatten()] == [False, True, False, False]
+    assert table.values[[0, 2, 3], 0].tolist() == [0, 2, 3]
+    assert "metadata 'when' of sample 0 cannot be sent as JSON" in caplog.text
+
+
+def test_numbers_of_numpy_and_torch_are_sent_as_numbers():
+    metadata = [{"a": np.float32(0.5), "b": np.arange(2), "c": torch.ones(1), "d": (1, None)}]
+    with hostile_server(good, LISTING) as server:
+        score(suite_of(server), make_batch(1, metadata=metadata))
+    assert server.posts[0]["samples"][0]["metadata"] == {"a": 0.5, "b": [0, 1], "c": [1.0], "d": [1, None]}
+
+
+def test_samples_that_are_compared_are_not_sent_without_the_one_that_cannot_be():
+    batch = make_batch(3, metadata=[{}, {"when": math.nan}, {}])
+    with hostile_server(good, {"rewards": [{"name": "red", "pointwise": False}]}) as server:
         table, _ = score(suite_of(server, on_error="skip"), batch)
-    assert [math.isnan(value) for value in table.values.flatten()] == [True, True, False, False]
+    assert table.values.isnan().all()
+    assert server.posts == []
 
 
 def test_silence_ends_at_the_deadline():
