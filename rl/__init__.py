@@ -1,11 +1,21 @@
 """RL trainers for UniAR: prompts, rollout, decode, reward, advantage, loss, update, evaluation, export."""
 
 import os
+from types import ModuleType
 
-import torch
+from rl.rooms import check_rooms
 
-import uniar  # noqa: F401  (makes torchvision importable before transformers and TRL are)
+check_rooms()
 
-# DeepSpeed looks for its accelerator when it is first imported, which transformers does; without a GPU it must be told.
-if not torch.accelerator.is_available():
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+from uniar.import_hooks import on_import  # noqa: E402  (the rooms are ours now)
+
+
+def _tell_deepspeed(_: ModuleType) -> None:
+    """DeepSpeed looks for its accelerator when transformers imports it; without a GPU it must be told."""
+    import torch
+
+    if not torch.accelerator.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+on_import("deepspeed", before=_tell_deepspeed)

@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 
 from uniar.errors import RunError, UserError
 
@@ -29,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     interrupted; 141 when nobody reads the output any more."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(prog="uniar-rl", description="RL post-training for UniAR.")
+    parser.add_argument("--version", action="version", version=f"uniar-rl {_version()}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     chosen: Callable[[argparse.Namespace], None] | None = None
     for name, (module, summary) in COMMANDS.items():
@@ -62,6 +64,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"uniar-rl {parsed.command}: interrupted.", file=sys.stderr)
         return 130
     return 0
+
+
+def _version() -> str:
+    try:
+        return version("uniar-rl")
+    except PackageNotFoundError:
+        return "of a folder that is not installed"
 
 
 def _reader_is_gone() -> bool:

@@ -1,5 +1,50 @@
-"""UniAR: one autoregressive model that understands, generates and edits images through bitwise visual tokens."""
+"""UniAR: one autoregressive model that understands, generates and edits images through bitwise visual tokens.
+
+The names below are those of UniAR's own package. Each is loaded at its first use, so that `import uniar` costs nothing;
+transformers' Auto classes know UniAR from then on.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from uniar.torchvision_compat import ensure_torchvision_imports
 
+if TYPE_CHECKING:
+    from uniar.configuration_uniar import UniARConfig, UniARVisionConfig
+    from uniar.modeling_uniar import UniARForConditionalGeneration, UniARModel
+    from uniar.modeling_vision import UniARVisionModel
+    from uniar.modeling_vision_decoder import UniARVisualDecoder
+    from uniar.preset_processor import CHAT_TEMPLATE
+
 ensure_torchvision_imports()
+
+_MODULES = {
+    "CHAT_TEMPLATE": "uniar.preset_processor",
+    "UniARConfig": "uniar.configuration_uniar",
+    "UniARForConditionalGeneration": "uniar.modeling_uniar",
+    "UniARModel": "uniar.modeling_uniar",
+    "UniARVisionConfig": "uniar.configuration_uniar",
+    "UniARVisionModel": "uniar.modeling_vision",
+    "UniARVisualDecoder": "uniar.modeling_vision_decoder",
+}
+
+__all__ = [
+    "CHAT_TEMPLATE",
+    "UniARConfig",
+    "UniARForConditionalGeneration",
+    "UniARModel",
+    "UniARVisionConfig",
+    "UniARVisionModel",
+    "UniARVisualDecoder",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value = getattr(import_module(_MODULES[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,30 @@
+"""Whether the packages beside `rl` are ours: `python -m` puts the current folder first on the path, and a user's own
+`rewards.py` or `tiny/` there would take their place."""
+
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+ROOMS = ("uniar", "rewards", "tiny")
+
+
+def check_rooms() -> None:
+    """Raises ImportError, one sentence, where a package of ours is found elsewhere than beside this one; of a command
+    that `python -m` or a launcher starts, prints it and exits with 2."""
+    root = Path(__file__).resolve().parent.parent
+    for name in ROOMS:
+        spec = find_spec(name)
+        places = [] if spec is None else [spec.origin, *(spec.submodule_search_locations or ())]
+        found = [Path(place).resolve() for place in places if place is not None]
+        if root / name in found:
+            continue
+        fault = (
+            f"{found[0]} is taken for uniar-rl's own package '{name}'; rename it, start in another folder, or start "
+            f"with the command uniar-rl, which does not look there."
+            if found
+            else f"{root / name} is not there, or its folder is not on Python's path; install uniar-rl."
+        )
+        if sys.argv[:1] == ["-m"]:  # until Python has found the module that it was asked to run
+            print(fault, file=sys.stderr)
+            sys.exit(2)
+        raise ImportError(fault)

@@ -1,0 +1,44 @@
+"""Something done just before or just after a module is imported, whoever imports it and whenever.
+
+What a library needs to be told costs nothing this way where the library is not used.
+"""
+
+import sys
+from collections.abc import Callable
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+from typing import Any
+
+Hook = Callable[[ModuleType], None]
+
+
+def on_import(name: str, *, before: Hook | None = None, after: Hook | None = None) -> None:
+    """Calls `before` or `after` with the module `name`, not yet executed or just executed; at once, and `after` only,
+    where it is imported already. A second call for the same name changes nothing."""
+    if name in sys.modules:
+        if after is not None:
+            after(sys.modules[name])
+    elif not any(isinstance(finder, _Finder) and finder.name == name for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Finder(name, before, after))
+
+
+class _Finder(MetaPathFinder):
+    def __init__(self, name: str, before: Hook | None, after: Hook | None) -> None:
+        self.name, self.before, self.after = name, before, after
+
+    def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        spec = PathFinder.find_spec(name, path, target) if name == self.name else None
+        if spec is None or spec.loader is None:
+            return None
+        execute = spec.loader.exec_module
+
+        def execute_between(module: ModuleType) -> None:
+            if self.before is not None:
+                self.before(module)
+            execute(module)
+            if self.after is not None:
+                self.after(module)
+
+        spec.loader.exec_module = execute_between
+        return spec
