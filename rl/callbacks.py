@@ -1,6 +1,6 @@
 """What happens beside the updates: held-out evaluation, metrics, plots, sample grids, the console."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,12 +9,15 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.integrations import TensorBoardCallback
 
 from rl.evaluate import Evaluator
+from rl.grpo_config import RunConfig, flat
 from rl.pictures import plot_metrics, sample_grid
 from rl.run_folder import RunFolder
 from rl.stopping import Stopper
 from rl.understanding import Examiner
 
 if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
     from rl.trainer import UniARTrainer
 
 PLOT_EVERY = 20
@@ -39,12 +42,14 @@ class RunCallback(TrainerCallback):
         at_end: bool,
         examiner: Examiner | None = None,
         examine_every: int | None = None,
+        held_out_as: str | None = None,
     ) -> None:
         """export: writes the model to a folder. evaluator, examiner: None where nothing is held out to draw, or to ask.
-        every, examine_every: updates between two evaluations of either."""
+        every, examine_every: updates between two evaluations of either. held_out_as: see `plot_metrics`."""
         self.folder, self.evaluator, self.stopper, self.export = folder, evaluator, stopper, export
         self.every, self.at_start, self.at_end = every, at_start, at_end
         self.examiner, self.examine_every = examiner, examine_every
+        self.held_out_as = held_out_as
         self.trainer: UniARTrainer | None = None
         self._drawn_step: int | None = None
         self._asked_step: int | None = None
@@ -53,11 +58,10 @@ class RunCallback(TrainerCallback):
         """Called once, when the trainer exists."""
         self.trainer = trainer
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: RunConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.is_world_process_zero:
             self.folder.forget_after(state.global_step)
+            self._report_settings(args)
         if self.at_start and state.global_step == 0:
             self._evaluate(args, state, control)
 
@@ -73,7 +77,7 @@ class RunCallback(TrainerCallback):
             step = state.global_step
             self._evaluate(args, state, control, draw=self._drawn_step != step, ask=self._asked_step != step)
         if state.is_world_process_zero:
-            plot_metrics(self.folder.read(), self.folder.plot)
+            plot_metrics(self.folder.read(), self.folder.plot, self.held_out_as)
 
     def on_log(
         self,
@@ -93,7 +97,7 @@ class RunCallback(TrainerCallback):
         if line := _console_line(state, logs):
             print(line, flush=True)
         if state.global_step % PLOT_EVERY == 0 or any(name.startswith("eval_") for name in logs):
-            plot_metrics(self.folder.read(), self.folder.plot)
+            plot_metrics(self.folder.read(), self.folder.plot, self.held_out_as)
 
     def _evaluate(
         self,
@@ -141,6 +145,16 @@ class RunCallback(TrainerCallback):
             sample_grid(tiles, path, notes=evaluation.notes)
             self._report_picture(path, step)
 
+    def _report_settings(self, args: RunConfig) -> None:
+        """To TensorBoard's table of runs; other reporters ask `args` for them."""
+        for writer in self._tensorboards():
+            writer.add_hparams(flat(args.to_dict()), {}, run_name=".")  # into the run's own folder
+
+    def _tensorboards(self) -> Iterator["SummaryWriter"]:
+        for callback in self.trainer.callback_handler.callbacks:
+            if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:
+                yield callback.tb_writer
+
     def _report_picture(self, path: Any, step: int) -> None:
         """To TensorBoard and W&B, where the run reports to them."""
         import numpy as np
@@ -148,9 +162,8 @@ class RunCallback(TrainerCallback):
 
         with Image.open(path, formats=("PNG",)) as image:
             pixels = np.asarray(image.convert("RGB"))
-        for callback in self.trainer.callback_handler.callbacks:
-            if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:
-                callback.tb_writer.add_image("samples", pixels, step, dataformats="HWC")
+        for writer in self._tensorboards():
+            writer.add_image("samples", pixels, step, dataformats="HWC")
         if "wandb" in (self.trainer.args.report_to or []):
             import wandb
 

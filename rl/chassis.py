@@ -171,6 +171,9 @@ class Chassis(GRPOTrainer):
     def _get_output_dir(self, trial: Any) -> str:
         return str(Path(self.args.output_dir) / SAVING) if self._saving else super()._get_output_dir(trial)
 
+    def _send_telemetry(self) -> None:
+        """Nothing: see uniar/telemetry.py, which a program may have imported too late."""
+
     # Logging ---------------------------------------------------------------------------------------------------------
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:

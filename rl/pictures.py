@@ -60,35 +60,40 @@ def _wrap(text: str, font: Any, width: int, lines: int) -> list[str]:
     return out
 
 
-CURVES = (("reward", "reward"), ("kl", "KL to the reference (nats a bit)"), ("entropy", "entropy (nats a bit)"))
+CURVES = (("reward", "reward"), ("kl", "KL to the reference (nats per bit)"), ("entropy", "entropy (nats per bit)"))
 
 
-def plot_metrics(lines: Sequence[dict[str, Any]], path: Path) -> None:
+def plot_metrics(lines: Sequence[dict[str, Any]], path: Path, held_out_as: str | None = None) -> None:
     """Writes a PNG with the reward (training and held-out), KL and entropy over the steps, and where held-out questions
-    were asked, how they were answered."""
+    were asked, how they were answered.
+
+    held_out_as: in what the held-out reward is set otherwise than the training one; such a one has a panel of its own,
+    which says so. None: the two are comparable and share a panel.
+    """
+    held_out = [line for line in lines if line.get("eval_reward") is not None]
     asked = any(line.get("eval_understanding/exact_match") is not None for line in lines)
-    panels = len(CURVES) + asked
-    figure, axes = plt.subplots(1, panels, figsize=(4.5 * panels, 3.2), layout="constrained")
-    for axis, (key, title) in zip(axes, CURVES, strict=False):
-        steps, values = _series(lines, key)
-        axis.plot(steps, values, color="tab:blue", linewidth=1.2, label="training rollouts")
+    apart = bool(held_out and held_out_as)
+    panels = [(key, "training reward" if apart and key == "reward" else title) for key, title in CURVES]
+    # Of three panels or more the second: beside the training reward.
+    panels[1:1] = [("eval_reward", f"held-out reward, set otherwise:\n{held_out_as}")] * apart
+    panels += [("eval_understanding", "held-out questions")] * asked
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.5 * len(panels), 3.2), layout="constrained")
+    for axis, (key, title) in zip(axes, panels, strict=True):
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("update")
         axis.grid(alpha=0.3)
-    held_out = [line for line in lines if line.get("eval_reward") is not None]
-    if held_out:
-        steps, means = _series(held_out, "eval_reward")
-        errors = [line.get("eval_reward_se") or 0.0 for line in held_out]
-        axes[0].errorbar(steps, means, yerr=errors, color="tab:red", marker="o", capsize=3, label="held-out ± s.e.")
-        axes[0].legend(fontsize=8)
-    if asked:
-        for key, label in ANSWER_SCORES.items():
-            axes[-1].plot(*_series(lines, f"eval_understanding/{key}"), marker="o", linewidth=1.2, label=label)
-        axes[-1].set_title("held-out questions", fontsize=10)
-        axes[-1].set_xlabel("update")
-        axes[-1].set_ylim(-0.03, 1.03)
-        axes[-1].grid(alpha=0.3)
-        axes[-1].legend(fontsize=8)
+        if key == "eval_understanding":
+            for score, label in ANSWER_SCORES.items():
+                axis.plot(*_series(lines, f"{key}/{score}"), marker="o", linewidth=1.2, label=label)
+            axis.set_ylim(-0.03, 1.03)
+        elif key != "eval_reward":
+            axis.plot(*_series(lines, key), color="tab:blue", linewidth=1.2, label="training rollouts")
+        if key == "eval_reward" or (key == "reward" and held_out and not apart):
+            steps, means = _series(held_out, "eval_reward")
+            errors = [line.get("eval_reward_se") or 0.0 for line in held_out]
+            axis.errorbar(steps, means, yerr=errors, color="tab:red", marker="o", capsize=3, label="held-out ± s.e.")
+        if key in ("reward", "eval_reward", "eval_understanding") and axis.has_data():
+            axis.legend(fontsize=8)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

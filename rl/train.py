@@ -10,6 +10,7 @@ exact KL term to the starting model. No critic, no reward model training, no tex
 """
 
 import argparse
+import dataclasses
 import errno
 import logging
 import sys
@@ -20,7 +21,6 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers import PrinterCallback, ProgressCallback, set_seed
 from transformers.integrations import is_deepspeed_zero3_enabled
-from trl import GRPOConfig
 
 from rl.callbacks import RunCallback
 from rl.checkpoints import newest_good
@@ -39,7 +39,7 @@ from rl.evaluate import paired_gain
 from rl.export import export_model
 from rl.features import Features
 from rl.folder_lock import FolderLock
-from rl.grpo_config import grpo_config
+from rl.grpo_config import RunConfig, grpo_config
 from rl.model_card import card_of_run
 from rl.peers import Peers
 from rl.policy_model import checkpoint_of, load_config, load_policy, reference_for, trainable
@@ -55,6 +55,7 @@ from rl.run_parts import (
     build_examiner,
     build_rewards,
     build_text_kl,
+    held_out_otherwise,
     held_out_prompts,
     held_out_questions,
     load_decoder,
@@ -145,6 +146,7 @@ def _train(recipe: Recipe, resume: bool, lock: FolderLock) -> RunFolder | None:
         at_end=held.at_end,
         examiner=build_examiner(recipe, questions, processor),
         examine_every=recipe.understanding.every or held.every,
+        held_out_as=held_out_otherwise(recipe),
     )
     reference = reference_for(recipe, source)
     policy = trainable(model, recipe.model.lora)
@@ -169,7 +171,7 @@ def _train(recipe: Recipe, resume: bool, lock: FolderLock) -> RunFolder | None:
     for theirs in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(theirs)
     try:
-        with Peers(), stopper:
+        with Peers(), stopper, args.reporting():
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     except OSError as error:
         if error.errno not in DISK_ERRORS:
@@ -193,7 +195,7 @@ def _train(recipe: Recipe, resume: bool, lock: FolderLock) -> RunFolder | None:
     return folder
 
 
-def _claim_folder(recipe: Recipe, args: GRPOConfig, resume: bool, lock: FolderLock) -> tuple[RunFolder, Path | None]:
+def _claim_folder(recipe: Recipe, args: RunConfig, resume: bool, lock: FolderLock) -> tuple[RunFolder, Path | None]:
     """The run's folder and the checkpoint to go on from. The main process chooses, the others are told."""
     chosen: list[str | None] = [None, None]
     if args.process_index == 0:
@@ -205,7 +207,7 @@ def _claim_folder(recipe: Recipe, args: GRPOConfig, resume: bool, lock: FolderLo
             folder.restore_records(checkpoint)
         chosen = [str(folder.path), None if checkpoint is None else str(checkpoint)]
     path, checkpoint = broadcast_object_list(chosen)
-    args.output_dir = path
+    args.describe(dataclasses.replace(recipe, output_dir=path))
     return RunFolder(path), None if checkpoint is None else Path(checkpoint)
 
 

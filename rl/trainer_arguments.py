@@ -118,6 +118,11 @@ def check_trainer_arguments(arguments: dict[str, Any], origins: Origins) -> None
         )
 
 
+def may_be_set(name: str) -> bool:
+    """Whether a recipe may have an argument of TRL's under `trainer`."""
+    return not (name in OWNED or name in UNUSED or name.startswith("vllm_"))
+
+
 _COUNTS = ("per_device_train_batch_size", "gradient_accumulation_steps", "steps_per_generation")
 
 

@@ -7,6 +7,7 @@ transformers' Auto classes know UniAR from then on.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from uniar.telemetry import switch_off
 from uniar.torchvision_compat import ensure_torchvision_imports
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from uniar.modeling_vision_decoder import UniARVisualDecoder
     from uniar.preset_processor import CHAT_TEMPLATE
 
+switch_off()  # before the libraries that send reports are imported
 ensure_torchvision_imports()
 
 _MODULES = {
