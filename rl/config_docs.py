@@ -42,17 +42,11 @@ per_device_train_batch_size × processes × steps_per_generation samples (steps_
 gradient_accumulation_steps), in whole groups of rollout.samples_per_prompt.
 Checkpoints fall between rollouts, so save_steps and max_steps must be multiples of the updates that a rollout serves.
 
-<<<<<<< HEAD
-`report_to` (default `none`) names who is told of the run: `tensorboard`, `wandb` and others, the recipe as the run's
-config. The project is `project`, or else `WANDB_PROJECT`, or else `uniar-rl`; the run is called `run_name`, or else
-as its folder. Nothing leaves the machine that is not asked for, by `report_to`, `push_to_hub`, the URL of a judge or
-server, or the hub id of a model, a dataset or a reward: the usage reports of TRL and of the Hugging Face libraries
-are off unless the environment has `HF_HUB_DISABLE_TELEMETRY=0`. ======= `report_to` (default `none`) names who is
-told of the run: `tensorboard`, `wandb` and others, with the recipe as the run's config. The project is `project`, or
-else `WANDB_PROJECT`, or else `uniar-rl`; the run is called `run_name`, or else as its folder. Nothing leaves the
-machine that is not asked for: by `report_to`, `push_to_hub`, the URL of a judge or server, or the hub id of a model,
-a dataset or a reward. The usage reports of TRL and of the Hugging Face libraries are off unless the environment has
-`HF_HUB_DISABLE_TELEMETRY=0`. >>>>>>> 83b299b (docs/config.md says what leaves the machine)
+`report_to` (default `none`) names who is told of the run: `tensorboard`, `wandb` and others, with the recipe as the
+run's config. The project is `project`, or else `WANDB_PROJECT`, or else `uniar-rl`; the run is called `run_name`, or
+else as its folder. Nothing leaves the machine that is not asked for: by `report_to`, `push_to_hub`, the URL of a judge
+or server, or the hub id of a model, a dataset or a reward. The usage reports of TRL and of the Hugging Face libraries
+are off unless the environment has `HF_HUB_DISABLE_TELEMETRY=0`.
 
 These are set elsewhere, and refused here:
 """
