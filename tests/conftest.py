@@ -86,7 +86,7 @@ def nano_processor(nano_checkpoint: Path):
 def nano_decoder(nano_checkpoint: Path):
     from uniar.modeling_decoder import UniARVisualDecoder
 
-    return UniARVisualDecoder.from_pretrained(nano_checkpoint)
+    return UniARVisualDecoder.from_pretrained(nano_checkpoint, torch_dtype=torch.float32)
 
 
 @pytest.fixture

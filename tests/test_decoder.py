@@ -29,7 +29,7 @@ def models():
         if variant not in loaded:
             folder = GOLDEN / variant
             loaded[variant] = SimpleNamespace(
-                decoder=UniARVisualDecoder.from_pretrained(folder / "ckpt"),
+                decoder=UniARVisualDecoder.from_pretrained(folder / "ckpt", torch_dtype=torch.float32),
                 golden=load_file(folder / "decoder.safetensors"),
                 sizes={
                     name: (case["ar_height"], case["ar_width"], case["upsampling_ratio"])

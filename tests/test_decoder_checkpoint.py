@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from uniar.decoder_parts import DECODER_PROMPT
@@ -84,9 +85,27 @@ def test_a_part_of_another_kind_or_a_broken_file_is_named(checkpoint):
         UniARVisualDecoder.from_pretrained(checkpoint)
 
 
-def test_a_shorter_text_encoder_is_given_a_shorter_prompt(checkpoint):
+def test_the_prompt_is_as_long_as_diffusers_makes_it(checkpoint):
+    """Whatever the tokenizer calls its longest text, unless the checkpoint says so under a key of ours."""
     config = checkpoint / "sd3_pipeline" / "tokenizer_3" / "tokenizer_config.json"
-    config.write_text(config.read_text().replace('"model_max_length": 512', '"model_max_length": 32'))
-    decoder = UniARVisualDecoder.from_pretrained(checkpoint)
-    assert decoder.prompt_embeds.shape[1] == 77 + 32
+    original = config.read_text()
+    config.write_text(original.replace('"model_max_length": 512', '"model_max_length": 32'))
+    assert UniARVisualDecoder.from_pretrained(checkpoint).prompt_embeds.shape[1] == 77 + 256
+    config.write_text(original.replace("{", '{"max_sequence_length": 32,', 1))
+    assert UniARVisualDecoder.from_pretrained(checkpoint).prompt_embeds.shape[1] == 77 + 32
+    for length in ("0", '"all"', "true", "1.5"):
+        config.write_text(original.replace("{", f'{{"max_sequence_length": {length},', 1))
+        with pytest.raises(UserError, match=r"tokenizer_config.json says max_sequence_length .* whole number"):
+            UniARVisualDecoder.from_pretrained(checkpoint)
     assert DECODER_PROMPT == "Please reconstruct this image and restore all the details."
+
+
+def test_defaults_are_those_of_uniars_own_package(checkpoint):
+    """bfloat16, on the CPU until it is moved; the size that a decoder without super-resolution can draw."""
+    decoder = UniARVisualDecoder.from_pretrained(str(checkpoint))
+    assert (decoder.dtype, decoder.device) == (torch.bfloat16, torch.device("cpu"))
+    ids = torch.zeros(1, 4, 4, 4, dtype=torch.int64)
+    (image,) = decoder.decode(visual_generated_ids=ids, ar_height=64, ar_width=64, num_inference_steps=1)
+    assert image.size == (64, 64)
+    with pytest.raises(UserError, match=r"upsampling_ratio is 2\.0; .* it must be 1\."):
+        decoder.decode(ids, 64, 64, 2.0)

@@ -71,7 +71,7 @@ def test_exported_model_is_the_trained_one(nano_model, nano_processor, nano_chec
     images = UniARVisualDecoder.from_pretrained(tmp_path / "out").decode(
         trained, ar_height=64, ar_width=64, num_inference_steps=2
     )
-    assert images[0].size == (64, 64)
+    assert images[0].size == (128, 128)
     assert not (tmp_path / "out.partial").exists()
 
 

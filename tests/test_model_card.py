@@ -112,7 +112,7 @@ def test_editing(golden):
     assert visual_ids.shape == (1, 8, 4, 4)
     visual_decoder = UniARVisualDecoder.from_pretrained(model_path, device="cpu", torch_dtype=torch.float32)
     images = visual_decoder.decode(visual_ids, ar_height=64, ar_width=128, num_inference_steps=2)
-    assert [image.size for image in images] == [(128, 64)]
+    assert [image.size for image in images] == [(256, 128)]
 
 
 def test_reading_its_own_drawing_undecoded(golden):

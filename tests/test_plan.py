@@ -153,7 +153,7 @@ def test_decoding_within_15_percent(settings, nano_decoder):
     recipe = recipe_of(settings, decode={"batch_size": 3})
     bits = torch.randint(0, 2, (3, 4, *nano_decoder.bsq_encoder.config.code_shape), dtype=torch.uint8)
     with Measured(nano_decoder) as measured:
-        nano_decoder.decode(bits, 64, 64, num_inference_steps=1, guidance_scale=1.0, output_type="pt")
+        nano_decoder.decode(bits, 64, 64, 1.0, num_inference_steps=1, guidance_scale=1.0, output_type="pt")
     assert plan_of(recipe).part("decoding") == pytest.approx(measured.peak, rel=0.15)
 
 

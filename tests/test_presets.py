@@ -82,7 +82,7 @@ def test_both_copies_of_the_vision_tower_are_the_same(nano_checkpoint: Path) -> 
 def test_images_are_colourful_and_depend_on_the_bits(nano_decoder: UniARVisualDecoder, guidance_scale: float) -> None:
     bits = random_bits(nano_decoder, 16, 4)
     pixels = 255 * nano_decoder.decode(
-        bits, 64, 64, num_inference_steps=4, guidance_scale=guidance_scale, noise_seeds=[0] * 16, output_type="pt"
+        bits, 64, 64, 1.0, num_inference_steps=4, guidance_scale=guidance_scale, noise_seeds=[0] * 16, output_type="pt"
     )
     assert pixels.shape == (16, 3, 64, 64)
     assert pixels.std() > 40
@@ -96,7 +96,7 @@ def test_other_noise_changes_an_image_less_than_other_bits(nano_decoder: UniARVi
     bits = random_bits(nano_decoder, 16, 4)
     first, second = (
         nano_decoder.decode(
-            bits, 64, 64, num_inference_steps=4, guidance_scale=1.0, noise_seeds=[seed] * 16, output_type="pt"
+            bits, 64, 64, 1.0, num_inference_steps=4, guidance_scale=1.0, noise_seeds=[seed] * 16, output_type="pt"
         )
         for seed in (0, 1)
     )
@@ -214,7 +214,7 @@ def test_small_has_the_sizes_that_the_rollout_benchmark_asks_for(tmp_path: Path)
     assert (text.hidden_size, text.num_hidden_layers, config.visual_transformer_decoder_depth) == (256, 8, 4)
     assert (vision.pixels_per_token, vision.levels) == (32, 4)
     decoder = UniARVisualDecoder.from_pretrained(folder)
-    (image,) = decoder.decode(random_bits(decoder, 1, 2), 32, 64, num_inference_steps=1, noise_seeds=[0])
+    (image,) = decoder.decode(random_bits(decoder, 1, 2), 32, 64, 1.0, num_inference_steps=1, noise_seeds=[0])
     assert image.size == (64, 32)
     assert decoder.output_size(512, 512, 1.0) == (512, 512)
 

@@ -48,7 +48,7 @@ class Figures:
     def __init__(self, folder: Path, *, count: int, seed: int, temperature: float, guidance: float) -> None:
         self.model = UniARForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
         self.processor = AutoProcessor.from_pretrained(folder)
-        self.decoder = UniARVisualDecoder.from_pretrained(folder)
+        self.decoder = UniARVisualDecoder.from_pretrained(folder, torch_dtype=torch.float32)
         self.count, self.seed, self.temperature, self.guidance = count, seed, temperature, guidance
 
     def reconstruction(self) -> dict[str, float]:
@@ -129,6 +129,7 @@ class Figures:
             bits,
             SIDE,
             SIDE,
+            upsampling_ratio=1.0,
             num_inference_steps=STEPS,
             guidance_scale=DECODER_GUIDANCE,
             noise_seeds=[seed_of("figures", self.seed, number) for number in range(len(bits))],

@@ -23,7 +23,10 @@ from uniar.errors import UserError
 DECODER_PROMPT = "Please reconstruct this image and restore all the details."
 """The one prompt that the decoder was trained with, positive and negative alike."""
 
-_T5_TOKENS = 256
+T5_TOKENS = 256
+"""What diffusers pads the prompt to for T5, whatever its tokenizer's `model_max_length`."""
+LENGTH_KEY = "max_sequence_length"
+"""In tokenizer_3/tokenizer_config.json: what a small checkpoint pads it to instead. Diffusers passes over it."""
 _TEXT_ENCODERS = {
     "text_encoder": CLIPTextModelWithProjection,
     "text_encoder_2": CLIPTextModelWithProjection,
@@ -56,7 +59,7 @@ def _load_tokenizer(loader: type, folder: Path) -> PreTrainedTokenizerBase:
 def encode_prompt(pipeline: Path, device: torch.device | str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """The constant prompt's embeddings (1, tokens, joint dim) and pooled ones (1, pooled dim), as SD3 makes them.
 
-    Their length is the checkpoint's: CLIP's tokenizer length, then T5's up to 256.
+    Their length is that of CLIP's tokenizer, then T5_TOKENS or what the checkpoint has under LENGTH_KEY.
     """
     encoders = {
         name: load_exactly(encoder, pipeline / name, dtype=dtype).to(device) for name, encoder in _TEXT_ENCODERS.items()
@@ -69,7 +72,7 @@ def encode_prompt(pipeline: Path, device: torch.device | str, dtype: torch.dtype
         None,
         device=device,
         do_classifier_free_guidance=False,
-        max_sequence_length=min(_T5_TOKENS, tokenizers["tokenizer_3"].model_max_length),
+        max_sequence_length=_t5_length(pipeline / "tokenizer_3", tokenizers["tokenizer_3"]),
     )
     # Modules hold reference cycles; without this the T5 encoder would stay until some later collection.
     del sd3, encoders
@@ -77,3 +80,12 @@ def encode_prompt(pipeline: Path, device: torch.device | str, dtype: torch.dtype
     if torch.device(device).type == "cuda":
         torch.cuda.empty_cache()
     return embeds, pooled
+
+
+def _t5_length(folder: Path, tokenizer: PreTrainedTokenizerBase) -> int:
+    length = tokenizer.init_kwargs.get(LENGTH_KEY, T5_TOKENS)
+    if type(length) is not int or length < 1:
+        raise UserError(
+            f"{folder / 'tokenizer_config.json'} says {LENGTH_KEY} {length!r}; it must be a whole number, 1 or more."
+        )
+    return length

@@ -63,13 +63,14 @@ class UniARVisualDecoder(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path, device: torch.device | str = "cpu", torch_dtype: torch.dtype = torch.float32
+        cls, path: str | Path, device: torch.device | str | None = None, torch_dtype: torch.dtype = torch.bfloat16
     ) -> Self:
-        """Loads the decoder's parts of a checkpoint folder or hub id (spec section 1).
+        """Loads the decoder's parts of a checkpoint folder or hub id (spec section 1); `device` None: on the CPU.
 
         The text encoders are loaded first, encode the prompt and leave memory before the rest is loaded. Raises
         UserError for a missing part, a part of another kind, and a missing, left-over or mismatched tensor, by name.
         """
+        device = "cpu" if device is None else device
         folder = resolve_checkpoint(path)
         require_decoder_parts(folder)
         pipeline = folder / "sd3_pipeline"
@@ -96,6 +97,14 @@ class UniARVisualDecoder(nn.Module):
         """Stays in eval mode: nothing here is trained."""
         return super().train(False)
 
+    @property
+    def default_upsampling_ratio(self) -> float:
+        """Of `decode`: 2 as in UniAR; in a model without super-resolution, the one ratio that it can draw."""
+        config = self.sd3_transformer.config
+        if config.super_resolution:
+            return 2.0
+        return self.vae_factor * config.patch_size / self.bsq_encoder.config.patch_size
+
     def output_size(self, ar_height: int, ar_width: int, upsampling_ratio: float = 1.0) -> tuple[int, int]:
         """(height, width) in pixels of what `decode` draws: AR size × ratio, rounded to whole pixels.
 
@@ -108,11 +117,10 @@ class UniARVisualDecoder(nn.Module):
             raise UserError(f"upsampling_ratio is {upsampling_ratio}; it must be 1 to 2.")
         config = self.sd3_transformer.config
         unit = self.vae_factor * config.patch_size
-        patch = self.bsq_encoder.config.patch_size
-        if not config.super_resolution and unit != patch * upsampling_ratio:
+        if not config.super_resolution and upsampling_ratio != self.default_upsampling_ratio:
             raise UserError(
                 f"upsampling_ratio is {upsampling_ratio}; this checkpoint's decoder has no super-resolution, so it "
-                f"must be {unit / patch:g}."
+                f"must be {self.default_upsampling_ratio:g}."
             )
         largest = config.pos_embed_max_size * unit
         size = tuple(round(side * upsampling_ratio) for side in (ar_height, ar_width))
@@ -146,10 +154,10 @@ class UniARVisualDecoder(nn.Module):
     @torch.no_grad()
     def decode(
         self,
-        indices_or_bits: Tensor,
+        visual_generated_ids: Tensor,
         ar_height: int,
         ar_width: int,
-        upsampling_ratio: float = 1.0,
+        upsampling_ratio: float | None = None,
         *,
         num_inference_steps: int = 28,
         guidance_scale: float = 1.5,
@@ -160,7 +168,8 @@ class UniARVisualDecoder(nn.Module):
         output_type: str = "pil",
         show_progress: bool = False,
     ) -> list[Image.Image] | Tensor:
-        """Indices (B, T, L, S) int64 or bits (B, T, L, S, K) of ar_height × ar_width pixels → B images.
+        """Indices (B, T, L, S) int64 or bits (B, T, L, S, K) of ar_height × ar_width pixels → B images, larger by
+        `upsampling_ratio` (None: `default_upsampling_ratio`).
 
         Guidance compares with a branch whose features are zero; at a scale of 1 or less that branch is not run. The
         starting noise comes from one of: `noise_seeds`, one a sample (equal seeds, equal noise: how a group is decoded
@@ -173,10 +182,11 @@ class UniARVisualDecoder(nn.Module):
         Raises UserError for sizes as `output_size` does and for fewer than one step, ValueError for tensors of a wrong
         shape and contradictory arguments, FloatingPointError for an image that is not finite.
         """
-        latent_shape = self.latent_shape(ar_height, ar_width, upsampling_ratio)
+        ratio = self.default_upsampling_ratio if upsampling_ratio is None else upsampling_ratio
+        latent_shape = self.latent_shape(ar_height, ar_width, ratio)
         unit = self.bsq_encoder.config.pixels_per_token
         grid = ar_height // unit, ar_width // unit
-        bits = self._bits(indices_or_bits, grid)
+        bits = self._bits(visual_generated_ids, grid)
         if num_inference_steps < 1:
             raise UserError(f"num_inference_steps is {num_inference_steps}; it must be 1 or more.")
         if batch_size is not None and batch_size < 1:

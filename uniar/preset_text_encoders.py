@@ -8,7 +8,7 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer, T5Config, T5EncoderModel
 
-from uniar.decoder_parts import DECODER_PROMPT
+from uniar.decoder_parts import DECODER_PROMPT, LENGTH_KEY
 from uniar.preset_processor import added_token, write_json
 from uniar.preset_weights import randomize
 
@@ -148,6 +148,7 @@ def _write_t5_tokenizer(folder: Path, whole_prompt: bool) -> int:
             "clean_up_tokenization_spaces": False,
             "extra_ids": 0,
             "extra_special_tokens": {},
+            LENGTH_KEY: _text_length(whole_prompt),
             "model_max_length": _text_length(whole_prompt),
             "tokenizer_class": "T5Tokenizer",
             **roles,
