@@ -4,12 +4,18 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from uniar.errors import UserError
+from uniar.json_lines import JsonLine, parse_json
+from uniar.pictures import picture_name, require_picture_file
 
 if TYPE_CHECKING:
     import datasets
+
+
+DATASETS = "datasets:"
+"""what the name of a dataset begins with"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,33 +35,52 @@ class DatasetImage:
     def content(self) -> bytes:
         """Of the picture's file. Raises UserError if it cannot be read."""
         stored = self.dataset[self.column][self.row]
-        return stored["bytes"] if stored["bytes"] is not None else Path(stored["path"]).read_bytes()
+        if stored["bytes"] is not None:
+            return stored["bytes"]
+        return require_picture_file(stored["path"], picture_name(stored["path"])).read_bytes()
 
 
-def read_dataset(name: str) -> Iterator[dict[str, Any]]:
-    """The rows of `NAME[:SPLIT]`, pictures as DatasetImage; the split is "train" if none is named.
+def is_dataset(name: str) -> bool:
+    """Whether prompts of this name are a dataset: `datasets:NAME`, or a folder that `datasets` can read."""
+    return name.startswith(DATASETS) or (Path(name).is_dir() and (_is_saved(name) or not any(Path(name).glob("*.txt"))))
+
+
+def read_dataset(name: str) -> Iterator[JsonLine]:
+    """The rows of `NAME[:SPLIT]`, numbered from 0, without the fields that are null, pictures as DatasetImage; without
+    SPLIT, those of "train".
 
     Raises UserError if there is no such dataset or split.
     """
-    dataset = _open(*_name_and_split(name))
+    dataset = _open(*split_of(name))
     pictures = [column for column, feature in dataset.features.items() if type(feature).__name__ == "Image"]
     for column in pictures:
         dataset = dataset.cast_column(column, type(dataset.features[column])(decode=False))
     for row, values in enumerate(dataset.remove_columns(pictures)):
-        stored = {column: DatasetImage(dataset, column, row) for column in pictures}
-        yield values | {column: image for column, image in stored.items() if dataset[column][row] is not None}
+        place = f"dataset '{name}', row {row}"
+        if isinstance(values.get("metadata"), str):  # columns have one type, so mixed metadata is stored as JSON
+            values["metadata"] = parse_json(values["metadata"], f"{place}: metadata")
+        values |= {
+            column: DatasetImage(dataset, column, row) for column in pictures if dataset[column][row] is not None
+        }
+        yield JsonLine(Path(name), row, {key: value for key, value in values.items() if value is not None}, place)
 
 
-def _name_and_split(name: str) -> tuple[str, str]:
+def split_of(name: str) -> tuple[str, str]:
+    """NAME and SPLIT of `NAME[:SPLIT]`."""
     head, colon, tail = name.rpartition(":")
     return (head, tail) if colon and head and "/" not in tail else (name, "train")
+
+
+def _is_saved(name: str) -> bool:
+    """Whether `save_to_disk` wrote this folder."""
+    return any((Path(name) / file).is_file() for file in ("dataset_info.json", "dataset_dict.json"))
 
 
 def _open(name: str, split: str) -> "datasets.Dataset":
     import datasets  # late: it takes a second, and most runs read files
 
     try:
-        if not (Path(name) / "dataset_info.json").is_file() and not (Path(name) / "dataset_dict.json").is_file():
+        if not _is_saved(name):
             return datasets.load_dataset(name, split=split)
         found = datasets.load_from_disk(name)
     except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:

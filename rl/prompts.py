@@ -1,36 +1,33 @@
-"""Prompts to train and evaluate on: JSONL files, YAML mixes of them, and `datasets` datasets, all as PromptRecords.
-
-A JSONL line is an object with `prompt` (or `instruction`, as UniAR's own RL files call it), and optionally `task`,
-`metadata` (an object for the rewards), `image` (a picture to edit: a path) and `id`. `number`, the line count of
-UniAR's files, is passed over; any other field is taken as metadata. A YAML mix lists such files:
+"""Prompts to train and evaluate on, as PromptRecords: prompt files (uniar/prompt_files.py says in which forms and with
+which fields), `datasets` datasets, and YAML mixes of both:
 
     datasets:
       - name: counting
         json_path: data/counting.jsonl
-        sampled_ratio: 0.5        # below 1 a fixed random part of the file, above 1 some of it more than once
+        sampled_ratio: 0.5        # up to 1 a fixed random part, above 1 so many rows, at most all
 
 Ids do not depend on the order of files or lines, nor on the process that loads them: they are hashes of the content, or
 the file's own, and seed the noise of rollouts.
 """
 
-import difflib
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from rl.dataset_rows import DatasetImage, read_dataset
+from rl.dataset_rows import DATASETS, DatasetImage, is_dataset, read_dataset, split_of
 from rl.settings import build, origin_of, setting
 from rl.yaml_files import read_yaml
 from uniar.errors import UserError, did_you_mean
-from uniar.pictures import check_picture, load_picture, picture_to_edit
-
-FIELDS = ("prompt", "instruction", "task", "metadata", "image", "id", "number")
+from uniar.json_lines import JsonLine
+from uniar.pictures import check_picture, load_picture, picture_name, picture_path, picture_to_edit
+from uniar.prompt_files import Keys, StoredPicture, read_all, read_prompt_file, read_record
+from uniar.prompt_text import check_text
 
 
 @dataclass(frozen=True)
@@ -48,8 +45,10 @@ class PromptRecord:
     prompt: str
     task: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
-    image: str | DatasetImage | None = None
+    image: str | StoredPicture | None = None
     id: str = ""
+    where: str = field(default="", compare=False, repr=False)
+    """file and line, for errors"""
 
     def load_image(self) -> Image.Image | None:
         """The picture to edit in RGB, or None. Raises UserError if it cannot be read."""
@@ -60,8 +59,8 @@ class PromptRecord:
         return picture_to_edit(self._picture()[0], height, width, self._picture()[1])
 
     def _picture(self) -> tuple[str | bytes, str]:
-        content = self.image.content() if isinstance(self.image, DatasetImage) else self.image
-        return content, f"the image '{self.image}' of prompt {self.id}"
+        content = self.image.content() if isinstance(self.image, StoredPicture) else self.image
+        return content, f"{picture_name(self.image)} of prompt {self.id}"
 
 
 @dataclass(frozen=True)
@@ -69,12 +68,18 @@ class MixEntry:
     """One file of a YAML mix."""
 
     json_path: str = setting(
-        "JSONL file; a relative path starts from the current folder, or else the mix's folder or one above it."
+        "Prompt file, folder of .txt files, or `datasets:NAME[:SPLIT]`, as for data.prompts; a relative path starts "
+        "from the current folder, or else the mix's folder or one above it."
     )
     name: str | None = setting("What to call it; null: the file's name.", None)
     sampled_ratio: float = setting(
-        "How much of it to take: below 1 a fixed random part, above 1 some or all of it more than once.", 1.0, gt=0
+        "How much of it to take: up to 1 a part, chosen once by data.seed and the content; above 1 so many rows, a "
+        "whole number, at most all. A file that is to count more is listed again under another name.",
+        1.0,
+        gt=0,
     )
+    prompt_key: str | None = setting("As data.prompt_key, which null stands for.", None)
+    image_key: str | None = setting("As data.image_key, which null stands for.", None)
 
 
 @dataclass(frozen=True)
@@ -85,26 +90,22 @@ class _Row:
     record: PromptRecord
 
 
-def load_prompts(source: str | Path, image_root: str | Path | None = None, seed: int = 0) -> list[PromptRecord]:
-    """All prompts of `source`: a JSONL file, a YAML mix, or `datasets:NAME[:SPLIT]` (a dataset of the Hugging Face
-    hub, or a folder that `save_to_disk` wrote).
+def load_prompts(
+    source: str | Path, image_root: str | Path | None = None, seed: int = 0, keys: Keys | None = None
+) -> list[PromptRecord]:
+    """All prompts of `source`: a prompt file, a folder of `.txt` files, a YAML mix, or `datasets:NAME[:SPLIT]` (of the
+    Hugging Face hub, or a folder that `save_to_disk` wrote).
 
-    image_root: folder that relative image paths start from; None: the folder of the JSONL file.
-    seed: which part of a file a sampled_ratio below 1 takes.
-    Raises UserError naming file and line: missing file, broken JSON, missing or mistyped field, a missing image, no
-    prompts at all, an id given twice.
+    image_root: folder that relative image paths start from; None: the folder of the prompt file.
+    seed: which part of a file a sampled_ratio takes. keys: the fields that hold prompt and image.
+    Raises UserError naming file and line: missing file, broken row, missing or mistyped field, a prompt that
+    `check_text` refuses, an image that cannot be read, no prompts at all, an id given twice.
     """
-    name = str(source)
-    if name.startswith("datasets:"):
-        rows = list(_dataset_rows(name.removeprefix("datasets:"), image_root))
-    elif Path(name).is_dir():
-        rows = list(_dataset_rows(name, image_root))
-    elif Path(name).suffix in (".yaml", ".yml"):
-        rows = _mix_rows(Path(name), image_root, seed)
-    elif Path(name).suffix in (".jsonl", ".json"):
-        rows = _jsonl_rows(Path(name), image_root)
-    else:
-        raise UserError(f"the prompts '{name}' are neither a .jsonl file, a .yaml mix nor datasets:NAME[:SPLIT].")
+    name, keys = str(source), keys or Keys()
+    if not name.strip():
+        raise UserError("the prompts are named ''; name a prompt file, a .yaml mix or datasets:NAME[:SPLIT].")
+    mix = Path(name).suffix in (".yaml", ".yml")
+    rows = _mix_rows(Path(name), image_root, seed, keys) if mix else _rows(name, image_root, keys)
     if not rows:
         raise UserError(f"the prompts '{name}' are empty; at least one prompt is needed.")
     counts: Counter[str] = Counter()
@@ -117,36 +118,56 @@ def load_prompts(source: str | Path, image_root: str | Path | None = None, seed:
     return records
 
 
+def check_drawable(
+    records: Sequence[PromptRecord], tokens: Iterable[str], source: str, samples_at_once: int, samples_per_prompt: int
+) -> None:
+    """Raises UserError for a prompt with one of the checkpoint's `tokens`, and where a batch, which cannot hold both,
+    would hold prompts to draw and prompts to edit."""
+    for record in records:
+        check_text(record.prompt, f"{record.where}: the prompt", tokens)
+    edited = next((record for record in records if record.image is not None), None)
+    drawn = next((record for record in records if record.image is None), None)
+    if edited and drawn and samples_per_prompt % samples_at_once:  # else each batch holds one prompt
+        raise UserError(
+            f"{source} has prompts to edit an image ({edited.where}) and prompts to draw from scratch ({drawn.where}), "
+            "which a batch cannot hold together; train and evaluate on them in separate runs."
+        )
+
+
 # Files ---------------------------------------------------------------------------------------------------------------
 
 
-def _jsonl_rows(path: Path, image_root: str | Path | None, id_prefix: str = "") -> list[_Row]:
-    root = path.parent if image_root is None else Path(image_root)
-    rows, lines_of_ids = [], {}
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                where = f"{path}, line {number}"
-                try:
-                    values = json.loads(line.rstrip())
-                except json.JSONDecodeError as error:
-                    raise UserError(f"{where}: not valid JSON: {error.msg} at column {error.colno}.") from error
-                row = _row(values, where, root, id_prefix)
-                if isinstance(values.get("id"), str | int):
-                    if row.key in lines_of_ids:
-                        raise UserError(f"{where}: the id {values['id']!r} was given in line {lines_of_ids[row.key]}.")
-                    lines_of_ids[row.key] = number
-                rows.append(row)
-    except FileNotFoundError:
-        raise UserError(f"the prompt file '{path}' does not exist.") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"the prompt file '{path}' is not text in UTF-8: {error}.") from error
-    return rows
+def _rows(name: str, image_root: str | Path | None, keys: Keys, id_prefix: str = "") -> list[_Row]:
+    """The rows of one file, folder or dataset."""
+    if dataset := is_dataset(name):
+        lines = list(read_dataset(name.removeprefix(DATASETS)))
+    else:
+        lines = read_prompt_file(Path(name))
+    places: dict[str, str] = {}
+
+    def read(line: JsonLine) -> _Row:
+        found = read_record(line, keys)
+        if len(found.images) > 1:
+            raise UserError(f"{line.where}: there are {len(found.images)} images; an edit has one.")
+        image = found.images[0] if found.images else None
+        key = f"{id_prefix}{found.id}"
+        if found.id is None:
+            key = _hash(found.prompt, found.task, found.metadata, image)
+        elif key in places:
+            raise UserError(f"{line.where}: the id {found.id!r} was given in {places[key]}.")
+        places[key] = line.where if line.place else f"line {line.number}"
+        if isinstance(image, str):
+            root = Path(image_root) if image_root is not None else Path() if dataset else line.path.parent
+            image = str(picture_path(image, root))
+        if image is not None:
+            content = image.content() if isinstance(image, StoredPicture) else image
+            check_picture(content, f"{line.where}: {picture_name(image)}")
+        return _Row(key, PromptRecord(found.prompt, found.task, found.metadata, image, where=line.where))
+
+    return read_all(lines, read)
 
 
-def _mix_rows(path: Path, image_root: str | Path | None, seed: int) -> list[_Row]:
+def _mix_rows(path: Path, image_root: str | Path | None, seed: int, keys: Keys) -> list[_Row]:
     content, origins = read_yaml(path, "prompt mix")
     if not isinstance(content, dict) or not isinstance(content.get("datasets"), list):
         raise UserError(f"{path}: a prompt mix needs the key 'datasets' with a list of files.")
@@ -158,119 +179,51 @@ def _mix_rows(path: Path, image_root: str | Path | None, seed: int) -> list[_Row
         place = ("datasets", str(i))
         entry = build(MixEntry, item, place, origins)
         where = origin_of(place, origins)
-        file = _find_beside(entry.json_path, path)
-        if file is None:
-            raise UserError(f"{where}: the file '{entry.json_path}' of the mix does not exist.")
-        name = entry.name or file.stem
+        source = _find_beside(entry.json_path, path, where)
+        name = entry.name or Path(source.removeprefix(DATASETS)).stem
         if name in names:
             raise UserError(f"{where}: the name '{name}' was given to the file of {names[name]}; names must differ.")
         names[name] = where
-        found = _jsonl_rows(file, image_root, f"{name}/")
-        if not found:
-            raise UserError(f"{where}: the file '{file}' of the mix has no prompts.")
-        rows += _take(found, entry.sampled_ratio, seed)
+        own_keys = Keys(entry.prompt_key or keys.prompt, entry.image_key or keys.image)
+        try:
+            found = _rows(source, image_root, own_keys, f"{name}/")
+            rows += _take(found, entry.sampled_ratio, seed)
+        except UserError as error:
+            raise error if str(path) in str(error) else UserError(f"{where}: {error}") from error
     return rows
 
 
-def _find_beside(name: str, mix: Path) -> Path | None:
-    """A file that a mix names: from the current folder, else from the mix's folder or one above it, else, since mixes
-    travel with their files, by the last parts of its path in the mix's folder."""
+def _find_beside(name: str, mix: Path, where: str) -> str:
+    """A source that a mix names: from the current folder, else from the mix's folder or one above it, else, since mixes
+    travel with their files, by the last parts of its path in the mix's folder. Raises UserError for a file that is in
+    none of them; a dataset may be on the hub."""
+    path, split = split_of(name.removeprefix(DATASETS)) if name.startswith(DATASETS) else (name, "")
     here = mix.resolve().parent
-    tails = [Path(*Path(name).parts[i:]) for i in range(1, len(Path(name).parts))]
-    candidates = [Path(name), *(folder / name for folder in (here, *here.parents)), *(here / tail for tail in tails)]
-    return next((candidate for candidate in candidates if candidate.is_file()), None)
+    tails = [Path(*Path(path).parts[i:]) for i in range(1, len(Path(path).parts))]
+    candidates = [Path(path), *(folder / path for folder in (here, *here.parents)), *(here / tail for tail in tails)]
+    found = next((candidate for candidate in candidates if candidate.exists()), None)
+    if name.startswith(DATASETS):
+        return name if found is None else f"{DATASETS}{found}:{split}"
+    if found is None:
+        raise UserError(f"{where}: the file '{name}' of the mix does not exist.")
+    return str(found)
 
 
 def _take(rows: list[_Row], ratio: float, seed: int) -> list[_Row]:
-    """Whole copies of the rows for the whole part of `ratio`, and a part of them for the rest: those with the smallest
-    hashes, so that the choice depends on the seed and the content alone."""
-    copies, part = int(ratio), ratio - int(ratio)
+    """Up to a ratio of 1 so large a part of the rows, above so many of them: those with the smallest hashes, so that
+    seed and content alone decide."""
+    if ratio > 1 and not ratio.is_integer():
+        raise UserError(
+            f"sampled_ratio is {ratio:g}; expected a part of the file, up to 1, or a whole number of its rows."
+        )
     counts: Counter[str] = Counter()
     ranked = []
     for index, row in enumerate(rows):
         counts[row.key] += 1
         ranked.append((_hash(seed, row.key, counts[row.key]), index))
-    chosen = {index for _, index in sorted(ranked)[: round(part * len(rows))]}
-    taken = rows * copies + [row for index, row in enumerate(rows) if index in chosen]
-    return taken or [rows[sorted(ranked)[0][1]]]  # a tiny ratio of a small file still takes one
-
-
-def _dataset_rows(name: str, image_root: str | Path | None) -> Iterator[_Row]:
-    root = Path() if image_root is None else Path(image_root)
-    seen: dict[str, str] = {}
-    for number, values in enumerate(read_dataset(name)):
-        where = f"dataset '{name}', row {number}"
-        if isinstance(values.get("metadata"), str):  # columns have one type, so mixed metadata is stored as JSON
-            try:
-                values["metadata"] = json.loads(values["metadata"])
-            except json.JSONDecodeError as error:
-                raise UserError(f"{where}: metadata is not valid JSON: {error.msg}.") from error
-        row = _row({key: value for key, value in values.items() if value is not None}, where, root, "")
-        if values.get("id") is not None and seen.setdefault(row.key, where) != where:
-            raise UserError(f"{where}: the id {values['id']!r} was given in {seen[row.key]}.")
-        yield row
-
-
-# Fields --------------------------------------------------------------------------------------------------------------
-
-
-def _row(values: Any, where: str, root: Path, id_prefix: str) -> _Row:
-    """One line or dataset row, checked. Raises UserError."""
-    if not isinstance(values, dict):
-        raise UserError(f"{where}: found {_kind(values)}, expected an object with the field 'prompt'.")
-    if "prompt" in values and "instruction" in values:
-        raise UserError(f"{where}: 'prompt' and 'instruction' are two names of one field; give one of them.")
-    prompt = _typed(values, "instruction" if "instruction" in values else "prompt", str, "a text", where)
-    if prompt is None:
-        near = difflib.get_close_matches("prompt", [key for key in values if key not in FIELDS], n=1)
-        found = f"; found {near[0]!r}" if near else ""
-        raise UserError(f"{where}: the field 'prompt' (or 'instruction') is missing{found}.")
-    if not prompt.strip():
-        raise UserError(f"{where}: the prompt is empty.")
-    task = _typed(values, "task", str, "a text", where)
-    metadata = _typed(values, "metadata", dict, "an object", where) or {}
-    for key, value in values.items():
-        if key in FIELDS:
-            continue
-        if key in metadata:
-            raise UserError(f"{where}: '{key}' is given both as a field and in metadata.")
-        if near := _slip(key):
-            raise UserError(f"{where}: unknown field '{key}'.{near}")
-        metadata = metadata | {key: value}
-    image = _typed(values, "image", (str, DatasetImage), "the path of a picture", where)
-    own_id = _typed(values, "id", (str, int), "a text or a whole number", where)
-    key = _hash(prompt, task, metadata, image) if own_id is None else f"{id_prefix}{own_id}"
-    if isinstance(image, str):
-        image = str(root / image)
-    if image is not None:
-        check_picture(image if isinstance(image, str) else image.content(), f"{where}: the image '{image}'")
-    return _Row(key, PromptRecord(prompt, task, metadata, image))
-
-
-def _typed(values: dict, key: str, kinds: type | tuple[type, ...], words: str, where: str) -> Any:
-    value = values.get(key)
-    if value is not None and (not isinstance(value, kinds) or isinstance(value, bool)):
-        raise UserError(f"{where}: '{key}' is {_kind(value)}, expected {words}.")
-    return value
-
-
-def _slip(key: str) -> str:
-    """A hint if a field that is not one of ours is almost one."""
-    near = difflib.get_close_matches(key, FIELDS, n=1, cutoff=0.85)
-    return f" Did you mean '{near[0]}'?" if near else ""
-
-
-def _kind(value: Any) -> str:
-    kinds = {
-        bool: "true or false",
-        int: "a number",
-        float: "a number",
-        str: "a text",
-        list: "a list",
-        dict: "an object",
-    }
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return f"{text if len(text) <= 40 else text[:37] + '...'} ({kinds.get(type(value), 'null')})"
+    wanted = int(ratio) if ratio > 1 else max(round(ratio * len(rows)), 1)  # a tiny part of a small file is still one
+    chosen = {index for _, index in sorted(ranked)[:wanted]}
+    return [row for index, row in enumerate(rows) if index in chosen]
 
 
 def _hash(*parts: Any) -> str:

@@ -1,14 +1,15 @@
 """Questions about pictures with their answers: a JSONL file of objects with `image`, `question` and `answer`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
 
-from uniar.commands.requests import RESERVED
 from uniar.errors import UserError
 from uniar.json_lines import JsonLine, read_json_lines
-from uniar.pictures import check_picture, load_picture
+from uniar.pictures import check_picture, load_picture, picture_name, picture_path
+from uniar.prompt_files import read_all
+from uniar.prompt_text import check_text
 
 FIELDS = ("image", "question", "answer")
 
@@ -20,6 +21,8 @@ class QuestionRecord:
     image: Path
     question: str
     answer: str
+    where: str = field(default="", compare=False)
+    """file and line"""
 
     def load_image(self) -> Image.Image:
         """The picture in RGB. Raises UserError if it cannot be read."""
@@ -32,12 +35,12 @@ def load_questions(
     """The questions of a JSONL file, in its order; fields other than `image`, `question`, `answer` are passed over.
 
     image_root: folder that relative image paths start from; None: the file's own. limit: only the first so many.
-    Raises UserError naming file and line: missing file, broken JSON, missing or mistyped field, an empty text, a text
-    with the token of a picture, a missing image, no questions at all.
+    Raises UserError naming file and line: missing file, broken JSON, missing or mistyped field, a text that
+    `check_text` refuses, an image that cannot be read, no questions at all.
     """
     path = Path(source)
     root = path.parent if image_root is None else Path(image_root)
-    records = [_record(line, root) for line in read_json_lines(path)]
+    records = read_all(read_json_lines(path), lambda line: _record(line, root))
     if not records:
         raise UserError(f"the questions '{path}' are empty; at least one line with {', '.join(FIELDS)} is needed.")
     return records[:limit]
@@ -50,12 +53,8 @@ def _record(line: JsonLine, root: Path) -> QuestionRecord:
         text = line.get(name, str, "the path of a picture" if name == "image" else "a text")
         if text is None:
             raise UserError(f"{line.where}: the field '{name}' is missing; a question has {', '.join(FIELDS)}.")
-        if not text.strip():
-            raise UserError(f"{line.where}: '{name}' is empty.")
-        for token in RESERVED if name != "image" else ():
-            if token in text:
-                raise UserError(f"{line.where}: '{name}' contains {token}, which stands for a picture; leave it out.")
+        check_text(text, f"{line.where}: '{name}'")
         texts[name] = text
-    image = root / texts["image"]
-    check_picture(image, f"{line.where}: the image '{image}'")
-    return QuestionRecord(image, texts["question"], texts["answer"])
+    image = picture_path(texts["image"], root)
+    check_picture(image, f"{line.where}: {picture_name(image)}")
+    return QuestionRecord(image, texts["question"], texts["answer"], line.where)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from command_line import chat, draw, write_lines
+from PIL import Image
 
 LINE_FAULTS = {
     "broken": ('{"prompt": "a"', "line 2: not valid JSON", "column"),
@@ -20,7 +21,7 @@ LINE_FAULTS = {
     "size zero": ('{"prompt": "a", "width": 0}', "line 2: 'width' is 0", "above 0"),
     "same id": ('{"prompt": "a", "id": 1}', "line 2: its name '1' is already that of line 1", ""),
     "path as id": ('{"prompt": "a", "id": "../a"}', "line 2: the id '../a' cannot be a file name", ""),
-    "an edit": ('{"prompt": "a", "image": "prompts.jsonl"}', "line 2", "uniar-rl edit"),
+    "an edit": ('{"prompt": "a", "image": "picture.png"}', "line 2", "uniar-rl edit"),
     "no image": ('{"prompt": "a", "image": "a.png"}', "line 2: the image", "a.png' does not exist"),
     "picture token": ('{"prompt": "<|image_pad|>"}', "line 2", "<|image_pad|>"),
     "half a character": (r'{"prompt": "a", "id": "\ud83d"}', "line 2", "stands alone"),
@@ -32,6 +33,7 @@ LINE_FAULTS = {
 def test_a_bad_line_is_named(name, nano_checkpoint, tmp_path, capsys) -> None:
     line, *expected = LINE_FAULTS[name]
     file = tmp_path / "prompts.jsonl"
+    Image.new("RGB", (8, 8)).save(tmp_path / "picture.png")
     file.write_text('{"prompt": "a red circle"}\n' + line + "\n")
     assert draw(nano_checkpoint, "--prompts", file, "--output", tmp_path / "drawn") == 2
     said = capsys.readouterr().err
@@ -48,9 +50,9 @@ GENERATE_FAULTS = {
     "empty": (("--prompt", ""), "--prompt: the prompt is empty", ""),
     "bytes": (("--prompt", "a\udcff"), "--prompt: the prompt is not text in UTF-8", ""),
     "no file": (("--prompts", "none.jsonl"), "'none.jsonl' does not exist", ""),
-    "folder": (("--prompts", "."), "'.' cannot be read", ""),
-    "empty file": (("--prompts", "empty.jsonl"), "'empty.jsonl' has no prompts", ""),
-    "no text": (("--prompts", "picture.png"), "'picture.png' is not text in UTF-8", ""),
+    "folder": (("--prompts", "."), "the folder '.' has no .txt files", ""),
+    "empty file": (("--prompts", "empty.jsonl"), "the prompts 'empty.jsonl' are empty", ""),
+    "no text": (("--prompts", "picture.png"), "the prompts 'picture.png' are not in a form that is read", ""),
     "height": (("--prompt", "a", "--height", "100"), "--prompt: height 100 is not a multiple of 32", "96 and 128"),
     "negative": (("--prompt", "a", "--width", "-64"), "width -64", "32"),
     "temperature": (("--prompt", "a", "--temperature", "-1"), "--temperature is -1.0", "0 or more"),

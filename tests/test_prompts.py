@@ -98,10 +98,10 @@ def test_ids_ignore_key_order_line_numbers_and_spelling_of_the_field(tmp_path):
     ("line", "words"),
     [
         ('{"prompt": "x"', "line 2: not valid JSON: Expecting ',' delimiter at column 15."),
-        ("[1, 2]", "line 2: found [1, 2] (a list), expected an object with the field 'prompt'."),
+        ("[1, 2]", "line 2: found [1, 2] (a list), expected an object."),
         ('"x"', 'line 2: found "x" (a text), expected an object'),
-        ('{"task": "ocr"}', "line 2: the field 'prompt' (or 'instruction') is missing."),
-        ('{"promt": "x"}', "line 2: the field 'prompt' (or 'instruction') is missing; found 'promt'."),
+        ('{"task": "ocr"}', "line 2: the field 'prompt' (or 'instruction') is missing; there are 'task'"),
+        ('{"promt": "x"}', "line 2: unknown field 'promt'. Did you mean 'prompt'?"),
         ('{"prompt": null}', "line 2: the field 'prompt' (or 'instruction') is missing."),
         ('{"prompt": 3}', "line 2: 'prompt' is 3 (a number), expected a text."),
         ('{"instruction": ["x"]}', "line 2: 'instruction' is [\"x\"] (a list), expected a text."),
@@ -132,10 +132,12 @@ def test_bad_sources(tmp_path):
         load_prompts(empty)
     with pytest.raises(UserError, match=r"the prompt file '.*gone.jsonl' does not exist"):
         load_prompts(tmp_path / "gone.jsonl")
-    with pytest.raises(UserError, match=r"The prompt mix '.*gone.yaml' does not exist"):
+    with pytest.raises(UserError, match=r"[Tt]he prompt mix '.*gone.yaml' does not exist"):
         load_prompts(tmp_path / "gone.yaml")
-    with pytest.raises(UserError, match=r"p.txt' are neither a .jsonl file, a .yaml mix nor datasets:NAME"):
-        load_prompts(tmp_path / "p.txt")
+    with pytest.raises(
+        UserError, match=r"p.parquet' are not in a form that is read: a .jsonl, .json, .txt, .csv, .tsv file"
+    ):
+        load_prompts(tmp_path / "p.parquet")
     (tmp_path / "latin.jsonl").write_bytes('{"prompt": "café"}'.encode("latin-1"))
     with pytest.raises(UserError, match=r"latin.jsonl' is not text in UTF-8"):
         load_prompts(tmp_path / "latin.jsonl")
@@ -167,26 +169,44 @@ def test_mix_samples_the_same_part_whatever_the_order(tmp_path):
     assert set(ids(records[:-1])) < set(ids(load_prompts(tmp_path / "a.jsonl")))
 
 
-def test_mix_repeats(tmp_path):
+@pytest.mark.parametrize(
+    ("ratio", "count"),
+    [("0.01", 1), ("0.5", 2), ("1", 4), ("1.0", 4), ("2", 2), ("3.0", 3), ("4", 4), ("10000", 4), ("1e12", 4)],
+)
+def test_sampled_ratio_is_a_part_or_a_number_of_rows(tmp_path, ratio, count):
+    """UniAR's own mixes have 10000: so many rows, or all where the file has fewer."""
     write_lines(tmp_path / "a.jsonl", numbered(4))
-    records = load_prompts(write_mix(tmp_path / "m.yaml", "json_path: a.jsonl, sampled_ratio: 2.5"))
-    assert len(records) == 10
-    assert len(set(ids(records))) == 10
-    assert sorted(sum(r.prompt == f"{n} apples" for r in records) for n in range(4)) == [2, 2, 3, 3]
-    assert len(load_prompts(write_mix(tmp_path / "m.yaml", "json_path: a.jsonl, sampled_ratio: 0.01"))) == 1
+    mix = write_mix(tmp_path / "m.yaml", f"json_path: a.jsonl, sampled_ratio: {ratio}")
+    records = load_prompts(mix)
+    assert len({record.prompt for record in records}) == len(records) == count
+    assert records == load_prompts(mix)
 
 
-def test_mix_keeps_own_ids_apart(tmp_path):
-    write_lines(tmp_path / "a.jsonl", [{"prompt": "x", "id": 1}])
-    write_lines(tmp_path / "b.jsonl", [{"prompt": "y", "id": 1}])
-    mix = write_mix(tmp_path / "m.yaml", "name: first, json_path: a.jsonl, sampled_ratio: 2", "json_path: b.jsonl")
-    assert ids(load_prompts(mix)) == ["first/1", "first/1#1", "b/1"]
+def test_rows_of_a_mix_are_the_same_whatever_their_order_and_grow_with_their_number(tmp_path):
+    write_lines(tmp_path / "a.jsonl", numbered(20))
+    write_lines(tmp_path / "b.jsonl", numbered(20)[::-1])
+
+    def taken(name: str, ratio: str, seed: int = 0) -> set[str]:
+        mix = write_mix(tmp_path / "m.yaml", f"json_path: {name}.jsonl, sampled_ratio: {ratio}")
+        return set(ids(load_prompts(mix, seed=seed)))
+
+    assert taken("a", "7") == taken("b", "7") != taken("a", "7", seed=1)
+    assert taken("a", "0.25") == taken("a", "5") < taken("a", "7")
+
+
+def test_a_file_counts_twice_where_it_is_listed_twice(tmp_path):
+    write_lines(tmp_path / "a.jsonl", [*numbered(2), {"prompt": "x", "id": 1}])
+    mix = write_mix(tmp_path / "m.yaml", "name: first, json_path: a.jsonl", "name: again, json_path: a.jsonl")
+    records = load_prompts(mix)
+    assert len(set(ids(records))) == len(records) == 6
+    assert ids(records)[2::3] == ["first/1", "again/1"]
 
 
 def test_own_id_that_meets_the_name_of_a_copy(tmp_path):
-    write_lines(tmp_path / "a.jsonl", [{"prompt": "x", "id": "1"}, {"prompt": "y", "id": "1#1"}])
+    (record,) = load_prompts(write_lines(tmp_path / "a.jsonl", [{"prompt": "x"}]))
+    rows = [{"prompt": "x"}, {"prompt": "x"}, {"prompt": "y", "id": f"{record.id}#1"}]
     with pytest.raises(UserError, match="have an id that ends like the number of a copy"):
-        load_prompts(write_mix(tmp_path / "m.yaml", "json_path: a.jsonl, sampled_ratio: 2"))
+        load_prompts(write_lines(tmp_path / "a.jsonl", rows))
 
 
 def test_mix_finds_its_files(tmp_path, monkeypatch):
@@ -224,9 +244,14 @@ def test_mix_finds_its_files(tmp_path, monkeypatch):
             "datasets:\n- json_path: a.jsonl\n  sampled_ratio: half\n",
             "sampled_ratio is 'half' (a text), expected a number",
         ),
+        (
+            "datasets:\n- json_path: a.jsonl\n  sampled_ratio: 2.5\n",
+            "line 2: sampled_ratio is 2.5; expected a part of the file, up to 1, or a whole number of its rows.",
+        ),
+        ("datasets:\n- json_path: other.yaml\n", "line 2: the prompts '{folder}/other.yaml' are not in a form that is"),
         ("datasets:\n- json_path: a.jsonl\n  sample_ratio: 1\n", "Did you mean 'sampled_ratio'?"),
         ("datasets:\n- json_path: a.jsonl\n- json_path: a.jsonl\n", "line 3: the name 'a' was given to the file of"),
-        ("datasets:\n- json_path: empty.jsonl\n", "line 2: the file '{folder}/empty.jsonl' of the mix has no prompts."),
+        ("datasets:\n- json_path: empty.jsonl\n", "line 2: the prompts '{folder}/empty.jsonl' are empty; at least one"),
         ("datasets:\n- json_path: broken.jsonl\n", "broken.jsonl, line 1: not valid JSON"),
         ("datasets: [a.jsonl]\n", "line 1: datasets.0 is 'a.jsonl' (a text), expected a mapping of settings."),
         ("datasets: {\n", "not valid YAML"),
@@ -236,6 +261,7 @@ def test_bad_mixes(tmp_path, text, words):
     write_lines(tmp_path / "a.jsonl", numbered(2))
     write_lines(tmp_path / "empty.jsonl", [""])
     write_lines(tmp_path / "broken.jsonl", ["{"])
+    (tmp_path / "other.yaml").write_text("datasets: []")
     (tmp_path / "m.yaml").write_text(text)
     with pytest.raises(UserError) as error:
         load_prompts(tmp_path / "m.yaml")
@@ -280,7 +306,7 @@ def test_saved_dataset(tmp_path):
     with pytest.raises(UserError, match=r"other', row 0: the field 'prompt' \(or 'instruction'\) is missing"):
         load_prompts(f"datasets:{tmp_path / 'other'}")
     datasets.Dataset.from_dict({"prompt": ["x"], "metadata": ["{"]}).save_to_disk(tmp_path / "broken")
-    with pytest.raises(UserError, match=r"broken', row 0: metadata is not valid JSON"):
+    with pytest.raises(UserError, match=r"broken', row 0: metadata: not valid JSON"):
         load_prompts(f"datasets:{tmp_path / 'broken'}")
 
 

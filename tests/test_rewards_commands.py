@@ -154,8 +154,11 @@ SCORE_FAULTS = {
     "no image": (["--image", "mine.py"], "the picture 'mine.py' is not a whole picture"),
     "no file": (["--image", "none.jsonl"], "the file 'none.jsonl' does not exist"),
     "bad line": (["--image", "bad.jsonl"], "bad.jsonl, line 2: not valid JSON"),
-    "line without image": (["--image", "odd.jsonl"], "odd.jsonl, line 1: an object with the field 'image'"),
-    "odd prompt": (["--image", "prompt.jsonl"], "prompt.jsonl, line 1: 'prompt' is 3, a text is needed"),
+    "line without image": (
+        ["--image", "odd.jsonl"],
+        'odd.jsonl, line 1: found ["drawn/a.jpg"] (a list), expected an object',
+    ),
+    "odd prompt": (["--image", "prompt.jsonl"], "prompt.jsonl, line 1: 'prompt' is 3 (a number), expected a text"),
     "metadata": (["--image", "drawn", "--metadata", "{"], "--metadata is not valid JSON"),
     "metadata list": (["--image", "drawn", "--metadata", "[1]"], "a JSON object is needed"),
     "batch": (["--image", "drawn", "--batch-size", "0"], "--batch-size is 0; at least 1"),

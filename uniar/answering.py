@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from uniar.errors import UserError
 from uniar.pictures import in_rgb
+from uniar.prompt_text import check_text, reserved_tokens
 
 if TYPE_CHECKING:
     from uniar.configuration_uniar import UniARConfig
@@ -76,10 +76,9 @@ def encode_exchange(
     ValueError for lists of different lengths.
     """
     given = [*questions, *(answers or ())]
+    tokens = reserved_tokens(processor)
     for text in given:
-        for token in (processor.image_token, processor.video_token):
-            if token in text:
-                raise UserError(f"the text {text!r} holds {token}, which stands for a picture's own tokens.")
+        check_text(text, f"the text {text!r}", tokens)
     images, tokens = _encode_pictures(processor, config, pictures)
     ids = []
     for question, count in zip(questions, tokens, strict=True):

@@ -1,29 +1,35 @@
-"""JSONL files: one object a line, every complaint with file and line."""
+"""Rows of JSON: JSONL files, one object per line, and arrays; every complaint with file and line."""
 
 import difflib
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from uniar.errors import UserError
+from uniar.files import reason_of
 
 _KINDS = {bool: "true or false", int: "a number", float: "a number", str: "a text", list: "a list", dict: "an object"}
 _SHOWN = 40
+_SPACE = re.compile(r"[ \t\r\n]*")
+_DECODER = json.JSONDecoder()
 
 
 @dataclass(frozen=True)
 class JsonLine:
-    """One object of the file `path`, and the number of its line, from 1."""
+    """One row of the file `path`, and the number of its line, from 1."""
 
     path: Path
     number: int
     values: dict[str, Any]
+    place: str = ""
+    """what errors call it where that is not file and line"""
 
     @property
     def where(self) -> str:
-        return f"{self.path}, line {self.number}"
+        return self.place or f"{self.path}, line {self.number}"
 
     def get(self, name: str, kinds: type | tuple[type, ...], expected: str) -> Any:
         """The field `name`, or None where it is absent or null. Raises UserError for a value of another kind."""
@@ -32,52 +38,101 @@ class JsonLine:
             raise UserError(f"{self.where}: '{name}' is {describe(value)}, expected {expected}.")
         return value
 
-    def refuse_slips(self, known: Sequence[str]) -> None:
-        """Raises UserError for a field that is almost one of `known`; others belong to somebody else and pass."""
+    def refuse_slips(self, known: Sequence[str], passing: Container[str | None] = ()) -> None:
+        """Raises UserError for a field that is almost one of `known`, unless it is one of `passing`; others belong to
+        somebody else and pass."""
         for name in self.values:
+            if name in known or name in passing:
+                continue
             swapped = [other for other in known if sorted(name) == sorted(other)]
-            near = swapped or difflib.get_close_matches(name, known, n=1, cutoff=0.85)
-            if name not in known and near:
+            if near := swapped or difflib.get_close_matches(name, known, n=1, cutoff=0.85):
                 raise UserError(f"{self.where}: unknown field '{name}'. Did you mean '{near[0]}'?")
 
 
 def read_json_lines(path: Path) -> list[JsonLine]:
     """The objects of a JSONL file; blank lines are passed over.
 
-    Raises UserError for a missing file, one that is no text, a broken line, and a line that is no object.
+    Raises UserError for a missing file, one that is not text, a broken line, and a line that is not an object.
     """
     try:
         return parse_json_lines(path.read_bytes(), path)
     except FileNotFoundError:
         raise UserError(f"the file '{path}' does not exist.") from None
-    except OSError as error:
-        raise UserError(f"the file '{path}' cannot be read: {error.strerror}.") from error
+    except (OSError, ValueError) as error:  # a NUL in the path
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"the file '{path}' cannot be read: {getattr(error, 'strerror', None) or error}.") from error
 
 
 def parse_json_lines(content: bytes, path: Path) -> list[JsonLine]:
     """The objects in `content`; `path` is what errors call it. Raises UserError as `read_json_lines` does."""
-    try:
-        lines = content.decode("utf-8-sig").split("\n")  # other line ends of Unicode may stand inside a text
-    except UnicodeDecodeError as error:
-        raise UserError(f"the file '{path}' is not text in UTF-8: {error}.") from error
     return [
-        JsonLine(path, number, _object(text, f"{path}, line {number}"))
-        for number, text in enumerate(lines, start=1)
-        if text.strip()
+        JsonLine(path, number, as_object(parse_json(text, where := f"{path}, line {number}"), where))
+        for number, text in text_lines(content, path)
     ]
 
 
-def _object(text: str, where: str) -> dict[str, Any]:
+def parse_json_array(content: bytes, path: Path) -> Iterator[tuple[str, int, Any]]:
+    """The entries of one JSON array, each with where it begins, in words, and its line. Raises UserError for content
+    that is not one."""
+    text = decoded(content, path).strip()
     try:
-        values = json.loads(text.rstrip())
+        json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}, line {error.lineno}: not valid JSON: {error.msg} at column {error.colno}.") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not valid JSON: {reason_of(error)}.") from error
+    line, place = 1, 0
+    while text[(start := _SPACE.match(text, place + 1).end())] != "]":  # behind the bracket or the comma
+        line += text.count("\n", place, start)
+        _, end = _DECODER.raw_decode(text, start)
+        yield f"{path}, line {line}", line, parse_json(text[start:end], f"{path}, line {line}")
+        place = _SPACE.match(text, end).end()
+        line += text.count("\n", start, place)
+        if text[place] == "]":
+            return
+
+
+def text_lines(content: bytes, path: Path) -> list[tuple[int, str]]:
+    """The lines that are not blank, without white space at their ends, and their numbers, from 1. Raises UserError."""
+    # Other line ends of Unicode may stand inside a string.
+    lines = enumerate(decoded(content, path).split("\n"), start=1)
+    return [(number, text.strip()) for number, text in lines if text.strip()]
+
+
+def decoded(content: bytes, path: Path) -> str:
+    """Raises UserError for what is not text in UTF-8."""
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"the file '{path}' is not text in UTF-8: {error}.") from error
+
+
+def parse_json(text: str, where: str) -> Any:
+    """Raises UserError for text that is not JSON, a key twice in an object, and half of a character."""
+    try:
+        value = json.loads(text, object_pairs_hook=_no_key_twice)
     except json.JSONDecodeError as error:
         raise UserError(f"{where}: not valid JSON: {error.msg} at column {error.colno}.") from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits; thousands of brackets
-        raise UserError(f"{where}: not valid JSON: {error}.") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{where}: found {describe(values)}, expected an object.")
-    if "\\u" in text and not is_unicode(json.dumps(values, ensure_ascii=False)):
+        raise UserError(f"{where}: not valid JSON: {reason_of(error)}.") from error
+    if "\\u" in text and not is_unicode(json.dumps(value, ensure_ascii=False)):
         raise UserError(f"{where}: an escape \\uD800 to \\uDFFF stands alone, half of a character.")
+    return value
+
+
+def as_object(value: Any, where: str) -> dict[str, Any]:
+    """Raises UserError for any other value."""
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: found {describe(value)}, expected an object.")
+    return value
+
+
+def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} is given twice")
     return values
 
 
@@ -92,6 +147,6 @@ def is_unicode(text: str) -> bool:
 
 def describe(value: Any) -> str:
     """A JSON value and its kind, cut to a readable length, for an error."""
-    text = json.dumps(value, ensure_ascii=False)
+    text = json.dumps(value, ensure_ascii=False, default=str)
     shown = text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
-    return shown if value is None else f"{shown} ({_KINDS[type(value)]})"
+    return shown if value is None else f"{shown} ({_KINDS.get(type(value), type(value).__name__)})"

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps, features
 
 from uniar.errors import UserError
-from uniar.files import reason_of
+from uniar.files import reason_of, user_path
 
 Source = str | Path | bytes
 """The path of a picture, or the content of its file."""
@@ -30,8 +30,20 @@ LARGEST_AREA = 512 * 512
 """Pixels of the largest edit that is drawn without being asked for a size: what the released model was trained on."""
 
 _ENDS = {"PNG": b"IEND\xaeB`\x82", "JPEG": b"\xff\xd9", "GIF": b";"}
+_SHOWN = 60
 _WHITES = (1, 255, 65535, 2**32 - 1)
 _ADDRESS = re.compile(r"data:|[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
+
+
+def picture_name(source: Source | str) -> str:
+    """What errors call a picture: "the image 'cat.png'", an address cut short."""
+    text = "…" if isinstance(source, bytes) else str(source)
+    return f"the image '{text[:_SHOWN] + '…' if _ADDRESS.match(text) and len(text) > _SHOWN else text}'"
+
+
+def picture_path(given: str, folder: Path) -> Path:
+    """The path of a picture that a file in `folder` names; an address stays one, and is refused where it is opened."""
+    return Path(given) if _ADDRESS.match(given) else folder / user_path(given)
 
 
 class PictureTooLarge(UserError):
@@ -41,7 +53,7 @@ class PictureTooLarge(UserError):
 def load_picture(source: Source, name: str = "") -> Image.Image:
     """The picture in RGB, as `in_rgb` makes it; of several frames the first. `name` is what errors call it. Raises
     UserError for what is not a file with a picture in one of FORMATS, and for one that is too large or cut short."""
-    name = name or f"the image '{source}'"
+    name = name or picture_name(source)
     with open_picture(source, name) as image:
         return in_rgb(image, name)
 
@@ -49,7 +61,7 @@ def load_picture(source: Source, name: str = "") -> Image.Image:
 def check_picture(source: Source, name: str = "") -> None:
     """Raises UserError as `load_picture` does, at the price of reading a header. The picture is decoded only where its
     file does not end as files of its format do; damage elsewhere is found when it is loaded."""
-    name = name or f"the image '{source}'"
+    name = name or picture_name(source)
     with open_picture(source, name) as image:
         if not _ends_well(source, image.format):
             in_rgb(image, name)
@@ -103,11 +115,9 @@ def check_shape(
 def require_picture_file(source: str | Path, name: str) -> Path:
     """The path of a file. Raises UserError for an address, and for a path where no file is."""
     if not str(source):
-        raise UserError("an image's path is empty.")
+        raise UserError(f"{name} has an empty path.")
     if _ADDRESS.match(str(source)):
-        raise UserError(
-            f"the image '{str(source)[:40]}' is an address; save the picture and give the path of its file."
-        )
+        raise UserError(f"{name} is an address; save the picture and give the path of its file.")
     try:
         if not stat.S_ISREG(Path(source).stat().st_mode):
             raise UserError(f"{name} is not a file.")
@@ -126,7 +136,7 @@ def picture_to_edit(source: Source, height: int, width: int, name: str = "") -> 
 
 def picture_digest(source: str | Path) -> str:
     """SHA-256 of the file, so that a picture is the same one wherever it lies. Raises UserError."""
-    with _as_sentences(name := f"the image '{source}'"):
+    with _as_sentences(name := picture_name(source)):
         return hashlib.sha256(require_picture_file(source, name).read_bytes()).hexdigest()
 
 

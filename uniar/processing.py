@@ -13,6 +13,7 @@ from torch import Tensor
 
 from uniar.errors import UserError
 from uniar.pictures import in_rgb
+from uniar.prompt_text import check_text, reserved_tokens
 
 if TYPE_CHECKING:
     from uniar.modeling_uniar import UniARForConditionalGeneration
@@ -107,10 +108,9 @@ def build_visual_prompt(
         raise UserError("there are no prompts to draw.")
     if input_images is not None and len(input_images) != len(prompts):
         raise UserError(f"{len(prompts)} prompts came with {len(input_images)} input images; give each prompt its own.")
+    tokens = reserved_tokens(processor)
     for prompt in prompts:
-        for token in (processor.image_token, processor.video_token):
-            if token in prompt:
-                raise UserError(f"the prompt {prompt!r} holds {token}, which stands for a picture's own tokens.")
+        check_text(prompt, f"the prompt {prompt!r}", tokens)
     grid = (height // vision.pixels_per_token, width // vision.pixels_per_token)
     images = None
     if input_images is not None:

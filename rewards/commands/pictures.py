@@ -1,6 +1,5 @@
 """Pictures to score, from the command line: files, a folder, or a JSONL file with a prompt for each."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,10 +7,11 @@ from typing import Any
 
 from rewards.base import RewardBatch
 from uniar.errors import UserError
-from uniar.pictures import check_picture, load_picture
+from uniar.json_lines import JsonLine, read_json_lines
+from uniar.pictures import check_picture, load_picture, picture_path
+from uniar.prompt_files import read_all, read_record
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-_FIELDS = ("image", "prompt", "task", "metadata")
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def read_pictures(sources: Sequence[Path], prompt: str, task: str | None, metada
     pictures: list[Picture] = []
     for source in sources:
         if source.suffix == ".jsonl":
-            pictures += _lines(source, prompt, task, metadata)
+            pictures += read_all(read_json_lines(source), lambda line: _picture(line, prompt, task, metadata))
         elif source.is_dir():
             files = sorted(path for path in source.iterdir() if path.suffix.lower() in SUFFIXES)
             if not files:
@@ -58,30 +58,13 @@ def batches(pictures: Sequence[Picture], size: int) -> Iterator[RewardBatch]:
         )
 
 
-def _lines(path: Path, prompt: str, task: str | None, metadata: dict[str, Any]) -> Iterator[Picture]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(f"the file '{path}' does not exist.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"the file '{path}' cannot be read: {error}.") from error
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            values = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{where}: not valid JSON: {error}.") from error
-        if not isinstance(values, dict) or not isinstance(values.get("image"), str):
-            raise UserError(f"{where}: an object with the field 'image', a path, is needed.")
-        for key, kind, words in (("prompt", str, "a text"), ("task", str, "a text"), ("metadata", dict, "an object")):
-            if values.get(key) is not None and not isinstance(values[key], kind):
-                raise UserError(f"{where}: '{key}' is {values[key]!r}, {words} is needed.")
-        own = {key: value for key, value in values.items() if key not in _FIELDS}
-        yield Picture(
-            path.parent / values["image"],
-            prompt if values.get("prompt") is None else values["prompt"],
-            task if values.get("task") is None else values["task"],
-            {**metadata, **own, **(values.get("metadata") or {})},
-        )
+def _picture(line: JsonLine, prompt: str, task: str | None, metadata: dict[str, Any]) -> Picture:
+    record = read_record(line, prompt_needed=False)
+    if len(record.images) != 1:
+        raise UserError(f"{line.where}: an object with the field 'image', a path, is needed.")
+    return Picture(
+        picture_path(record.images[0], line.path.parent),
+        prompt if record.prompt is None else record.prompt,
+        task if record.task is None else record.task,
+        {**metadata, **record.metadata},
+    )

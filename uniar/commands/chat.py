@@ -10,9 +10,10 @@ from tqdm import tqdm
 from uniar.commands.answers import AnswerSettings, answer_record, append_answer, read_answered
 from uniar.commands.conversation import Conversation
 from uniar.commands.loading import Checkpoint, add_model_options, check_number
-from uniar.commands.requests import Question, add_prompt_options, check_prompt, read_questions
+from uniar.commands.requests import Question, add_prompt_options, read_questions
 from uniar.errors import UserError
 from uniar.pictures import load_picture
+from uniar.prompt_text import check_text
 from uniar.seeds import seed_of
 
 EXAMPLES = """\
@@ -71,7 +72,7 @@ def _typed_lines() -> Iterator[str]:
         if not line.strip():
             continue
         try:
-            check_prompt(line, "the question")
+            check_text(line, "the question")
         except UserError as error:
             print(error, file=sys.stderr)
             continue

@@ -1,7 +1,7 @@
-"""What to draw: requests from the command line or from a JSONL file, checked before any weight is loaded.
+"""What to draw: requests from the command line or from a prompt file, checked before any weight is loaded.
 
-A line is an object with `prompt` (or `instruction`), and optionally `id`, `height`, `width` and, to edit, `image` (a
-path from the file's folder). Other fields are passed over, so the files that training uses serve here too.
+Any prompt file that training reads serves here (uniar/prompt_files.py), with `height` and `width` besides; a picture's
+path starts from the file's folder. Tasks and metadata are passed over.
 """
 
 import argparse
@@ -12,13 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from uniar.errors import UserError
-from uniar.json_lines import JsonLine, is_unicode, read_json_lines
-from uniar.pictures import check_picture, editing_size, load_picture, picture_digest
+from uniar.json_lines import JsonLine
+from uniar.pictures import check_picture, editing_size, load_picture, picture_digest, picture_name, picture_path
 from uniar.processing import check_size
-
-FIELDS = ("prompt", "instruction", "id", "height", "width", "image")
-RESERVED = ("<|image_pad|>", "<|video_pad|>")
-"""Tokens that stand for the pictures themselves; a text cannot contain them."""
+from uniar.prompt_files import SUFFIXES, Keys, read_all, read_prompt_file, read_record
+from uniar.prompt_text import check_text
 
 _LONGEST_NAME = 200
 _SLUG = 40
@@ -56,9 +54,11 @@ def add_prompt_options(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument(
         "--prompts",
         type=Path,
-        metavar="FILE.jsonl",
-        help="many of them, an object with `prompt` a line and optionally an `id`",
+        metavar="FILE",
+        help=f"many of them: a {', '.join(SUFFIXES)} file or a folder of .txt files; as JSONL an object per line with "
+        "`prompt` and optionally an `id`",
     )
+    parser.add_argument("--prompt-key", metavar="NAME", help="field of --prompts with the prompt; default: prompt")
 
 
 def read_questions(arguments: argparse.Namespace, given_pictures: tuple[Path, ...]) -> list[Question]:
@@ -67,20 +67,19 @@ def read_questions(arguments: argparse.Namespace, given_pictures: tuple[Path, ..
     Raises UserError for neither or both, an empty file, a broken line or field, an empty prompt, and names that clash.
     """
     if (arguments.prompt is None) == (arguments.prompts is None):
-        raise UserError("give the prompt with --prompt, or a file of them with --prompts FILE.jsonl; one of the two.")
+        raise UserError("give the prompt with --prompt, or a file of them with --prompts FILE; one of the two.")
     if arguments.prompt is not None:
-        check_prompt(arguments.prompt, "--prompt")
+        check_text(arguments.prompt, "--prompt: the prompt")
         return [Question("--prompt", slug(arguments.prompt), arguments.prompt, given_pictures)]
-    lines = read_json_lines(arguments.prompts)
-    if not lines:
-        raise UserError(f"the file '{arguments.prompts}' has no prompts; at least one is needed.")
-    questions, named = [], {}
-    for line in lines:
-        question = _question(line, given_pictures)
+    named: dict[str, int] = {}
+
+    def read(line: JsonLine) -> Question:
+        question = _question(line, Keys(arguments.prompt_key), given_pictures)
         if (earlier := named.setdefault(question.name, line.number)) != line.number:
             raise UserError(f"{line.where}: its name '{question.name}' is already that of line {earlier}.")
-        questions.append(question)
-    return questions
+        return question
+
+    return read_all(read_prompt_file(arguments.prompts), read)
 
 
 def drawing_requests(
@@ -124,35 +123,13 @@ def editing_requests(
     return _numbered(requests)
 
 
-def _question(line: JsonLine, given_pictures: tuple[Path, ...]) -> Question:
-    line.refuse_slips(FIELDS)
-    if "prompt" in line.values and "instruction" in line.values:
-        raise UserError(f"{line.where}: 'prompt' and 'instruction' are two names of one field; give one of them.")
-    prompt = line.get("instruction" if "instruction" in line.values else "prompt", str, "a text")
-    if prompt is None:
-        raise UserError(f"{line.where}: the field 'prompt' (or 'instruction') is missing.")
-    check_prompt(prompt, line.where)
-    identity = line.get("id", (str, int), "a text or a whole number")
-    name = str(line.number if identity is None else identity)
-    pictures = line.get("image", (str, list), "a path, or a list of paths")
-    pictures = [pictures] if isinstance(pictures, str) else pictures or []
-    if not all(isinstance(picture, str) for picture in pictures):
-        raise UserError(f"{line.where}: 'image' lists something that is no path.")
-    own = tuple(line.path.parent / picture for picture in pictures)
+def _question(line: JsonLine, keys: Keys, given_pictures: tuple[Path, ...]) -> Question:
+    record = read_record(line, keys, also=("height", "width"))
+    own = tuple(picture_path(picture, line.path.parent) for picture in record.images)
     for picture in own:
-        check_picture(picture, f"{line.where}: the image '{picture}'")
-    return Question(line.where, name, prompt, own or given_pictures, line)
-
-
-def check_prompt(prompt: str, where: str) -> None:
-    """Raises UserError for an empty prompt, and for one with a token that stands for a picture."""
-    if not prompt.strip():
-        raise UserError(f"{where}: the prompt is empty.")
-    if not is_unicode(prompt):
-        raise UserError(f"{where}: the prompt is not text in UTF-8.")
-    for token in RESERVED:
-        if token in prompt:
-            raise UserError(f"{where}: the prompt contains {token}, which stands for a picture; leave it out.")
+        check_picture(picture, f"{line.where}: {picture_name(picture)}")
+    name = str(line.number if record.id is None else record.id)
+    return Question(line.where, name, record.prompt, own or given_pictures, line)
 
 
 def _check_name(question: Question) -> None:
