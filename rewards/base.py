@@ -112,6 +112,10 @@ class Reward:
         """Whether `score` is a coroutine function; such rewards run beside the others."""
         return inspect.iscoroutinefunction(self.score)
 
+    def check_sample(self, prompt: str, metadata: Mapping[str, Any]) -> None:
+        """Raises UserError for a prompt with metadata that `score` would fail on whatever the image. Asked of every
+        prompt before anything is loaded, so that a misspelt line of a prompt file is found then."""
+
     def load(self) -> None:
         """Reads weights, builds what scoring needs. Called once, before the first `score`; raises UserError for a file
         that is missing or wrong, which stops the run whatever `on_error` says."""

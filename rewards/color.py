@@ -1,6 +1,8 @@
 """`color`: how much of the image is in a named colour. The example of the tutorial in docs/rewards.md."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageColor
@@ -32,14 +34,18 @@ class Color(Reward):
         self.tolerance, self.softness = tolerance, softness
         self.color = None if color is None else parse_color(color)
 
+    def check_sample(self, prompt: str, metadata: Mapping[str, Any]) -> None:
+        self._color_of(metadata)
+
     def score(self, batch: RewardBatch) -> list[float | None]:
-        scores = []
-        for image, metadata in zip(batch.images, batch.metadata, strict=True):
-            color = self.color
-            if color is None and metadata.get("color") is not None:
-                color = parse_color(metadata["color"])
-            scores.append(None if color is None else self._share(image, color))
-        return scores
+        colors = [self._color_of(metadata) for metadata in batch.metadata]
+        pairs = zip(batch.images, colors, strict=True)
+        return [None if color is None else self._share(image, color) for image, color in pairs]
+
+    def _color_of(self, metadata: Mapping[str, Any]) -> tuple[int, int, int] | None:
+        if self.color is not None or metadata.get("color") is None:
+            return self.color
+        return parse_color(metadata["color"])
 
     def _share(self, image: Image.Image, color: tuple[int, int, int]) -> float:
         pixels_HWC = np.asarray(image.convert("RGB"), dtype=np.float32)

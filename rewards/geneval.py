@@ -90,6 +90,9 @@ class GenEval(ModelReward):
         detector = Detector(self.detector, OBJECT_NAMES, self.short_side, self.long_side)
         return torch.nn.ModuleDict({"detector": detector, "colors": ColorClassifier(self.clip)})
 
+    def check_sample(self, prompt: str, metadata: Mapping[str, Any]) -> None:
+        read_request(metadata)
+
     def score(self, batch: RewardBatch) -> list[dict[str, Any] | UserError | None]:
         """Mappings with `score` and `why`; None where nothing is asked for, an error for metadata that is not valid."""
         self.load()

@@ -69,6 +69,9 @@ class OCR(Reward):
         self._reader = None
         self._alphabet: frozenset[str] = frozenset()
 
+    def check_sample(self, prompt: str, metadata: Mapping[str, Any]) -> None:
+        target_texts(prompt, metadata, self.text_key)
+
     def load(self) -> None:
         if self._reader is None:
             self._reader, self._alphabet = _build_reader(self.min_confidence, self.recognizer, self.threads)

@@ -126,6 +126,17 @@ class RewardSuite:
                         f"{listed}.{did_you_mean(task, known)}"
                     )
 
+    def check_samples(self, samples: Iterable[tuple[str, str, str | None, Mapping[str, Any]]]) -> None:
+        """Raises UserError for the first of (where it stands, prompt, task, metadata) that would stop a run because a
+        reward that applies to it refuses it (`Reward.check_sample`)."""
+        for where, prompt, task, metadata in samples:
+            for spec, reward in zip(self.specs, self.rewards, strict=True):
+                if spec.on_error == "stop" and spec.weight_for(task) is not None:
+                    try:
+                        reward.check_sample(prompt, metadata)
+                    except UserError as error:
+                        raise UserError(f"{where}: reward {reward.name!r}: {error}") from error
+
     def load(self) -> None:
         """Loads the weights of every reward. `score` does it at need; earlier, a missing file is found before the first
         rollout. Raises UserError."""

@@ -25,8 +25,18 @@ class DataSection:
     """The prompts to train on."""
 
     prompts: str = setting(
-        "A JSONL file (prompt, task, metadata, image, id), a YAML mix of such files, or "
-        "`datasets:NAME[:SPLIT]` for a dataset of the Hugging Face hub or a folder that `save_to_disk` wrote."
+        "A prompt file (.jsonl, .json, .txt, .csv, .tsv, also with .gz; fields prompt, task, metadata, image, id), a "
+        "folder of .txt files, a YAML mix of such, or `datasets:NAME[:SPLIT]` for a dataset of the Hugging Face hub or "
+        "a folder that `save_to_disk` wrote; see [prompt files](#prompt-files)."
+    )
+    prompt_key: str | None = setting(
+        "Field or column that holds the prompt, for evaluate.prompts too; null: prompt, else instruction or prompt_en.",
+        None,
+    )
+    image_key: str | None = setting(
+        "Field or column, there or in the metadata, that names the picture to edit, for evaluate.prompts too; null: "
+        "image, else input_image.",
+        None,
     )
     image_root: str | None = setting(
         "Folder that relative paths of input images start from, for evaluate.prompts too; null: the folder of the "

@@ -11,6 +11,7 @@ from rl import config, trainer_arguments
 from rl.prompts import MixEntry
 from rl.settings import expected, settings_of
 from rl.yaml_files import dump_yaml
+from uniar import prompt_files
 
 PATH = Path(__file__).parents[1] / "docs" / "config.md"
 
@@ -51,8 +52,12 @@ are off unless the environment has `HF_HUB_DISABLE_TELEMETRY=0`.
 These are set elsewhere, and refused here:
 """
 
+FORMS = "all read into the same records.\n"
+"""where the part of uniar/prompt_files.py's own text begins that the page repeats"""
+
 MIX = """\
-`data.prompts` and `evaluate.prompts` can name a YAML file with the one key `datasets`, a list of JSONL files:
+`data.prompts` and `evaluate.prompts` can name a YAML file with the one key `datasets`, a list of prompt files, folders
+and datasets, each with these keys:
 """
 
 
@@ -68,6 +73,7 @@ def render() -> str:
             parts += ["## `rewards` and `eval_rewards`\n", _doc(config.RewardEntry), _table(config.RewardEntry, "")]
         elif field.name == "trainer":
             parts += ["## `trainer`\n", TRAINER, _trainer_table()]
+    parts += ["## Prompt files\n", f"{prompt_files.__doc__.partition(FORMS)[2].strip()}\n"]
     parts += ["## Prompt mixes\n", MIX, _table(MixEntry, "")]
     return "\n".join(parts)
 

@@ -1,6 +1,7 @@
 """Rows of a dataset of the `datasets` library: from the Hugging Face hub, or a folder that `save_to_disk` wrote."""
 
 import hashlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,7 @@ class DatasetImage:
 
 def is_dataset(name: str) -> bool:
     """Whether prompts of this name are a dataset: `datasets:NAME`, or a folder that `datasets` can read."""
-    return name.startswith(DATASETS) or (Path(name).is_dir() and (_is_saved(name) or not any(Path(name).glob("*.txt"))))
+    return name.startswith(DATASETS) or (os.path.isdir(name) and (_is_saved(name) or not any(Path(name).glob("*.txt"))))
 
 
 def read_dataset(name: str) -> Iterator[JsonLine]:
@@ -77,6 +78,8 @@ def _is_saved(name: str) -> bool:
 
 
 def _open(name: str, split: str) -> "datasets.Dataset":
+    if not name.strip():
+        raise UserError(f"'{DATASETS}' names no dataset; expected {DATASETS}NAME[:SPLIT].")
     import datasets  # late: it takes a second, and most runs read files
 
     try:

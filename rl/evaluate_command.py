@@ -23,6 +23,7 @@ from rl.run_parts import (
     build_eval_rewards,
     build_evaluator,
     build_examiner,
+    check_prompts,
     held_out_prompts,
     held_out_questions,
     load_decoder,
@@ -60,11 +61,13 @@ def run(arguments: argparse.Namespace) -> None:
         require_parts(source, decoder=bool(records))
     else:
         source = checkpoint_of(recipe.model)
+    processor = load_processor(source)
+    check_prompts(recipe, processor, [], records, questions)
     device = choose_device(arguments.device)
     # Of several processes each has a device of its own, whichever was named.
     accelerator = Accelerator(cpu=device.type == "cpu") if world_size() > 1 else None
     device = device if accelerator is None else accelerator.device
-    model, processor = load_policy(recipe.model, source).to(device).eval(), load_processor(source)
+    model = load_policy(recipe.model, source).to(device).eval()
     evaluation = understanding = None
     if records:
         pixels = model.config.vision_config.pixels_per_token

@@ -232,7 +232,7 @@ def check_batches(recipe: Recipe, world_size: int, prompt_count: int | None = No
     """
     per_device = recipe.trainer.get("per_device_train_batch_size", 8)
     steps, group = _steps_per_generation(recipe), recipe.rollout.samples_per_prompt
-    samples = per_device * world_size * steps
+    samples = samples_per_process(recipe) * world_size
     name = "steps_per_generation" if recipe.trainer.get("steps_per_generation") else "gradient_accumulation_steps"
     product = (
         f"{samples} samples of a rollout (trainer.per_device_train_batch_size {per_device} × {world_size} "
@@ -291,6 +291,11 @@ def _nearest(value: int, multiple: int) -> str:
 
 def _accumulation(recipe: Recipe) -> int:
     return recipe.trainer.get("gradient_accumulation_steps", 1)
+
+
+def samples_per_process(recipe: Recipe) -> int:
+    """Samples of a rollout that each process draws, which need not be whole groups."""
+    return recipe.trainer.get("per_device_train_batch_size", 8) * _steps_per_generation(recipe)
 
 
 def _steps_per_generation(recipe: Recipe) -> int:

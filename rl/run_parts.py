@@ -8,10 +8,11 @@ import torch
 
 from rewards import RewardSuite
 from rl.config import Recipe
-from rl.evaluate import Evaluator, require_free_names
+from rl.evaluate import Evaluator, require_free_names, samples_at_once
 from rl.policy_model import DTYPES
-from rl.prompts import PromptRecord, load_prompts
+from rl.prompts import PromptRecord, check_drawable, load_prompts
 from rl.questions import QuestionRecord, load_questions
+from rl.recipe import samples_per_process
 from rl.rollout import DrawSettings
 from rl.scorer import Scorer
 from rl.text_kl import TextKL
@@ -19,14 +20,43 @@ from rl.understanding import Examiner
 from uniar.configuration_uniar import UniARConfig
 from uniar.errors import UserError
 from uniar.modeling_decoder import UniARVisualDecoder
+from uniar.prompt_files import Keys
+from uniar.prompt_text import check_text, reserved_tokens
 
 
 def held_out_prompts(recipe: Recipe) -> list[PromptRecord]:
     """The prompts of `evaluate`; none where it names none."""
     if recipe.evaluate.prompts is None:
         return []
-    records = load_prompts(recipe.evaluate.prompts, recipe.data.image_root, recipe.data_seed)
-    return records[: recipe.evaluate.limit]
+    return _load(recipe, recipe.evaluate.prompts)[: recipe.evaluate.limit]
+
+
+def training_prompts(recipe: Recipe) -> list[PromptRecord]:
+    """The prompts of `data`."""
+    return _load(recipe, recipe.data.prompts)
+
+
+def _load(recipe: Recipe, source: str) -> list[PromptRecord]:
+    data = recipe.data
+    return load_prompts(source, data.image_root, recipe.data_seed, Keys(data.prompt_key, data.image_key))
+
+
+def check_prompts(
+    recipe: Recipe,
+    processor: Any,
+    records: Sequence[PromptRecord],
+    held_out: Sequence[PromptRecord],
+    questions: Sequence[QuestionRecord],
+) -> None:
+    """What the checkpoint's processor and the sizes of batches have to say of the prompts and questions. Raises
+    UserError naming file and line."""
+    tokens, held = reserved_tokens(processor), recipe.evaluate
+    at_once = samples_at_once(held.samples_per_prompt, recipe.decode.batch_size)
+    check_drawable(records, tokens, "data.prompts", samples_per_process(recipe), recipe.rollout.samples_per_prompt)
+    check_drawable(held_out, tokens, "evaluate.prompts", at_once, held.samples_per_prompt)
+    for question in questions:
+        check_text(question.question, f"{question.where}: 'question'", tokens)
+        check_text(question.answer, f"{question.where}: 'answer'", tokens)
 
 
 def held_out_questions(recipe: Recipe) -> list[QuestionRecord]:
@@ -69,8 +99,13 @@ def build_text_kl(
 def build_rewards(recipe: Recipe, key: str, records: Sequence[PromptRecord]) -> RewardSuite:
     """The rewards under `key`; plug-in files are named relative to the recipe."""
     suite = RewardSuite.from_recipe(getattr(recipe, key), key=key, folder=Path(recipe.source).parent)
-    suite.check_tasks(record.task for record in records if record.task is not None)
+    _check_records(suite, records)
     return suite
+
+
+def _check_records(suite: RewardSuite, records: Sequence[PromptRecord]) -> None:
+    suite.check_tasks(record.task for record in records if record.task is not None)
+    suite.check_samples((record.where, record.prompt, record.task, record.metadata) for record in records)
 
 
 def build_eval_rewards(
@@ -82,7 +117,7 @@ def build_eval_rewards(
     suite = rewards or RewardSuite.from_recipe(recipe.rewards, folder=Path(recipe.source).parent)
     if held_out:
         try:
-            suite.check_tasks(record.task for record in held_out if record.task is not None)
+            _check_records(suite, held_out)
         except UserError as error:
             raise UserError(
                 f"evaluate.prompts {recipe.evaluate.prompts}, scored with `rewards` as eval_rewards is empty: {error}"

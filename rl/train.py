@@ -44,7 +44,6 @@ from rl.model_card import card_of_run
 from rl.peers import Peers
 from rl.policy_model import checkpoint_of, load_config, load_policy, reference_for, trainable
 from rl.process_roles import check_rewards, take_role
-from rl.prompts import load_prompts
 from rl.recipe import check_batches, load_recipe, refresh_risk, rounding_risk
 from rl.resume import load_weights, only_weights_of
 from rl.rollout import DrawSettings
@@ -55,11 +54,13 @@ from rl.run_parts import (
     build_examiner,
     build_rewards,
     build_text_kl,
+    check_prompts,
     held_out_otherwise,
     held_out_prompts,
     held_out_questions,
     load_decoder,
     text_kl_questions,
+    training_prompts,
 )
 from rl.scorer import DecoderConnection, LocalScorer, RemoteScorer, ScoredList
 from rl.stopping import Stopper
@@ -89,7 +90,7 @@ def train(recipe: Recipe, resume: bool = False) -> RunFolder | None:
 def _train(recipe: Recipe, resume: bool, lock: FolderLock) -> RunFolder | None:
     role = take_role(recipe.decode.processes)
     decoding = DecoderProcess(role.socket, role.clients) if role is not None and role.decodes else None
-    records = load_prompts(recipe.data.prompts, recipe.data.image_root, recipe.data_seed)
+    records = training_prompts(recipe)
     check_batches(recipe, world_size(), len(records))
     check_deepspeed(recipe)
     for risk in (rounding_risk(recipe), refresh_risk(recipe)):
@@ -104,6 +105,8 @@ def _train(recipe: Recipe, resume: bool, lock: FolderLock) -> RunFolder | None:
     source = checkpoint_of(recipe.model)
     vision = load_config(source).vision_config
     check_size(recipe.rollout.height, recipe.rollout.width, vision.pixels_per_token, "rollout.")
+    processor = load_processor(source)
+    check_prompts(recipe, processor, records, held_out, [*questions, *kl_questions])
 
     lists = {
         "rewards": ScoredList(rewards, DrawSettings.for_training(recipe), records),
@@ -125,7 +128,7 @@ def _train(recipe: Recipe, resume: bool, lock: FolderLock) -> RunFolder | None:
         return None
     prepare_deepspeed_on_cpu(recipe)
     args = grpo_config(recipe, vision)
-    model, processor = load_policy(recipe.model, source), load_processor(source)
+    model = load_policy(recipe.model, source)
     connection = None if role is None else DecoderConnection(role.socket)
     if connection is None:
         scorers = {key: LocalScorer(decoder, scored, processor) for key, scored in lists.items()}

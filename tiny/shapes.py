@@ -45,6 +45,9 @@ class Shapes(Reward):
         self.credit, self.floor = credit, floor
         self.likeness, self.position_threshold = likeness, position_threshold
 
+    def check_sample(self, prompt: str, metadata: Mapping[str, Any]) -> None:
+        read_request(metadata, SHAPES, tuple(COLORS))
+
     def score(self, batch: RewardBatch) -> list[dict[str, Any] | UserError | None]:
         """Mappings with `score`, `why` and what was `found`; None where nothing is asked for, an error for metadata
         that is not valid."""

@@ -41,9 +41,9 @@ def picture_name(source: Source | str) -> str:
     return f"the image '{text[:_SHOWN] + '…' if _ADDRESS.match(text) and len(text) > _SHOWN else text}'"
 
 
-def picture_path(given: str, folder: Path) -> Path:
+def picture_path(given: str, folder: Path) -> str | Path:
     """The path of a picture that a file in `folder` names; an address stays one, and is refused where it is opened."""
-    return Path(given) if _ADDRESS.match(given) else folder / user_path(given)
+    return given if _ADDRESS.match(given) else folder / user_path(given)
 
 
 class PictureTooLarge(UserError):

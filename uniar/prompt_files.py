@@ -17,6 +17,7 @@ Any of them may be compressed with gzip (`.jsonl.gz`). The fields of a record:
 import csv
 import gzip
 import io
+import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -85,7 +86,7 @@ def read_prompt_file(path: Path) -> list[JsonLine]:
     one that is missing, of another kind, broken or empty."""
     packed = path.suffix == ".gz"
     kind = (path.with_suffix("") if packed else path).suffix.lower()
-    if path.is_dir():
+    if os.path.isdir(path):  # which a name that is too long is not
         rows = _folder(path)
     elif kind not in (*SUFFIXES, ""):
         raise UserError(
