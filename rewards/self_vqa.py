@@ -55,11 +55,12 @@ class SelfVQA(ModelReward):
         self._processor: Any = None
 
     def build(self) -> nn.Module:
-        from uniar.checkpoint import load_processor, require_parts, resolve_checkpoint
+        from uniar.checkpoint import load_processor, resolve_checkpoint
+        from uniar.inspection import inspect_checkpoint
         from uniar.modeling_uniar import UniARForConditionalGeneration
 
         folder: Path = resolve_checkpoint(self.judge)
-        require_parts(folder, decoder=False)
+        inspect_checkpoint(folder, decoder=False)
         model = UniARForConditionalGeneration.from_pretrained(folder, torch_dtype=self.dtype)
         self._use(load_processor(folder))
         return _reader_only(model)

@@ -13,7 +13,7 @@ from rl.ema import averaged_weights
 from rl.tensor_files import TensorFiles
 from rl.zero_shards import ZeroShards
 from uniar.errors import UserError
-from uniar.files import read_json
+from uniar.files import read_object
 from uniar.weight_files import ADAPTER, has_weights
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -110,8 +110,8 @@ def merge_state(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> Merge
 
 def read_config(checkpoint: Path) -> dict[str, Any]:
     """A checkpoint's adapter_config.json. Raises UserError when it is not one."""
-    config = read_json(checkpoint / ADAPTER_CONFIG, "adapter's configuration")
-    if not isinstance(config, dict) or "peft_type" not in config:
+    config = read_object(checkpoint / ADAPTER_CONFIG)
+    if "peft_type" not in config:
         raise UserError(f"{checkpoint / ADAPTER_CONFIG} is no configuration of a peft adapter: it has no peft_type.")
     return config
 

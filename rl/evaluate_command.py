@@ -30,9 +30,10 @@ from rl.run_parts import (
 )
 from rl.scorer import LocalScorer, ScoredList
 from rl.understanding import Understanding
-from uniar.checkpoint import load_processor, require_parts, resolve_checkpoint
+from uniar.checkpoint import load_processor, resolve_checkpoint
 from uniar.commands.loading import choose_device
 from uniar.errors import UserError
+from uniar.inspection import inspect_checkpoint
 from uniar.processing import check_size
 
 
@@ -58,7 +59,7 @@ def run(arguments: argparse.Namespace) -> None:
     rewards = build_eval_rewards(recipe, records) if records else None
     if arguments.model:
         source = resolve_checkpoint(arguments.model)
-        require_parts(source, decoder=bool(records))
+        inspect_checkpoint(source, decoder=bool(records))
     else:
         source = checkpoint_of(recipe.model)
     processor = load_processor(source)

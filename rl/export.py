@@ -19,8 +19,9 @@ from rl.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, merge_checkpoint, merge
 from rl.ema import averaged_weights
 from rl.tensor_files import TensorFiles, save_tensors, write_like
 from rl.zero_shards import ZeroShards
-from uniar.checkpoint import copy_untrained_parts, require_parts
+from uniar.checkpoint import copy_untrained_parts
 from uniar.errors import UserError
+from uniar.inspection import inspect_checkpoint
 from uniar.weight_files import has_weights
 
 MAX_SHARD_SIZE = 5 * 10**9
@@ -62,7 +63,7 @@ def export_checkpoint(
     """A `checkpoint-N` folder of a run → `target`: whole, ZeRO-2 or ZeRO-3 shards alone, or a LoRA adapter, which is
     merged into `source`; with `average` the averaged weights. Raises UserError as `export_model` does, and for a folder
     that is no checkpoint or has no average."""
-    require_parts(source, decoder=True)
+    inspect_checkpoint(source, decoder=True)
     _write_checkpoint(trained_weights(checkpoint, source, average=average), source, target, max_shard_size, card)
 
 

@@ -6,7 +6,7 @@ The released checkpoints can be planned for before they are downloaded: their si
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,10 @@ from torch import nn
 
 from rl.config_model import ModelSection
 from rl.policy_model import DTYPES, trainable
+from uniar.checkpoint import refusals
 from uniar.configuration_uniar import UniARConfig
 from uniar.errors import UserError
+from uniar.files import read_object
 from uniar.modeling_sd3 import SD3Transformer2DModelWithSigLIP
 from uniar.modeling_uniar import UniARForConditionalGeneration
 from uniar.presets import preset_path
@@ -91,19 +93,22 @@ class PlannedModel:
         """The AR model as the recipe trains it (types, frozen parts, adapters), on the meta device."""
         config = UniARConfig.from_dict(self.config.to_dict())
         attention = "eager" if section.attention == "eager" else "sdpa"  # flash-attn holds what fused sdpa does
-        with torch.device("meta"):
+        with self._refusals(), torch.device("meta"):
             model = UniARForConditionalGeneration._from_config(
                 config, dtype=DTYPES[section.dtype], attn_implementation=attention
             )
             return trainable(model, section.lora)
 
     def sd3_transformer(self, dtype: torch.dtype) -> SD3Transformer2DModelWithSigLIP:
-        with torch.device("meta"), _plain_dtype(dtype):
+        with self._refusals(), torch.device("meta"), _plain_dtype(dtype):
             return SD3Transformer2DModelWithSigLIP.from_config(self.transformer).requires_grad_(False)
 
     def autoencoder(self, dtype: torch.dtype) -> AutoencoderKL:
-        with torch.device("meta"), _plain_dtype(dtype):
+        with self._refusals(), torch.device("meta"), _plain_dtype(dtype):
             return AutoencoderKL.from_config(self.vae).requires_grad_(False)
+
+    def _refusals(self) -> AbstractContextManager[None]:
+        return refusals(f"the configs of {self.origin} do not describe a model")
 
 
 def planned_model(section: ModelSection) -> PlannedModel:
@@ -135,24 +140,17 @@ def _released(name: str) -> PlannedModel:
 
 
 def _from_folder(folder: Path, origin: str) -> PlannedModel:
-    config = _read(folder / "config.json")
-    if config is None or config.get("model_type") != UniARConfig.model_type:
-        raise UserError(f"{folder / 'config.json'} is not there or not a UniAR model's.")
-    transformer = _read(folder / "sd3_transformer" / "config.json")
-    vae = _read(folder / "sd3_pipeline" / "vae" / "config.json")
-    if transformer is None or vae is None:
+    config = read_object(folder / "config.json")
+    if config.get("model_type") != UniARConfig.model_type:
+        raise UserError(f"{folder / 'config.json'} is not a UniAR model's.")
+    files = [folder / "sd3_transformer" / "config.json", folder / "sd3_pipeline" / "vae" / "config.json"]
+    if all(file.is_file() for file in files):
+        transformer, vae = map(read_object, files)
+    else:
         origin += "; it has no decoder configs, so the decoder is the released one's size"
         transformer, vae = _RELEASED_TRANSFORMER, _RELEASED_VAE
-    return PlannedModel(UniARConfig.from_dict(config), transformer, vae, origin)
-
-
-def _read(file: Path) -> dict[str, Any] | None:
-    if not file.is_file():
-        return None
-    try:
-        return dict(json.loads(file.read_text()))
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{file} is no JSON object ({error}).") from error
+    with refusals(f"{folder / 'config.json'} does not describe a model"):
+        return PlannedModel(UniARConfig.from_dict(config), transformer, vae, origin)
 
 
 @contextmanager

@@ -8,9 +8,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from rl.config import Recipe
 from rl.config_model import LoraSection, ModelSection
 from rl.reference import AdapterCopy, AdapterOff, FrozenCopy, Reference
-from uniar.checkpoint import require_model_type, require_parts, resolve_checkpoint
+from uniar.checkpoint import require_model_type, resolve_checkpoint
 from uniar.configuration_uniar import UniARConfig
 from uniar.errors import UserError
+from uniar.inspection import inspect_checkpoint
 from uniar.modeling_uniar import UniARForConditionalGeneration
 from uniar.presets import preset_path
 
@@ -23,7 +24,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 def checkpoint_of(section: ModelSection) -> Path:
     """The checkpoint folder that a recipe starts from; a preset is built at first use. Raises UserError."""
     folder = preset_path(section.preset, section.seed) if section.preset else resolve_checkpoint(section.path)
-    require_parts(folder, decoder=True)
+    inspect_checkpoint(folder, decoder=True)
     return folder
 
 

@@ -77,7 +77,7 @@ def test_a_part_of_another_kind_or_a_broken_file_is_named(checkpoint):
     with pytest.raises(UserError, match="'FluxTransformer2DModel'; it must be 'SD3Transformer2DModelWithSigLIP'"):
         UniARVisualDecoder.from_pretrained(checkpoint)
     config.write_text("{")
-    with pytest.raises(UserError, match=f"{config} is no diffusers configuration"):
+    with pytest.raises(UserError, match=f"'{config}' is not whole, valid JSON"):
         UniARVisualDecoder.from_pretrained(checkpoint)
     config.write_text(original)
     (checkpoint / "sd3_pipeline/tokenizer_3/tokenizer.json").write_text("{")

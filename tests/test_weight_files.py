@@ -122,7 +122,7 @@ BROKEN = {
     "no name": (lambda f: edited_index(f, weight_map={HEAD: ""}), "in the folder itself"),
     "a pickle": (lambda f: edited_index(f, weight_map={HEAD: "pytorch_model.bin"}), "in the folder itself"),
     "a number": (lambda f: edited_index(f, weight_map={HEAD: 1}), "no weight_map"),
-    "a list": (lambda f: (f / INDEX).write_text("[]"), "no weight_map"),
+    "a list": (lambda f: (f / INDEX).write_text("[]"), "is not a JSON object"),
     "nothing": (lambda f: (f / INDEX).write_text(""), "not whole, valid JSON"),
     "half of it": (lambda f: (f / INDEX).write_bytes((f / INDEX).read_bytes()[:90]), "not whole, valid JSON"),
     "no metadata": (lambda f: edited_index(f, metadata=None), "no object 'metadata'"),

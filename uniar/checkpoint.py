@@ -6,19 +6,31 @@
   bsq_encoder/  sd3_transformer/  sd3_pipeline/           visual decoder
 """
 
-import json
+import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from httpx import HTTPError
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from safetensors import SafetensorError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from tokenizers import Tokenizer
 from torch import nn
-from transformers import AutoProcessor
+from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
 
 from uniar.errors import UserError
+from uniar.files import read_object, reason_of, user_path
 from uniar.weight_files import DIFFUSERS, MODEL, stored_tensors, weight_files
 
 DECODER_PARTS = ("bsq_encoder", "sd3_transformer", "sd3_pipeline")
@@ -37,32 +49,73 @@ _DECODER_FILES = {
     "sd3_pipeline/tokenizer_2": ("tokenizer_config.json", None, None),
     "sd3_pipeline/tokenizer_3": ("tokenizer.json", None, None),
 }
+_PROCESSOR_FILES = {
+    "tokenizer.json": lambda file: Tokenizer.from_file(str(file)),
+    "tokenizer_config.json": lambda file: AutoTokenizer.from_pretrained(file.parent),
+    "preprocessor_config.json": lambda file: AutoImageProcessor.from_pretrained(file.parent),
+}
 # What training writes anew or leaves behind, and weights under any other name.
 _MODEL_FILES = {"config.json", "generation_config.json", "trainer_state.json"}
 _WEIGHT_ENDINGS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".ckpt")
 
 
 def resolve_checkpoint(path: str | Path) -> Path:
-    """A folder as it is; a hub id ("owner/name") downloaded to the hub's cache. Raises UserError for neither."""
-    folder = Path(path)
+    """A folder as it is; a hub id ("owner/name") downloaded to the hub's cache. Raises UserError for neither: what
+    cannot be a hub id, because it begins with a folder that is here or has another form, is not asked for."""
+    folder, name = user_path(path), str(path)
     if folder.is_dir():
         return folder
+    if folder.is_file():
+        raise UserError(f"{path} is a file; name the checkpoint folder that it is in.")
+    if not re.fullmatch(r"[\w.-]*\w/[\w.-]*\w", name) or ".." in name or Path(name.split("/")[0]).exists():
+        raise UserError(f"there is no checkpoint folder {path}; name a folder, or a hub id such as owner/name.")
     try:
-        return Path(snapshot_download(str(path)))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        return Path(snapshot_download(name))
+    except GatedRepoError as error:
         raise UserError(
-            f"{path} is no checkpoint folder, and as a hub id it could not be downloaded ({type(error).__name__}: "
-            f"{str(error).splitlines()[0]})."
+            f"the hub gives {path} to those who have accepted its terms and logged in (hf auth login)."
         ) from error
+    except (HFValidationError, RepositoryNotFoundError, RevisionNotFoundError) as error:
+        raise UserError(
+            f"there is no folder {path}, and no model of that name on the hub that you may read."
+        ) from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, HTTPError) as error:
+        raise UserError(
+            f"there is no folder {path}; as a hub id it is not in the cache, and the hub could not be asked for it."
+        ) from error
+
+
+@contextmanager
+def refusals(what: str) -> Iterator[None]:
+    """Whatever a library raises over a checkpoint's files, as a UserError that begins with `what`: they name neither
+    the file nor what they all can raise."""
+    try:
+        yield
+    except (UserError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise UserError(f"{what}: {reason_of(error)}.") from error
 
 
 def load_processor(folder: Path) -> Any:
     """The processor of a checkpoint. Raises UserError where its files make none."""
     require_processor_parts(folder)
-    try:
+    for name, load in _PROCESSOR_FILES.items():  # one by one, so that an error names the file
+        if (folder / name).is_file():
+            read_object(folder / name)
+            with refusals(f"{folder / name} does not load"):
+                load(folder / name)
+    with refusals(f"{folder} holds no processor that loads"):
         return AutoProcessor.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder} holds no processor that loads: {error}") from error
+
+
+def load_scheduler(folder: Path) -> FlowMatchEulerDiscreteScheduler:
+    """The decoder's scheduler. Raises UserError for a configuration that makes none, or one without steps."""
+    with refusals(f"{folder / 'scheduler_config.json'} does not describe a scheduler"):
+        scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder)
+        mu = {"mu": 1.0} if scheduler.config.use_dynamic_shifting else {}
+        scheduler.set_timesteps(2, **mu)
+        return scheduler
 
 
 def require_processor_parts(folder: Path) -> None:
@@ -114,13 +167,8 @@ def require_decoder_parts(folder: Path) -> None:
         file = folder / part / file_name
         if not file.is_file():
             raise UserError(f"{folder} has no {part}/{file_name}, which the visual decoder needs.")
-        if class_name is not None:
-            try:
-                found = json.loads(file.read_text())["_class_name"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise UserError(f"{file} is no diffusers configuration ({type(error).__name__}: {error}).") from error
-            if found != class_name:
-                raise UserError(f"{file} says _class_name {found!r}; it must be {class_name!r}.")
+        if class_name is not None and (found := read_object(file).get("_class_name")) != class_name:
+            raise UserError(f"{file} says _class_name {found!r}; it must be {class_name!r}.")
         if weights is not None:
             stored_tensors(file.parent, weights)
 
@@ -155,18 +203,17 @@ class StrictLoading:
         if folder.is_dir():
             require_model_type(folder, cls.config_class.model_type)
         try:
-            model, info = super().from_pretrained(
-                path, *args, **{**kwargs, "ignore_mismatched_sizes": True, "output_loading_info": True}
-            )
-        except ImportError as error:
-            if "flash" not in str(error).lower():
+            with refusals(f"{folder} cannot be loaded"):
+                model, info = super().from_pretrained(
+                    path, *args, **{**kwargs, "ignore_mismatched_sizes": True, "output_loading_info": True}
+                )
+        except UserError as error:
+            if not isinstance(error.__cause__, ImportError) or "flash" not in str(error).lower():
                 raise
             raise UserError(
                 "flash_attention_2 was asked for and flash-attn is not installed; install it with "
                 "`pip install 'uniar-rl[flash]'` or use sdpa."
             ) from error
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{folder} cannot be loaded: {error}.") from error
         require_exact_tensors(folder, model, info)
         return (model, info) if wants_info else model
 
@@ -180,10 +227,7 @@ def require_model_type(folder: Path, expected: str) -> None:
     config_file = folder / "config.json"
     if not config_file.is_file():
         raise UserError(f"{folder} has no config.json.")
-    try:
-        found = json.loads(config_file.read_text()).get("model_type")
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{config_file} is not a JSON object ({error}).") from error
+    found = read_object(config_file).get("model_type")
     if found != expected:
         raise UserError(f"{config_file} says model_type {found!r}; it must be {expected!r}.")
     stored_tensors(folder)

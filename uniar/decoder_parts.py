@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from diffusers import StableDiffusion3Pipeline
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoTokenizer,
@@ -17,8 +16,7 @@ from transformers import (
     T5EncoderModel,
 )
 
-from uniar.checkpoint import require_exact_tensors
-from uniar.errors import UserError
+from uniar.checkpoint import refusals, require_exact_tensors
 
 DECODER_PROMPT = "Please reconstruct this image and restore all the details."
 """The one prompt that the decoder was trained with, positive and negative alike."""
@@ -27,32 +25,31 @@ T5_TOKENS = 256
 """What diffusers pads the prompt to for T5, whatever its tokenizer's `model_max_length`."""
 LENGTH_KEY = "max_sequence_length"
 """In tokenizer_3/tokenizer_config.json: what a small checkpoint pads it to instead. Diffusers passes over it."""
-_TEXT_ENCODERS = {
+TEXT_ENCODERS = {
     "text_encoder": CLIPTextModelWithProjection,
     "text_encoder_2": CLIPTextModelWithProjection,
     "text_encoder_3": T5EncoderModel,
 }
 # transformers 5's T5 tokenizer lays its own normalizer over tokenizer.json; the file alone says what the weights saw.
-_TOKENIZERS = {"tokenizer": AutoTokenizer, "tokenizer_2": AutoTokenizer, "tokenizer_3": PreTrainedTokenizerFast}
+TOKENIZERS = {"tokenizer": AutoTokenizer, "tokenizer_2": AutoTokenizer, "tokenizer_3": PreTrainedTokenizerFast}
 
 
 def load_exactly(model_class: type, folder: Path, **kwargs: Any) -> nn.Module:
     """`from_pretrained` of a diffusers or transformers model. Raises UserError for a tensor that it would make up."""
-    try:
+    with refusals(f"{folder} does not load"):
         model, info = model_class.from_pretrained(
             folder, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True, **kwargs
         )
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{folder} does not load: {error}") from error
     require_exact_tensors(folder, model, info)
     return model
 
 
-def _load_tokenizer(loader: type, folder: Path) -> PreTrainedTokenizerBase:
-    try:
-        return loader.from_pretrained(folder)
-    except Exception as error:  # the tokenizers library raises nothing more specific for a broken file
-        raise UserError(f"{folder} holds no tokenizer that loads ({type(error).__name__}: {error}).") from error
+def load_tokenizer(loader: type, folder: Path) -> PreTrainedTokenizerBase:
+    """Raises UserError for files that make no tokenizer, or one without words."""
+    with refusals(f"{folder} holds no tokenizer that loads"):
+        tokenizer = loader.from_pretrained(folder)
+        tokenizer([DECODER_PROMPT, "a"], padding=True)
+        return tokenizer
 
 
 @torch.no_grad()
@@ -62,9 +59,9 @@ def encode_prompt(pipeline: Path, device: torch.device | str, dtype: torch.dtype
     Their length is that of CLIP's tokenizer, then T5_TOKENS or what the checkpoint has under LENGTH_KEY.
     """
     encoders = {
-        name: load_exactly(encoder, pipeline / name, dtype=dtype).to(device) for name, encoder in _TEXT_ENCODERS.items()
+        name: load_exactly(encoder, pipeline / name, dtype=dtype).to(device) for name, encoder in TEXT_ENCODERS.items()
     }
-    tokenizers = {name: _load_tokenizer(loader, pipeline / name) for name, loader in _TOKENIZERS.items()}
+    tokenizers = {name: load_tokenizer(loader, pipeline / name) for name, loader in TOKENIZERS.items()}
     sd3 = StableDiffusion3Pipeline(transformer=None, scheduler=None, vae=None, **encoders, **tokenizers)
     embeds, _, pooled, _ = sd3.encode_prompt(
         DECODER_PROMPT,

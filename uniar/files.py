@@ -51,8 +51,17 @@ def read_json(path: Path, what: str = "file") -> Any:
         raise UserError(f"the {what} '{path}' is not whole, valid JSON: {reason_of(error)}.") from error
 
 
+def read_object(path: Path, what: str = "file") -> dict[str, Any]:
+    """The object in a JSON file. Raises UserError as `read_json` does, and for anything else than an object."""
+    content = read_json(path, what)
+    if not isinstance(content, dict):
+        raise UserError(f"the {what} '{path}' is not a JSON object.")
+    return content
+
+
 def reason_of(error: BaseException) -> str:
-    """What a library says went wrong, for the end of a sentence: its first line without the final dot, or the kind of
-    error where it says nothing."""
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(" .") if lines else type(error).__name__
+    """What a library says went wrong, for the end of a sentence: its first line without the final dot (and the second,
+    where the first ends in a colon), or the kind of error where it says nothing."""
+    lines = [line.strip() for line in str(error).strip().splitlines()]
+    said = " ".join(lines[:2] if lines and lines[0].endswith(":") else lines[:1])
+    return said.rstrip(" .") or type(error).__name__

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from uniar.checkpoint import require_decoder_parts, resolve_checkpoint
+from uniar.checkpoint import load_scheduler, require_decoder_parts, resolve_checkpoint
 from uniar.decoder_parts import encode_prompt, load_exactly
 from uniar.errors import UserError
 from uniar.modeling_sd3 import SD3Transformer2DModelWithSigLIP
@@ -79,7 +79,7 @@ class UniARVisualDecoder(nn.Module):
             UniARVisionModel.from_pretrained(folder / "bsq_encoder", dtype=torch_dtype),
             load_exactly(SD3Transformer2DModelWithSigLIP, folder / "sd3_transformer", torch_dtype=torch_dtype),
             load_exactly(AutoencoderKL, pipeline / "vae", torch_dtype=torch_dtype),
-            FlowMatchEulerDiscreteScheduler.from_pretrained(pipeline / "scheduler"),
+            load_scheduler(pipeline / "scheduler"),
             prompt_embeds,
             pooled_prompt_embeds,
         )

@@ -8,13 +8,12 @@ one file.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from uniar.errors import UserError
-from uniar.files import read_json, reason_of
+from uniar.files import read_object, reason_of
 
 MODEL = "model"
 """what a model of transformers calls its weights"""
@@ -57,10 +56,8 @@ def weight_files(folder: Path, name: str = MODEL) -> list[Path]:
     """The files of the weights called `name`. Raises UserError where there are none, for an index that is broken or
     names a file outside the folder, and for a shard that is not there."""
     config = folder / "config.json"
-    if name == MODEL and config.is_file():
-        content = read_json(config)
-        if isinstance(content, dict) and content.get("transformers_weights"):
-            raise UserError(f"{config} names its weights in transformers_weights; call them model.safetensors instead.")
+    if name == MODEL and config.is_file() and read_object(config).get("transformers_weights"):
+        raise UserError(f"{config} names its weights in transformers_weights; call them model.safetensors instead.")
     found = next((file for file in _candidates(folder, name) if file.is_file()), None)
     if found is None:
         known = " nor ".join(file.name for file in _candidates(folder, name))
@@ -105,8 +102,8 @@ def _candidates(folder: Path, name: str) -> list[Path]:
 
 
 def _weight_map(index: Path) -> Mapping[str, str]:
-    content: Any = read_json(index, "index of weights")
-    found = content.get("weight_map") if isinstance(content, dict) else None
+    content = read_object(index, "index of weights")
+    found = content.get("weight_map")
     if not isinstance(found, dict) or not found or not all(isinstance(shard, str) for shard in found.values()):
         raise UserError(f"{index} has no weight_map that gives each tensor the name of its file.")
     if not isinstance(content.get("metadata"), dict):

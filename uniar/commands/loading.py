@@ -19,11 +19,11 @@ from uniar.checkpoint import (
     decoder_weight_files,
     load_processor,
     require_model_type,
-    require_parts,
     resolve_checkpoint,
 )
 from uniar.configuration_uniar import UniARConfig
 from uniar.errors import UserError
+from uniar.inspection import inspect_checkpoint
 from uniar.modeling_decoder import UniARVisualDecoder
 from uniar.modeling_uniar import UniARForConditionalGeneration
 from uniar.presets import preset_path
@@ -86,7 +86,7 @@ class Checkpoint:
             folder = preset_path(arguments.model.removeprefix(PRESET_PREFIX))
         else:
             folder = resolve_checkpoint(arguments.model)
-        require_parts(folder, decoder=decoder)
+        inspect_checkpoint(folder, decoder=decoder)
         show_progress = sys.stderr.isatty() and not arguments.quiet  # bars are for a terminal
         return cls(arguments.model, folder, device, dtype_name, attention, show_progress)
 
