@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from uniar.checkpoint import refusals, require_exact_tensors
+from uniar.errors import UserError
 
 DECODER_PROMPT = "Please reconstruct this image and restore all the details."
 """The one prompt that the decoder was trained with, positive and negative alike."""
@@ -69,7 +70,7 @@ def encode_prompt(pipeline: Path, device: torch.device | str, dtype: torch.dtype
         None,
         device=device,
         do_classifier_free_guidance=False,
-        max_sequence_length=_t5_length(pipeline / "tokenizer_3", tokenizers["tokenizer_3"]),
+        max_sequence_length=t5_length(pipeline / "tokenizer_3", tokenizers["tokenizer_3"]),
     )
     # Modules hold reference cycles; without this the T5 encoder would stay until some later collection.
     del sd3, encoders
@@ -79,7 +80,8 @@ def encode_prompt(pipeline: Path, device: torch.device | str, dtype: torch.dtype
     return embeds, pooled
 
 
-def _t5_length(folder: Path, tokenizer: PreTrainedTokenizerBase) -> int:
+def t5_length(folder: Path, tokenizer: PreTrainedTokenizerBase) -> int:
+    """What the constant prompt is padded to for T5. Raises UserError for a checkpoint that says nonsense."""
     length = tokenizer.init_kwargs.get(LENGTH_KEY, T5_TOKENS)
     if type(length) is not int or length < 1:
         raise UserError(

@@ -23,7 +23,7 @@ from uniar.checkpoint import (
     require_parts,
 )
 from uniar.configuration_uniar import UniARConfig
-from uniar.decoder_parts import TEXT_ENCODERS, TOKENIZERS, load_tokenizer
+from uniar.decoder_parts import TEXT_ENCODERS, TOKENIZERS, load_tokenizer, t5_length
 from uniar.errors import UserError
 from uniar.files import read_object
 from uniar.modeling_sd3 import SD3Transformer2DModelWithSigLIP
@@ -54,9 +54,10 @@ def _inspect(folder: Path, decoder: bool, state: tuple[tuple[Path, int, int], ..
     if decoder:
         for part, model_class in _DECODER_MODELS.items():
             _inspect_model(model_class, folder / part)
-        for name, loader in TOKENIZERS.items():
-            load_tokenizer(loader, folder / "sd3_pipeline" / name)
-        load_scheduler(folder / "sd3_pipeline" / "scheduler")
+        pipeline = folder / "sd3_pipeline"
+        tokenizers = {name: load_tokenizer(loader, pipeline / name) for name, loader in TOKENIZERS.items()}
+        t5_length(pipeline / "tokenizer_3", tokenizers["tokenizer_3"])
+        load_scheduler(pipeline / "scheduler")
 
 
 def _inspect_model(model_class: type, folder: Path) -> Any:
