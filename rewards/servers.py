@@ -32,12 +32,12 @@ class ServerError(Exception):
 
 
 class _Unusable(Exception):
-    """An attempt that is worth another one. busy: the server is well and has no time; `seconds`: for how long it asked
-    to be left alone, None where it did not say."""
+    """An attempt that is worth another one. `status`: the HTTP status, None without an answer; `seconds`: for how long
+    the server asked to be left alone, None where it did not say."""
 
-    def __init__(self, message: str, busy: bool = False, seconds: float | None = None):
+    def __init__(self, message: str, status: int | None = None, seconds: float | None = None):
         super().__init__(message)
-        self.busy, self.seconds = busy, seconds
+        self.status, self.busy, self.seconds = status, status is not None and is_busy(status), seconds
 
 
 @dataclass
@@ -104,13 +104,20 @@ class ServerPool:
         self._concurrency = concurrency
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    async def post(self, path: str, make: Callable[[], bytes], deadline: float) -> bytes:
+    async def post(
+        self,
+        path: str,
+        make: Callable[[], bytes],
+        deadline: float,
+        otherwise: Callable[[ServerError], bool] = lambda error: False,
+    ) -> bytes:
         """The body of the answer to a JSON request.
 
         Args:
             path: appended to a server's URL.
             make: gives the request's body; called in a thread when its turn has come.
             deadline: in the event loop's time. Nothing outlasts it.
+            otherwise: told of an answer that is final; whether to make another request in its place.
 
         Raises ServerError, with the last reason, when the attempts or the time are used up or the answer is final.
         """
@@ -118,22 +125,29 @@ class ServerPool:
         reasons: list[str] = []
         try:
             async with asyncio.timeout_at(deadline), self._slots:
-                content = await asyncio.to_thread(make)
-                failed = 0
-                while failed < self._attempts:
-                    server = await self._next_server(reasons)
-                    started = asyncio.get_running_loop().time()
+                while True:
                     try:
-                        return await self._attempt(server, path, content)
-                    except _Unusable as problem:
-                        reasons.append(str(problem))
-                        self._let_rest(server, started, problem)
-                        failed += not problem.busy
-                times = "" if self._attempts == 1 else f" (after {self._attempts} attempts)"
-                raise ServerError(f"{reasons[-1]}{times}")
+                        return await self._answered(path, await asyncio.to_thread(make), reasons)
+                    except ServerError as error:
+                        if not otherwise(error):
+                            raise
         except TimeoutError:
             what = reasons[-1] if reasons else f"{' and '.join(self.urls)} did not answer"
             raise ServerError(f"{what}; the deadline has passed") from None
+
+    async def _answered(self, path: str, content: bytes, reasons: list[str]) -> bytes:
+        failed, status = 0, None
+        while failed < self._attempts:
+            server = await self._next_server(reasons)
+            started = asyncio.get_running_loop().time()
+            try:
+                return await self._attempt(server, path, content)
+            except _Unusable as problem:
+                reasons.append(str(problem))
+                self._let_rest(server, started, problem)
+                failed, status = failed + (not problem.busy), problem.status
+        times = "" if self._attempts == 1 else f" (after {self._attempts} attempts)"
+        raise ServerError(f"{reasons[-1]}{times}", status)
 
     def get(self, path: str) -> dict[str, bytes | ServerError]:
         """What each server answers to GET `path`, within a few seconds. From any thread, whether or not it has an event
@@ -265,7 +279,7 @@ class ServerPool:
         said = _described(server.url, answer, body)
         if not is_passing(answer.status_code):
             raise ServerError(said, answer.status_code)
-        raise _Unusable(said, is_busy(answer.status_code), rest_asked_for(answer.headers))
+        raise _Unusable(said, answer.status_code, rest_asked_for(answer.headers))
 
     def _let_rest(self, server: _Server, started: float, problem: Exception) -> None:
         """Keeps a server from getting requests: for the time it asked for, else for longer each time in a row."""

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -11,32 +12,34 @@ from PIL import Image
 
 from rewards.base import Reward, RewardBatch
 from rewards.judge_answers import (
-    NUMBER,
     Rating,
-    Unreadable,
     can_take_expectation,
     expected_rating,
-    label_pattern,
+    read_bare,
     read_json_rating,
-    read_rating,
-    shown,
+    read_labelled,
+    read_pattern,
 )
+from rewards.judge_completion import Completion, Unreadable, read_completion, start_of_answer
 from rewards.judge_presets import PRESETS
 from rewards.servers import ServerError, ServerPool, check_seconds, read_token
 from rewards.wire_images import encode_image
 from uniar.errors import UserError, did_you_mean
 
+logger = logging.getLogger(__name__)
+
 _PLACEHOLDER = re.compile(r"\{([A-Za-z_][\w.]*)\}")
-_BARE_NUMBER = rf"\A\s*+[*_]*+({NUMBER})[*_]*+\s*+(?:(?:/|out of)\s*+{NUMBER})?[*_]*+\s*+\.?+\s*+\Z"
 _MOST_ANSWER = 100_000  # characters
-_TOP_LOGPROBS = 20
+# What is asked for, and then, where a server refuses it, the next.
+_LOGPROBS = ({"logprobs": True, "top_logprobs": 20}, {"logprobs": True, "top_logprobs": 5}, {})
+_REFUSED = (400, 404, 415, 422, 501)  # what servers answer to a parameter that they do not take
 
 
 class VLMJudge(Reward):
     """The rating that a judge gives image and prompt, from what it answers: a written number, or the expectation over
-    its log-probabilities of the digits in that place, where the server returns them. An answer that cannot be read, is
-    off the scale or was cut at `max_tokens` is a failure of that sample. Attempts are counted here: `retries` has no
-    use.
+    its log-probabilities of the digits in that place, where the server returns them. What it thinks before it answers,
+    in tags, channels or a field of its own, is not read. An answer that is not exactly one number on the scale, or was
+    cut at `max_tokens`, is a failure of that sample. Attempts are counted here: `retries` has no use.
 
     Args:
         url: the API's base, such as http://127.0.0.1:8000/v1; or a list of servers with the same model.
@@ -58,7 +61,7 @@ class VLMJudge(Reward):
         extra: more entries for the request's body, such as chat_template_kwargs.
         deadline: seconds after which whatever has no score yet has failed.
         timeout: seconds for one request.
-        attempts: of one request, over all servers.
+        attempts: of one request that fail, over all servers; while servers are busy it waits for the deadline instead.
         concurrency: requests in flight at a time, per server.
         token_env: environment variable with the API's key; null for none.
 
@@ -105,8 +108,8 @@ class VLMJudge(Reward):
         check_seconds("deadline", deadline)
         self.deadline, self._token_env = deadline, token_env
         self._settings = {"max_tokens": max_tokens, "temperature": temperature, **(extra or {})}
-        if self.expectation is not False:
-            self._settings = {"logprobs": True, "top_logprobs": _TOP_LOGPROBS, **self._settings}
+        self._asked_for = len(_LOGPROBS) - 1 if self.expectation is False else 0  # which of them requests begin with
+        self._taken = False  # whether that has been answered
         self._pool = ServerPool(
             url, token=read_token(token_env), timeout=timeout, attempts=attempts, concurrency=concurrency
         )
@@ -152,31 +155,49 @@ class VLMJudge(Reward):
         if question is None:
             return None
         try:
-            content = await self._pool.post(
-                "/chat/completions", lambda: self._body(question, sample.images[0]), deadline
-            )
-            answer, tokens = _read_completion(content)
-            return {"score": self.rate(answer, tokens), "why": answer}
+            completion = read_completion(await self._ask(question, sample.images[0], deadline))
+            answer = completion.content[start_of_answer(completion.content) :].strip()
+            return {"score": self.rate(completion), "why": answer}
         except (ServerError, Unreadable) as error:
             return error
 
-    def rate(self, answer: str, tokens: Sequence[Mapping[str, Any]] | None = None) -> float:
-        """The score that a judge's answer stands for.
+    async def _ask(self, question: str, image: Image.Image, deadline: float) -> bytes:
+        """A chat completion, with as many log-probabilities as the server takes. Raises ServerError."""
+        level, refusal = 0, None
 
-        Args:
-            answer: what it wrote.
-            tokens: `choices[0].logprobs.content`, None where the server returned none.
+        def body() -> bytes:
+            nonlocal level
+            level = max(level, self._asked_for)  # as it is when the request's turn has come
+            return self._body(question, image, _LOGPROBS[level])
 
-        Raises Unreadable.
-        """
-        if len(answer) > _MOST_ANSWER:
-            raise Unreadable(f"the judge's answer has {len(answer)} characters, {_MOST_ANSWER} at most are read")
-        total = 0.0
+        def less(error: ServerError) -> bool:
+            # It may as well be the picture that is refused: then it is every time, and nothing is remembered.
+            nonlocal level, refusal
+            refusal, level = refusal or error, level + 1
+            known = self._taken and "logprob" not in str(error).lower()
+            return error.status in _REFUSED and not known and level < len(_LOGPROBS) - (self.expectation is True)
+
+        try:
+            answer = await self._pool.post("/chat/completions", body, deadline, less)
+        except ServerError as error:
+            raise refusal or error from None
+        if level > self._asked_for:
+            logger.warning("%s; the judge is asked for fewer log-probabilities, or none.", refusal)
+            self._asked_for = level
+        self._taken = True
+        return answer
+
+    def rate(self, completion: Completion) -> float:
+        """The score that a judge's answer stands for. Raises Unreadable."""
+        content = completion.content
+        if len(content) > _MOST_ANSWER:
+            raise Unreadable(f"the judge's answer has {len(content)} characters, {_MOST_ANSWER} at most are read")
+        start, total = start_of_answer(content), 0.0
         for name, weight in self.ratings.items():
-            rating = self._read(answer, name)
+            rating = self._read(content[start:], name).moved(start)
             value = rating.value
             if self.expectation is not False:
-                expected = None if tokens is None else expected_rating(rating, answer, tokens, self.scale)
+                expected = None if completion.tokens is None else expected_rating(rating, completion, self.scale)
                 if expected is None and self.expectation:
                     raise Unreadable(f"the server returned no log-probabilities for the judge's {name}")
                 value = value if expected is None else expected
@@ -187,10 +208,9 @@ class VLMJudge(Reward):
         if self.parser == "json":
             return read_json_rating(answer, name, self.scale)
         if self.pattern is not None:
-            return read_rating(answer, self.pattern, self.scale, name)
-        if len(self.ratings) == 1 and re.match(_BARE_NUMBER, answer):
-            return read_rating(answer, _BARE_NUMBER, self.scale, name)
-        return read_rating(answer, label_pattern(name), self.scale, name)
+            return read_pattern(answer, self.pattern, self.scale, name)
+        bare = read_bare(answer, self.scale, name) if len(self.ratings) == 1 else None
+        return bare or read_labelled(answer, name, self.scale, [other for other in self.ratings if other != name])
 
     def _rescaled(self, value: float) -> float:
         low, high = self.scale
@@ -198,13 +218,13 @@ class VLMJudge(Reward):
             return (value - low) / (high - low)
         return value / high if self.rescale == "max" else value
 
-    def _body(self, question: str, image: Image.Image) -> bytes:
+    def _body(self, question: str, image: Image.Image, logprobs: Mapping[str, Any]) -> bytes:
         url = "data:image/png;base64," + base64.b64encode(encode_image(image)).decode("ascii")
         content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": question}]
         messages = [{"role": "user", "content": content}]
         if self.system is not None:
             messages.insert(0, {"role": "system", "content": self.system})
-        return json.dumps({"model": self.model, "messages": messages, **self._settings}).encode()
+        return json.dumps({"model": self.model, "messages": messages, **logprobs, **self._settings}).encode()
 
 
 def filled_in(template: str, sample: RewardBatch) -> str | None:
@@ -212,7 +232,7 @@ def filled_in(template: str, sample: RewardBatch) -> str | None:
     values = {"prompt": sample.prompts[0], "task": sample.tasks[0]}
     values |= {f"metadata.{key}": value for key, value in sample.metadata[0].items()}
     names = {match.group(1) for match in _PLACEHOLDER.finditer(template) if _stands_for(match.group(1))}
-    if any(values.get(name) is None for name in names):
+    if any(values.get(name) is None or values[name] != values[name] for name in names):  # a NaN says nothing either
         return None
     return _PLACEHOLDER.sub(
         lambda match: str(values[match.group(1)]) if match.group(1) in names else match[0], template
@@ -257,7 +277,7 @@ def _checked_pattern(pattern: str | None, parser: str, ratings: Mapping[str, flo
     try:
         groups = re.compile(pattern).groups
     except re.error as error:
-        raise UserError(f"pattern {pattern!r} is no regular expression: {error}.") from error
+        raise UserError(f"pattern {pattern!r} is not a regular expression: {error}.") from error
     if groups < 1:
         raise UserError(f"pattern {pattern!r} has no group; put the number in parentheses.")
     return pattern
@@ -269,19 +289,3 @@ def _models(answer: bytes) -> list[str]:
         return [str(model["id"]) for model in json.loads(answer)["data"]]
     except (ValueError, KeyError, TypeError, RecursionError):
         return []
-
-
-def _read_completion(content: bytes) -> tuple[str, list[Mapping[str, Any]] | None]:
-    """The text of a chat completion, and its tokens if it has them. Raises Unreadable."""
-    try:
-        [choice] = json.loads(content)["choices"]
-        answer, reason, logprobs = choice["message"]["content"], choice.get("finish_reason"), choice.get("logprobs")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        said = shown(content.decode("utf-8", "replace")[-200:])
-        raise Unreadable(f"the judge's server answered with no chat completion: {said}") from error
-    if not isinstance(answer, str) or not answer.strip():
-        raise Unreadable("the judge's answer is empty")
-    if reason == "length":
-        raise Unreadable(f"the judge's answer was cut at max_tokens: {shown(answer)}")
-    tokens = logprobs.get("content") if isinstance(logprobs, Mapping) else None
-    return answer, tokens if isinstance(tokens, list) else None

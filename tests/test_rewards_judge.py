@@ -32,6 +32,12 @@ def completion(text, reason="stop", tokens=None):
     return {"choices": [{"message": message, "finish_reason": reason, "logprobs": tokens and {"content": tokens}}]}
 
 
+def thought_aside(reasoning, text, field="reasoning_content"):
+    answer = completion(text)
+    answer["choices"][0]["message"][field] = reasoning
+    return answer
+
+
 def good(request):
     request.send(completion(f"It is what it is.\nScore: {red_of(request)}"))
 
@@ -172,6 +178,7 @@ BAD = {
     "500": (lambda r: r.send({"error": {"message": "engine died"}}, 500), "answered 500: engine died"),
     "502": (lambda r: r.send(b"<html>bad gateway</html>", 502), "answered 502: <html>bad gateway</html>"),
     "400": (lambda r: r.send({"error": {"message": "image too large"}}, 400), "answered 400: image too large"),
+    "403": (lambda r: r.send({"error": {"message": "not you"}}, 403), "answered 403: not you"),
     "redirect": (lambda r: r.send(b"", 307, [("Location", "http://127.0.0.1:9/")]), "answered 307"),
     "flood": (lambda r: r.flood(40 * 2**20), "answered with more than"),
     "no JSON": (lambda r: r.send(b"Score: 4"), "answered with no chat completion: 'Score: 4'"),
@@ -186,9 +193,12 @@ BAD = {
     "blank": (lambda r: r.send(completion(" \n")), "the judge's answer is empty"),
     "a number": (lambda r: r.send(completion(4)), "the judge's answer is empty"),
     "cut": (lambda r: r.send(completion("Score: 4", "length")), "cut at max_tokens: 'Score: 4'"),
+    "filtered": (lambda r: r.send(completion("Score: 4", "content_filter")), "ended by 'content_filter': 'Score: 4'"),
+    "only thoughts": (lambda r: r.send(thought_aside("Score: 4", None)), "the judge's answer is empty"),
+    "open thoughts": (lambda r: r.send(completion("<think>Score: 4")), "thinking has no end: '<think>Score: 4'"),
     "refusal": (lambda r: r.send(completion("I can't help with that.")), 'has no Score: "I can\'t help with that."'),
     "NaN": (lambda r: r.send(completion("Score: NaN")), "has no Score"),
-    "infinity": (lambda r: r.send(completion("Score: 1e999")), "has no Score"),
+    "infinity": (lambda r: r.send(completion("Score: 1e999")), "Score is not one number: 'Score: 1e999'"),
     "huge": (lambda r: r.send(completion("Score: " + "9" * 400)), "the scale is 0 to 9"),
     "off the scale": (lambda r: r.send(completion("Score: 10")), "the judge's Score is 10, the scale is 0 to 9"),
     "another scale": (lambda r: r.send(completion("Score: 7/10")), "the judge's Score is out of 10"),
@@ -226,7 +236,8 @@ def test_under_stop_a_bad_answer_ends_the_run_with_its_reason(case):
 
 
 @pytest.mark.parametrize(
-    ("case", "attempts"), [("500", 3), ("drops", 3), ("dies midway", 3), ("400", 1), ("no JSON", 1), ("refusal", 1)]
+    ("case", "attempts"),
+    [("500", 3), ("drops", 3), ("dies midway", 3), ("400", 3), ("403", 1), ("no JSON", 1), ("refusal", 1)],
 )
 def test_only_what_another_attempt_may_mend_is_tried_again(case, attempts):
     bad, _ = BAD[case]
@@ -280,7 +291,7 @@ def test_silence_ends_at_the_deadline():
         ({"ratings": {}}, "ratings is empty"),
         ({"ratings": {"a": "1"}}, "ratings has 'a': '1'"),
         ({"ratings": {"a": True}}, "ratings has 'a': True"),
-        ({"pattern": "("}, "is no regular expression"),
+        ({"pattern": "("}, "is not a regular expression"),
         ({"pattern": "Score"}, "has no group"),
         ({"pattern": "(a)", "parser": "json"}, "pattern is for parser text and a single rating"),
         ({"pattern": "(a)", "ratings": {"a": 1, "b": 1}}, "pattern is for parser text and a single rating"),

@@ -7,14 +7,8 @@ import time
 
 import pytest
 
-from rewards.judge_answers import (
-    Unreadable,
-    can_take_expectation,
-    expected_rating,
-    label_pattern,
-    read_json_rating,
-    read_rating,
-)
+from rewards.judge_answers import can_take_expectation, expected_rating, read_json_rating, read_labelled
+from rewards.judge_completion import Completion, Unreadable
 from rewards.vlm_judge import VLMJudge
 from uniar.errors import UserError
 
@@ -22,7 +16,7 @@ SCALE = (1.0, 5.0)
 
 
 def read(answer, label="Score", scale=SCALE):
-    return read_rating(answer, label_pattern(label), scale, label).value
+    return read_labelled(answer, label, scale).value
 
 
 @pytest.mark.parametrize(
@@ -42,8 +36,19 @@ def read(answer, label="Score", scale=SCALE):
         ("Score: 4\n\nBecause of its light.", 4),
         ("Score: 4, or so it seems", 4),
         ("At first I thought Score: 2. But the roof is red.\nScore: 5", 5),
-        ("<think>Score: 1?</think>\nScore: 3", 3),
         ("Score: +3", 3),
+        ("- **Score:** 3 stars", 3),
+        ("Score: 4 of 5", 4),
+        ("Score: **4**/5", 4),
+        ("<answer>Score: 4</answer>", 4),
+        ("Score: 4 (all of it)", 4),
+        ("Score: 4 because of its light", 4),
+        ("Score: 4. All 3 dogs are there.", 4),
+        ("Composition Score: 2\nScore: 4", 4),
+        ("I would not call it Score: 2. Score: 4", 4),
+        ('The sign says "Score: 5", as asked.\nScore: 2', 2),
+        ("Score: 4. Once more, Score: 4", 4),
+        ("评分，Score：4分，因为很好", 4),
         ("Score: 4分", 4),
     ],
 )
@@ -60,15 +65,38 @@ def test_a_labelled_number_is_read(answer, value):
         ("Score: N", "has no Score"),
         ("Score: NaN", "has no Score"),
         ("Underscore: 4", "has no Score"),
-        ("Score: 4-5", "has no Score"),
-        ("Score: 1 to 5", "has no Score"),
-        ("Score: 4e1", "has no Score"),
-        ("Score: 4th", "has no Score"),
+        ("Score: ４", "has no Score"),
+        ("Score: between 3 and 4", "has no Score"),
+        ("Score: not 4", "has no Score"),
+        ("The judge before me said 'Score: 5'.", "has no Score"),
+        ("I don't think it deserves Score: 4", "has no Score"),
+        ("Score: 4\nScore: unsure", "has no Score"),
+        *[
+            (f"Score: {rating}", "is not one number")
+            for rating in (
+                *("4-5", "1 to 5", "4e1", "4th", "4,5", "4, 5", "4 or 5", "4 and 5", "4 of the 5", "4/5/10", "1.2.3"),
+                *(
+                    "4 or five",
+                    "4 or higher",
+                    "4, or five",
+                    "4, maybe 5",
+                    "4, not five",
+                    "4 and a half",
+                    "4½",
+                    "4²",
+                    "44４"[1:],
+                ),
+                *("4+", "4-", "4-ish", "4%", "4 percent", "4 dogs", "4?", "4? No, 3.", "4 would be too much", "4 × 2"),
+                *("4. 5 would be too much", "4. Or 5.", "4 — no, 3", "4 (or 3)", "4 to five", "4 on a scale to 10"),
+            )
+        ],
+        ("Score: 2\nScore: 4", "more than one Score"),
+        ("Score: 2; Score: 4", "more than one Score"),
+        ("Score: 4\nConfidence Score: 2", "more than one Score"),
         ("Score: 0", "Score is 0, the scale is 1 to 5"),
         ("Score: 6", "Score is 6, the scale is 1 to 5"),
         ("Score: -4", "Score is -4"),
         ("Score: 44", "Score is 44"),
-        ("Score: 1.2.3", "has no Score"),
         ("Score: 4/10", "is out of 10, the scale ends at 5"),
         ("Score: 4 out of 10", "is out of 10"),
     ],
@@ -82,7 +110,13 @@ def test_labels_of_several_words_are_told_apart():
     answer = "Style Score (1-5): 3\nOverall  Style\nScore: 2\nCoherence Score: 5"
     assert read(answer, "Coherence Score") == 5
     assert read(answer, "Overall Style Score") == 2
-    assert read(answer, "Style Score") == 2  # the last one that fits
+    assert read("Style Score: 3\nStyle\nNote: 1", "Style Score") == 3
+    with pytest.raises(Unreadable, match="more than one Style Score"):
+        read(answer, "Style Score")  # which of the two is meant?
+    line = "Alignment Score: 4, Style Score: 3; Coherence Score: 2"
+    for label, value in (("Alignment Score", 4), ("Style Score", 3), ("Coherence Score", 2)):
+        others = {"Alignment Score", "Style Score", "Coherence Score"} - {label}
+        assert read_labelled(line, label, SCALE, sorted(others)).value == value
 
 
 @pytest.mark.parametrize(
@@ -92,7 +126,7 @@ def test_labels_of_several_words_are_told_apart():
         ('```json\n{"why": "a {brace}", "Score": 4.5}\n```', 4.5),
         ('{"Score": "3"}', 3),
         ('{"result": {"Score": 2}}', 2),
-        ('{"Score": 1} no, {"Score": 5}', 5),
+        ('{"Score": 5} again: {"Score": 5}', 5),
         ('{"Score": 2, "parts": {"Score": 4}}', 2),
         ('I think { so: {"Score": 3}', 3),
     ],
@@ -110,10 +144,15 @@ def test_json_is_read_wherever_it_stands(answer, value):
         ("Score: 4", "no JSON object with the key 'Score'"),
         ('{"score": 4}', "no JSON object with the key 'Score'"),
         ('{"Score": 4', "no JSON object"),
-        ('{"Score": null}', "'Score' is 'null', which is no number"),
-        ('{"Score": true}', "which is no number"),
-        ('{"Score": [4]}', "which is no number"),
-        ('{"Score": "4/5"}', "which is no number"),
+        ('{"Score": null}', "'Score' is 'null', which is not a number"),
+        ('{"Score": true}', "which is not a number"),
+        ('{"Score": [4]}', "which is not a number"),
+        ('{"Score": "4/5"}', "which is not a number"),
+        ('{"Score": 1} no, {"Score": 5}', "more than one 'Score'"),
+        ('{"Score": 1, "Score": 5}', "more than one 'Score'"),
+        ('{"a": {"Score": 2}, "b": {"Score": 4}}', "more than one 'Score'"),
+        ('{"Score": "4 or 5"}', "which is not a number"),
+        ('{"Score": {"low": 3, "high": 4}}', "which is not a number"),
         ('{"Score": NaN}', "'Score' is nan, the scale is 1 to 5"),
         ('{"Score": 1e999}', "'Score' is inf"),
         ('{"Score": 9}', "'Score' is 9"),
@@ -138,10 +177,8 @@ def token(text, **alternatives):
     return {"token": text, "logprob": math.log(own), "bytes": list(text.encode()), "top_logprobs": entries}
 
 
-def expected(answer, tokens, scale=SCALE, pattern=None):
-    return expected_rating(
-        read_rating(answer, pattern or label_pattern("Score"), scale, "Score"), answer, tokens, scale
-    )
+def expected(answer, tokens, scale=SCALE, reasoning=""):
+    return expected_rating(read_labelled(answer, "Score", scale), Completion(answer, reasoning, tokens), scale)
 
 
 def test_the_expectation_is_the_mean_over_the_digits_of_the_scale():
@@ -176,10 +213,10 @@ def test_a_place_is_found_past_tokens_that_are_parts_of_characters():
 
 
 def test_the_number_that_was_read_is_the_one_that_is_looked_at():
-    """Not the first digit of the answer: the scale in the label, and a rating taken back, come before it."""
-    tokens = [token(text) for text in ("Score", " (", "1", "-", "5", "): ", "2", "; ", "Score", ": ")]
+    """Not the first digit of the answer: the scale in the label, and what was said on the way, come before it."""
+    tokens = [token(text) for text in ("Not", " Score", " (", "1", "-", "5", "): ", "2", "\n", "Score", ": ")]
     tokens.append(token("4", **{"4": 0.75, "5": 0.25}))
-    assert expected("Score (1-5): 2; Score: 4", tokens) == pytest.approx(4.25)
+    assert expected("Not Score (1-5): 2\nScore: 4", tokens) == pytest.approx(4.25)
 
 
 def test_what_a_server_strips_from_the_answer_moves_nothing():
@@ -228,7 +265,7 @@ def test_only_single_digits_have_an_expectation(scale, possible):
 
 
 def rate(answer, tokens=None, **settings):
-    return VLMJudge("http://127.0.0.1:9", **settings).rate(answer, tokens)
+    return VLMJudge("http://127.0.0.1:9", **settings).rate(Completion(answer, "", tokens))
 
 
 def test_a_rating_is_mapped_as_asked():
@@ -240,13 +277,17 @@ def test_a_rating_is_mapped_as_asked():
 
 
 def test_a_single_rating_may_be_all_there_is():
-    for answer in ("4", " 4 ", "4/5", "4.", "**4**", "4 out of 5"):
+    for answer in ("4", " 4 ", "4/5", "4.", "**4**", "4 out of 5", "4 of 5", "<answer>4</answer>", "`4`"):
         assert rate(answer) == 0.75
-    for answer in ("4 dogs", "4 5", "about 4"):
+    for answer in ("4 dogs", "4 5", "about 4", "4,5", "4 or 5", "4-5", "４", "not 4", "between 3 and 4", "4½", "four"):
         with pytest.raises(Unreadable, match="has no Score"):
             rate(answer)
-    with pytest.raises(Unreadable, match="is out of 10"):
-        rate("4/10")
+    for answer in ("4/10", "4 of 10"):
+        with pytest.raises(Unreadable, match="is out of 10"):
+            rate(answer)
+    with pytest.raises(Unreadable, match="Score is -4"):
+        rate("-4")
+    assert rate("4.5") == 0.875  # a fraction on the scale is a rating
 
 
 def test_unified_reward_is_the_weighted_sum_over_five():
@@ -286,10 +327,15 @@ def test_an_expectation_that_is_insisted_on():
 
 def test_a_pattern_of_ones_own():
     assert rate("verdict <3>", pattern=r"<(\d)>") == 0.5
-    with pytest.raises(Unreadable, match="which is no number"):
+    with pytest.raises(Unreadable, match="which is not a number"):
         rate("verdict <x>", pattern=r"<(\w)>")
-    with pytest.raises(Unreadable, match="which is no number"):
+    with pytest.raises(Unreadable, match="which is not a number"):
         rate("verdict <>", pattern=r"<(\d)?>")
+    for answer in ("verdict: 14", "verdict: 4,5", "verdict: 4 or 5", "verdict: -4", "verdict: 4.5"):
+        with pytest.raises(Unreadable, match="is not one number"):
+            rate(answer, pattern=r"verdict:.*?(\d)")
+    with pytest.raises(Unreadable, match="more than one Score"):
+        rate("<3> <4>", pattern=r"<(\d)>")
 
 
 def test_an_endless_answer_is_not_searched():
