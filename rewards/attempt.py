@@ -2,11 +2,12 @@
 
 import logging
 import math
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
-from rewards.base import RewardBatch
+from rewards.base import Reward, RewardBatch
 from rewards.contract import BrokenContract, Details, described, read_scores, split_details
 from uniar.errors import UserError
 
@@ -23,7 +24,7 @@ class Fault:
 
     text: str
     index: int | None
-    cause: Exception | None = None
+    cause: BaseException | None = None
 
 
 @dataclass(frozen=True)
@@ -36,32 +37,40 @@ class Outcome:
     details: list[Details | None] = field(default_factory=list)
 
 
+class _Ended(Exception):
+    """Stands for what would end the event loop of an `async` reward; its cause is that."""
+
+
 def score_samples(
-    call: Callable[[RewardBatch], Any],
+    reward: Reward,
     batch: RewardBatch,
     *,
-    name: str,
+    wait: Callable[[Coroutine], Any] | None,
     retries: int,
-    pointwise: bool,
     first_fault_only: bool,
 ) -> Outcome:
-    """Scores B samples.
+    """Scores B samples. Whatever the reward raises is its failure, `sys.exit` included; but not a KeyboardInterrupt of
+    the main thread, which is the user's.
+
+    A batch that keeps raising is scored sample by sample where the reward is pointwise, and those that score alone keep
+    their score; a reward that compares samples would return another quantity there.
 
     Args:
-        call: gives a reward's result for a batch.
-        name: the reward's, for the log.
+        wait: runs the coroutine of an `async` reward to its end.
         retries: further attempts after it raised anything but a UserError.
-        pointwise: whether a batch that keeps raising may be scored sample by sample. Those that score alone keep their
-            score; a reward that compares samples would return another quantity there.
         first_fault_only: whether the caller stops at the first fault, so that looking further is of no use.
     """
-    whole = _attempt(call, batch, name, retries)
+
+    def call(part: RewardBatch) -> Any:
+        return wait(_contained(reward.score(part))) if reward.is_async else reward.score(part)
+
+    whole = _attempt(call, batch, reward.name, retries)
     raised = bool(whole.faults) and whole.faults[min(whole.faults)].cause is not None
-    if not raised or not pointwise or len(batch) == 1:
+    if not raised or not reward.pointwise or len(batch) == 1:
         return whole
     scores, faults, details = [], {}, []
     for index in range(len(batch)):
-        alone = _attempt(call, batch.select([index]), name, retries=0)
+        alone = _attempt(call, batch.select([index]), reward.name, retries=0)
         scores += alone.scores
         details += alone.details or [None]
         if alone.faults:
@@ -85,8 +94,18 @@ def _attempt(call: Callable[[RewardBatch], Any], batch: RewardBatch, name: str, 
         except UserError as error:
             fault = Fault(f"failed: {str(error).rstrip('.')}", 0 if count == 1 else None, error)
             break
-        except Exception as error:
-            fault = Fault(f"raised {described(error)}", 0 if count == 1 else None, error)
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+                raise
+            cause = error.__cause__ if isinstance(error, _Ended) else error
+            fault = Fault(f"raised {described(cause)}", 0 if count == 1 else None, cause)
             if left:
                 logger.warning("reward %r %s; trying again.", name, fault.text)
     return Outcome([math.nan] * count, dict.fromkeys(range(count), fault))
+
+
+async def _contained(coroutine: Coroutine) -> Any:
+    try:
+        return await coroutine
+    except (SystemExit, KeyboardInterrupt) as error:  # a task passes these on to whatever runs its loop
+        raise _Ended from error

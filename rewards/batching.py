@@ -117,11 +117,10 @@ class ScoringThread:
         whole = Column([math.nan] * len(batch))
         if rows:
             outcome = score_samples(
-                lambda part: loop.run(reward.score(part)) if reward.is_async else reward.score(part),
+                reward,
                 batch.select(rows),
-                name=spec.name,
+                wait=loop.run,
                 retries=spec.retries,
-                pointwise=reward.pointwise,
                 first_fault_only=False,
             )
             for place, row in enumerate(rows):

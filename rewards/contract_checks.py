@@ -15,6 +15,7 @@ from PIL import Image
 
 from rewards.attempt import Outcome, score_samples
 from rewards.base import Reward, RewardBatch
+from rewards.function import FunctionReward
 from rewards.registry import resolve
 from rewards.spec import RewardSpec
 from uniar.errors import UserError
@@ -72,10 +73,17 @@ def check_reward(use: str, parameters: Mapping[str, Any], samples: RewardBatch) 
         reward.load()
         reward.load()
         reward.to("cpu")
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         yield Finding("it loads, twice, and moves before and after", f"{type(error).__name__}: {error}", wrong=True)
         return
     yield Finding("it loads, twice, and moves before and after")
+    if isinstance(reward, FunctionReward):
+        try:
+            reward.check_columns(samples.metadata)
+        except UserError as error:
+            said = f"{str(error).rstrip('.')}; give it samples of its own by --samples or --metadata"
+            yield Finding("it applies", said, advice=True)
+            return
     with asyncio.Runner() as loop:
         try:
             yield from _Scoring(reward, samples, loop).findings()
@@ -162,15 +170,7 @@ class _Scoring:
         return Finding(check, f"{_listed(expected)} at first, {_listed(again.scores)} {when}", wrong=True)
 
     def _scored(self, batch: RewardBatch) -> Outcome:
-        reward = self.reward
-        return score_samples(
-            lambda part: self._loop.run(reward.score(part)) if reward.is_async else reward.score(part),
-            batch,
-            name=reward.name,
-            retries=0,
-            pointwise=reward.pointwise,
-            first_fault_only=False,
-        )
+        return score_samples(self.reward, batch, wait=self._loop.run, retries=0, first_fault_only=False)
 
 
 def _copied(batch: RewardBatch) -> RewardBatch:

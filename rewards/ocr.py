@@ -1,7 +1,6 @@
 """`ocr`: is the text that the prompt asks for really written in the image?"""
 
 import logging
-import re
 import unicodedata
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -10,20 +9,12 @@ import numpy as np
 from PIL import Image
 
 from rewards.base import Reward, RewardBatch
+from rewards.quotations import quoted_texts
 from rewards.reading_order import reading_orders
 from rewards.text_distance import normalize, text_score
 from uniar.errors import UserError
 
 logger = logging.getLogger(__name__)
-
-# An apostrophe inside a word ("don't", "the girls' room") neither opens nor closes a quotation.
-_QUOTED = re.compile(
-    r'"(?P<double>[^"]+)"'
-    r"|“(?P<curly>[^”]+)”"
-    r"|‘(?P<single_curly>(?:[^’]|(?<=\w)’(?=\w))+)’"
-    r"|(?<!\w)'(?P<single>(?:[^']|(?<=\w)'(?=\w))+)'(?!\w)"
-    r"|「(?P<corner>[^」]+)」|『(?P<double_corner>[^』]+)』|«(?P<angle>[^»]+)»"
-)
 
 
 class OCR(Reward):
@@ -34,8 +25,9 @@ class OCR(Reward):
     longer text is not worth full marks.
 
     The target is the sample's metadata under `text_key` (a text, or a list of texts), else the quoted texts of the
-    prompt. A sample with neither has no score, nor has one with letters that the reader does not know. Reads with the
-    models bundled in rapidocr (PP-OCR: Latin and Greek script, Chinese and Japanese), on the CPU.
+    prompt; where all of a prompt is in quotation marks, those quoted in it. A sample with neither has no score, nor has
+    one with letters that the reader does not know. Reads with the models bundled in rapidocr (PP-OCR: Latin and Greek
+    script, Chinese and Japanese), on the CPU.
 
     Args:
         text_key: the metadata key of the target text.
@@ -154,8 +146,3 @@ def target_texts(prompt: str, metadata: Mapping[str, Any], key: str = "text") ->
     if not isinstance(text, str):
         raise UserError(f"metadata {key!r} is {text!r}; a text or a list of texts is needed.")
     return [text]
-
-
-def quoted_texts(prompt: str) -> list[str]:
-    """The texts between quotation marks ("…", '…', “…”, ‘…’, 「…」, 『…』, «…»), in order."""
-    return [next(text for text in match.groups() if text is not None) for match in _QUOTED.finditer(prompt)]

@@ -129,7 +129,7 @@ class RewardSpec:
                 reward = FunctionReward(target, self.params)
         except UserError as error:
             raise UserError(f"reward {self.name!r}: {error}") from error
-        except Exception as error:  # the reward's own __init__ refused what it was given
+        except (Exception, SystemExit) as error:  # the reward's own __init__ refused what it was given
             raise UserError(
                 f"reward {self.name!r} cannot be built from {dict(self.params)}: {described(error)}"
             ) from error

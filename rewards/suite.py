@@ -18,6 +18,7 @@ from rewards.attempt import Fault, Outcome, score_samples
 from rewards.base import Reward, RewardBatch, RewardError
 from rewards.combine import term
 from rewards.contract import Details, counted, described
+from rewards.function import FunctionReward
 from rewards.model_reward import default_device
 from rewards.spec import RewardSpec
 from uniar.errors import UserError, did_you_mean
@@ -137,6 +138,16 @@ class RewardSuite:
                     except UserError as error:
                         raise UserError(f"{where}: reward {reward.name!r}: {error}") from error
 
+    def check_columns(self, tasks: Sequence[str | None], metadata: Sequence[Mapping[str, Any]]) -> None:
+        """Raises UserError for a function that takes a column which none of these samples has, of those it scores."""
+        for spec, reward in zip(self.specs, self.rewards, strict=True):
+            rows = [row for task, row in zip(tasks, metadata, strict=True) if spec.weight_for(task) is not None]
+            if rows and isinstance(reward, FunctionReward):
+                try:
+                    reward.check_columns(rows)
+                except UserError as error:
+                    raise UserError(f"reward {spec.name!r}: {error}") from error
+
     def load(self) -> None:
         """Loads the weights of every reward. `score` does it at need; earlier, a missing file is found before the first
         rollout. Raises UserError."""
@@ -149,7 +160,7 @@ class RewardSuite:
                 reward.load()
             except UserError as error:
                 raise UserError(f"reward {reward.name!r}: {error}") from error
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 raise UserError(f"reward {reward.name!r} does not load: {described(error)}") from error
         self._loaded = True
 
@@ -259,11 +270,10 @@ class RewardSuite:
                 for kind in _AUTOCAST_DEVICES:
                     stack.enter_context(torch.autocast(kind, enabled=False))
             outcome = score_samples(
-                lambda part: self._loop.run(reward.score(part)) if reward.is_async else reward.score(part),
+                reward,
                 batch.select(rows),
-                name=spec.name,
+                wait=self._loop and self._loop.run,
                 retries=spec.retries,
-                pointwise=reward.pointwise,
                 first_fault_only=spec.on_error == "stop",
             )
         for fault in dict.fromkeys(outcome.faults.values()):  # a batch that failed as a whole is reported once

@@ -171,21 +171,28 @@ class VLMJudge(Reward):
             return self._body(question, image, _LOGPROBS[level])
 
         def less(error: ServerError) -> bool:
-            # It may as well be the picture that is refused: then it is every time, and nothing is remembered.
             nonlocal level, refusal
-            refusal, level = refusal or error, level + 1
-            known = self._taken and "logprob" not in str(error).lower()
-            return error.status in _REFUSED and not known and level < len(_LOGPROBS) - (self.expectation is True)
+            refusal, level, said = refusal or error, level + 1, "logprob" in str(error).lower()
+            if error.status not in _REFUSED or (self._taken and not said):
+                return False
+            if level == len(_LOGPROBS) - (self.expectation is True):
+                return False
+            if said:  # else it may as well be the picture that is refused: then it is every time
+                self._remember(level, error)
+            return True
 
         try:
             answer = await self._pool.post("/chat/completions", body, deadline, less)
         except ServerError as error:
             raise refusal or error from None
+        self._remember(level, refusal)
+        self._taken = True
+        return answer
+
+    def _remember(self, level: int, refusal: ServerError | None) -> None:
         if level > self._asked_for:
             logger.warning("%s; the judge is asked for fewer log-probabilities, or none.", refusal)
             self._asked_for = level
-        self._taken = True
-        return answer
 
     def rate(self, completion: Completion) -> float:
         """The score that a judge's answer stands for. Raises Unreadable."""

@@ -60,6 +60,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RunError as error:
         print(f"uniar-rl {parsed.command}: {error}", file=sys.stderr)
         return 1
+    except SystemExit as error:  # of a plug-in: no command ends in this way itself, least of all as if all were well
+        from rewards.contract import described  # brings torch, which is loaded by now
+
+        print(f"uniar-rl {parsed.command}: ended by something that raised {described(error)}.", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(f"uniar-rl {parsed.command}: interrupted.", file=sys.stderr)
         return 130

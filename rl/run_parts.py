@@ -105,6 +105,7 @@ def build_rewards(recipe: Recipe, key: str, records: Sequence[PromptRecord]) -> 
 
 def _check_records(suite: RewardSuite, records: Sequence[PromptRecord]) -> None:
     suite.check_tasks(record.task for record in records if record.task is not None)
+    suite.check_columns([record.task for record in records], [record.metadata for record in records])
     suite.check_samples((record.where, record.prompt, record.task, record.metadata) for record in records)
 
 

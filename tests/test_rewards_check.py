@@ -107,7 +107,8 @@ def test_samples_of_ones_own(typed, here):
     )
     status, said = typed("check", "picky.py")
     assert status == 0
-    assert "note   it applies: it applies to none of these samples; give it some of its own by --samples" in said
+    assert "note   it applies: the function takes the column 'word', which no prompt has; " in said
+    assert "give it samples of its own by --samples or --metadata" in " ".join(said.split())
     _, said = typed("check", "picky.py", "--metadata", '{"word": "abc"}')
     assert "note" not in said
     lines = ['{"image": "drawn/a.jpg", "word": "x"}', '{"image": "drawn/c.webp", "word": "y"}']

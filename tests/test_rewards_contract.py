@@ -10,6 +10,7 @@ from PIL import Image
 
 from rewards import RewardBatch, RewardSpec, RewardSuite
 from rewards.contract import BrokenContract, read_scores
+from uniar.errors import UserError
 
 # RewardBatch
 
@@ -99,14 +100,68 @@ def test_read_scores_refuses_what_cannot_be_matched_to_the_samples(result, messa
 def test_a_function_gets_the_columns_that_it_names():
     seen = {}
 
-    def picky(images, text, task, missing, missing_too=7, *, factor=1.0):
-        seen.update(text=text, task=task, missing=missing, missing_too=missing_too)
+    def picky(images, text, task, own=7, *, factor=1.0):
+        seen.update(text=text, task=task, own=own)
         return [factor * len(images)] * len(images)
 
     suite = RewardSuite([RewardSpec(picky, params={"factor": 2})])
-    table = suite.score(make_batch(2, tasks=["t", None], metadata=[{"text": "hi"}, {}]))
-    assert seen == {"text": ["hi", None], "task": ["t", None], "missing": [None, None], "missing_too": 7}
+    table = suite.score(make_batch(2, tasks=["t", None], metadata=[{"text": "hi"}, {"own": 3, "factor": 9}]))
+    assert seen == {"text": ["hi", None], "task": ["t", None], "own": 7}
     assert table.values.flatten().tolist() == [4, 4]
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("completions", "Did you mean 'images'?"),
+        ("completion_ids", "Did you mean 'bits'?"),
+        ("prompt", "Did you mean 'prompts'?"),
+        ("tasks", "Did you mean 'task'?"),
+        ("colour", "Did you mean 'color'?"),
+        ("solution", "metadata, bits, color."),
+    ],
+)
+def test_a_column_that_no_sample_has_is_refused(name, hint):
+    scope = {}
+    exec(f"def trl_style(prompts, images, {name}, **kwargs): return [1.0] * len(prompts)", scope)
+    suite = RewardSuite([RewardSpec(scope["trl_style"], on_error="skip")])
+    metadata = [{"color": "red"}, {}]
+    message = rf"reward 'trl_style': the function takes the column '{name}', which no prompt has; .*"
+    with pytest.raises(UserError, match=message) as caught:
+        suite.check_columns(["a", "b"], metadata)
+    assert str(caught.value).endswith(hint)
+    table = suite.score(make_batch(2, metadata=metadata))
+    assert table.values.isnan().all()
+    assert table.failures == {"trl_style": 2}
+
+
+def test_a_column_that_some_sample_has_is_none_elsewhere():
+    def tells(prompts, images, text):
+        return [None if t is None else len(t) for t in text]
+
+    suite = RewardSuite([RewardSpec(tells)])
+    suite.check_columns([None] * 2, [{}, {"text": "hi"}])
+    assert suite.score(make_batch(2)).values.isnan().all()  # in a batch of those without it
+    suite = RewardSuite([RewardSpec(tells, tasks=("a",))])
+    with pytest.raises(UserError, match="takes the column 'text'"):
+        suite.check_columns(["a", "b"], [{}, {"text": "hi"}])  # not of the tasks that it scores
+    suite.check_columns(["b"], [{}])
+
+
+def test_metadata_does_not_replace_a_functions_own_parameters(caplog):
+    def near(prompts, images, limit: float = 0.5, size: int = 3, **columns):
+        seen.append((limit, size, sorted(columns)))
+        return [limit] * len(prompts)
+
+    seen = []
+    batch = make_batch(2, metadata=[{"limit": 9, "size": 8, "n": 1}, {"limit": 7}])
+    for params, expected in (({}, (0.5, 3)), ({"limit": 2}, (2, 3))):
+        suite = RewardSuite([RewardSpec(near, params=params)])
+        suite.score(batch)
+        suite.score(batch)
+        assert seen[-1] == (*expected, ["bits", "metadata", "n", "task"])
+    warned = [record.args[1] for record in caplog.records]
+    assert warned == ["limit", "size", "size"]  # once a suite, and not where the recipe says what it is
 
 
 def test_a_function_with_columns_gets_them_all():

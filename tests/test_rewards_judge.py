@@ -172,7 +172,7 @@ def test_a_server_that_lists_no_models_is_asked_without_health_checks():
 BAD = {
     # What the judge does with the picture of sample 2, and what is said of it. The others are rated.
     "slow": (lambda r: time.sleep(2.5), "the deadline has passed"),
-    "drips": (lambda r: r.drip(2.5), "did not answer within 1 s"),
+    "drips": (lambda r: r.drip(2.5), "did not answer within 0.5 s"),
     "drops": (lambda r: r.drop(), "broke the connection off"),
     "dies midway": (lambda r: r.send(b'{"choices": [{"mess', length=500), "broke the connection off"),
     "500": (lambda r: r.send({"error": {"message": "engine died"}}, 500), "answered 500: engine died"),
@@ -217,7 +217,7 @@ def on_the_third(bad):
 def test_a_bad_answer_fails_its_sample_alone(case, caplog):
     bad, message = BAD[case]
     with hostile_server(on_the_third(bad), MODELS) as server:
-        timeout, deadline = (1.0, DEADLINE) if case in ("slow", "drips") else (ENOUGH, ENOUGH)
+        timeout, deadline = (0.5, DEADLINE) if case in ("slow", "drips") else (ENOUGH, ENOUGH)
         table, seconds = score(suite_of(server, on_error="skip", timeout=timeout, deadline=deadline), make_batch())
     expected = torch.tensor([0, 1, math.nan, 3, 4, 5], dtype=torch.float64)
     torch.testing.assert_close(table.values.flatten(), expected, equal_nan=True, rtol=0, atol=0)

@@ -11,7 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 from rendered_texts import TEXTS, Drawn
 
 from rewards import RewardBatch, RewardError, RewardSuite
-from rewards.ocr import OCR, quoted_texts, target_texts
+from rewards.ocr import OCR, target_texts
+from rewards.quotations import quoted_texts
 from rewards.reading_order import reading_orders
 from rewards.text_distance import normalize, text_score
 from uniar.errors import UserError
@@ -243,9 +244,49 @@ def test_a_column_of_characters_joins_no_line():
         ("the dog's bowl and the cats' basket, isn't it", []),
         ("the cats' basket with 'Tom' on it", ["Tom"]),
         ("“two words” and 「你好」 and «là»", ["two words", "你好", "là"]),
+        ("„zwei Wörter“, »drei« und ‚vier‘", ["zwei Wörter", "drei", "vier"]),
+        ('一块写着"开放"的牌子', ["开放"]),
         ("nothing here", []),
         ('an empty pair ""', []),
+        # Inches and feet
         ('5" pipe', []),
+        ('a 12" record beside a 7" single', []),
+        ('a 12" record titled "Blue" beside a 7" single', ["Blue"]),
+        ("a 6'2\" man with a sign 'HI' and a 5' fence", ["HI"]),
+        ("a 24''x36'' poster that says \"SALE\"", ["SALE"]),
+        ('a sign that says "Buy a 12" pizza"', []),
+        ('a door "Room 12" and a door "7"', ["Room 12", "7"]),
+        # All of the prompt
+        ('"a red sign"', []),
+        (' "OPEN". ', []),
+        ("'a red sign'", []),
+        ("“a sign that says ‘OPEN’”", ["OPEN"]),
+        ('"a sign that says "OPEN" on it"', ["OPEN"]),
+        ("\"a mug with 'don't panic' on it\"", ["don't panic"]),
+        ('"OPEN" and "CLOSED"', ["OPEN", "CLOSED"]),
+        # Apostrophes
+        ('dogs\' "OPEN" sign', ["OPEN"]),
+        ("the dogs’ “OPEN” sign", ["OPEN"]),
+        ("a '90s poster of the dogs' \"OPEN\" day", ["OPEN"]),
+        ("rock 'n' roll on a sign 'LIVE' at the dogs' bar", ["LIVE"]),
+        ("a sign 'Tom's Diner' here", ["Tom's Diner"]),
+        ("a sign 'the girls' room' here", []),
+        ("a sign 'Dogs' and a sign 'Cats'", ["Dogs", "Cats"]),
+        ("a sign '24'", ["24"]),
+        # In one another, escaped, doubled, and without the other half
+        ("a sign \"the 'BIG' sale\"", ["the 'BIG' sale"]),
+        ("a sign 'say \"hi\" now' here", ['say "hi" now']),
+        (r"a sign that says \"OPEN\" here", ["OPEN"]),
+        ('a sign that says ""OPEN"" here', ["OPEN"]),
+        ("a sign that says &quot;OPEN&quot;", ["OPEN"]),
+        ("a sign that says ``OPEN''", ["OPEN"]),
+        ('a sign that says" OPEN', []),
+        ('a sign that says "OPEN and nothing else', []),
+        ('a sign "OPEN" and a door "CLOSED', []),
+        ("a sign “OPEN and nothing else", []),
+        ("a sign OPEN” and nothing else", []),
+        ('says "A", "B"; ("C")/"D"!', ["A", "B", "C", "D"]),
+        ('a sign " OPEN " here', [" OPEN "]),
     ],
 )
 def test_quoted_texts(prompt, texts):
