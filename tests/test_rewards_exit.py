@@ -135,9 +135,7 @@ class LeavesAtTheEnd(Reward):
 """
 
 
-@pytest.mark.parametrize(
-    ("name", "code", "said"), [("leaves", 2, "raised SystemExit: 0"), ("LeavesAtTheEnd", 1, "SystemExit: 0")]
-)
+@pytest.mark.parametrize(("name", "code"), [("leaves", 2), ("LeavesAtTheEnd", 1)])
 def test_a_run_does_not_end_as_if_it_were_done(nano_checkpoint, tmp_path, name, code):
     (tmp_path / "leaves.py").write_text(LEAVES)
     recipe = small_recipe(nano_checkpoint, tmp_path)
