@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 
-from uniar.errors import RunError, UserError
+from uniar.errors import RunError, UserError, did_you_mean
 
 COMMANDS = {
     "train": ("rl.train", "train a checkpoint as a recipe says"),
@@ -39,6 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             command = import_module(module)
             command.add_arguments(subparser)
             chosen = command.run
+    if arguments and not arguments[0].startswith("-") and chosen is None:
+        hint = did_you_mean(arguments[0], COMMANDS) or f" Commands: {', '.join(COMMANDS)}."
+        parser.error(f"no command is called {arguments[0]!r}.{hint}")
     parsed, rest = parser.parse_known_args(arguments)
     # argparse takes no further positionals after an option; overrides may stand anywhere.
     overrides = [word for word in rest if "=" in word and not word.startswith("-")]
@@ -54,12 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not _reader_is_gone():
             raise  # of a socket, not of the output
         return 141
-    except UserError as error:
-        print(f"uniar-rl {parsed.command}: {error}", file=sys.stderr)
-        return 2
-    except RunError as error:
-        print(f"uniar-rl {parsed.command}: {error}", file=sys.stderr)
-        return 1
+    except (UserError, RunError) as error:
+        # One line, whatever a library or a key put into the sentence.
+        print(f"uniar-rl {parsed.command}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2 if isinstance(error, UserError) else 1
     except SystemExit as error:  # of a plug-in: no command ends in this way itself, least of all as if all were well
         from rewards.contract import described  # brings torch, which is loaded by now
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from rl.config_algorithm import AlgorithmSection
 from rl.config_model import ModelSection, Place
-from rl.settings import setting, settings_of
+from rl.settings import LARGEST_SEED, Origins, origin_of, setting, settings_of
 from rl.yaml_files import dump_yaml
 
 Guidance = Literal["none", "guided", "guided_detach", "conditional"]
@@ -27,7 +27,8 @@ class DataSection:
     prompts: str = setting(
         "A prompt file (.jsonl, .json, .txt, .csv, .tsv, also with .gz; fields prompt, task, metadata, image, id), a "
         "folder of .txt files, a YAML mix of such, or `datasets:NAME[:SPLIT]` for a dataset of the Hugging Face hub or "
-        "a folder that `save_to_disk` wrote; see [prompt files](#prompt-files)."
+        "a folder that `save_to_disk` wrote; see [prompt files](#prompt-files).",
+        path=True,
     )
     prompt_key: str | None = setting(
         "Field or column that holds the prompt, for evaluate.prompts too; null: prompt, else instruction or prompt_en.",
@@ -42,12 +43,14 @@ class DataSection:
         "Folder that relative paths of input images start from, for evaluate.prompts too; null: the folder of the "
         "file that names them.",
         None,
+        path=True,
     )
     shuffle: bool = setting("Draw the prompts in random order, a new one each epoch.", True)
     seed: int | None = setting(
         "Seed of that order, and of the subset that a mix takes of a file with sampled_ratio below 1; null: `seed`.",
         None,
         ge=0,
+        le=LARGEST_SEED,
     )
 
 
@@ -168,7 +171,7 @@ class EarlyStopSection:
 class EvaluateSection:
     """Evaluation on held-out prompts with `eval_rewards`, at its own temperature and guidance, same noise each time."""
 
-    prompts: str | None = setting("Held-out prompts, named as in data.prompts; null: no evaluation.", None)
+    prompts: str | None = setting("Held-out prompts, named as in data.prompts; null: no evaluation.", None, path=True)
     samples_per_prompt: int = setting("Images drawn of each prompt.", 1, ge=1)
     temperature: float = setting("Sampling temperature; 0: greedy.", 0.1, ge=0)
     guidance_scale: float = setting("Strength of classifier-free guidance on the visual logits; 1: none.", 2.5, ge=1)
@@ -177,7 +180,9 @@ class EvaluateSection:
     at_start: bool = setting("Evaluate before the first update.", True)
     at_end: bool = setting("Evaluate after the last update.", True)
     limit: int | None = setting("Use only the first so many prompts; null: all.", None, ge=1)
-    seed: int = setting("Seed of the noise, the same at every evaluation, so that they are paired.", 0, ge=0)
+    seed: int = setting(
+        "Seed of the noise, the same at every evaluation, so that they are paired.", 0, ge=0, le=LARGEST_SEED
+    )
     grid_prompts: int = setting("Prompts shown in the sample grids.", 8, ge=0)
     early_stop: EarlyStopSection | None = setting(
         "End training when a held-out score has stopped rising, and keep the best model, as evaluated, in the run's "
@@ -195,9 +200,11 @@ class UnderstandingSection:
     held-out drawings, and a KL term that holds its answers to the reference's. A file of questions is JSONL with the
     fields `image`, `question` and `answer`."""
 
-    questions: str | None = setting("Held-out questions, a JSONL file; null: none are asked.", None)
+    questions: str | None = setting("Held-out questions, a JSONL file; null: none are asked.", None, path=True)
     image_root: str | None = setting(
-        "Folder that relative paths of the pictures start from, for kl_questions too; null: the file's own.", None
+        "Folder that relative paths of the pictures start from, for kl_questions too; null: the file's own.",
+        None,
+        path=True,
     )
     every: int | None = setting(
         "Updates between two evaluations; null: as evaluate.every. The first and the last follow evaluate.at_start and "
@@ -214,7 +221,9 @@ class UnderstandingSection:
         0.0,
         ge=0,
     )
-    kl_questions: str | None = setting("Questions of the text-KL term, a JSONL file; others than those held out.", None)
+    kl_questions: str | None = setting(
+        "Questions of the text-KL term, a JSONL file; others than those held out.", None, path=True
+    )
     kl_questions_per_update: int = setting("How many of them an update asks, over all processes.", 8, ge=1)
 
 
@@ -257,7 +266,9 @@ class Recipe:
         "Arguments of TRL's GRPOConfig and transformers' TrainingArguments, by their own names.", factory=dict
     )
     output_dir: str | None = setting(
-        "Folder of the run; null: runs/ and the recipe's name, with a number behind it where that is taken.", None
+        "Folder of the run; null: runs/ and the recipe's name, with a number behind it where that is taken.",
+        None,
+        path=True,
     )
     resume: Literal["never", "auto"] = setting(
         "What to do with an output_dir that holds a run: never refuses it (but for `--resume`), auto goes on from "
@@ -267,13 +278,19 @@ class Recipe:
     max_runtime: float | None = setting(
         "Hours after which the run saves and ends, to be resumed later; null: no limit.", None, gt=0
     )
-    seed: int = setting("Seed of the run: noise of rollouts and decoder, order of prompts.", 0, ge=0)
+    seed: int = setting("Seed of the run: noise of rollouts and decoder, order of prompts.", 0, ge=0, le=LARGEST_SEED)
     base: str | None = setting(
         "Another recipe that this one builds on, its path starting from this file's folder. Mappings are merged key "
         "by key, lists and plain values replaced; command-line overrides come last.",
         None,
     )
     source: str = dataclasses.field(default="recipe", compare=False)  # the file, for messages
+    origins: Origins = dataclasses.field(default_factory=dict, compare=False, repr=False)  # where each key was written
+
+    def where(self, key: str) -> str:
+        """Where a key such as "trainer.max_steps" was written, or else the section around it: file and line, or the
+        override on the command line."""
+        return origin_of(tuple(key.split(".")), {(): self.source, **self.origins})
 
     @property
     def data_seed(self) -> int:

@@ -5,6 +5,7 @@ python -m rl.config_docs
 
 import dataclasses
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 
 from rl import config, trainer_arguments
@@ -45,7 +46,7 @@ Checkpoints fall between rollouts, so save_steps and max_steps must be multiples
 
 `report_to` (default `none`) names who is told of the run: `tensorboard`, `wandb` and others, with the recipe as the
 run's config. The project is `project`, or else `WANDB_PROJECT`, or else `uniar-rl`; the run is called `run_name`, or
-else as its folder. Nothing leaves the machine that is not asked for: by `report_to`, `push_to_hub`, the URL of a judge
+else as its folder. Nothing leaves the machine that is not asked for: by `report_to`, the URL of a judge
 or server, or the hub id of a model, a dataset or a reward. The usage reports of TRL and of the Hugging Face libraries
 are off unless the environment has `HF_HUB_DISABLE_TELEMETRY=0`.
 
@@ -54,6 +55,10 @@ These are set elsewhere, and refused here:
 
 FORMS = "all read into the same records.\n"
 """where the part of uniar/prompt_files.py's own text begins that the page repeats"""
+FIXED = """\
+A run that is resumed may change the others: learning rate, schedule, decay, betas and whatever else the optimizer is
+given are the new recipe's from its next update on, under DeepSpeed too. These it cannot change:
+"""
 
 MIX = """\
 `data.prompts` and `evaluate.prompts` can name a YAML file with the one key `datasets`, a list of prompt files, folders
@@ -112,12 +117,35 @@ def _default(field: dataclasses.Field) -> str:
 def _trainer_table() -> str:
     rows = ["| argument of TRL | set under |", "| --- | --- |"]
     rows += [f"| `{name}` | {place} |" for name, place in trainer_arguments.OWNED.items()]
-    by_reason: dict[str, list[str]] = {}
-    for name, reason in trainer_arguments.UNUSED.items():
-        by_reason.setdefault(reason, []).append(f"`{name}`")
-    rows += ["", "These have no use here, and are refused too:", "", "| argument of TRL | why |", "| --- | --- |"]
-    rows += [f"| {', '.join(names)} | {reason} |" for reason, names in by_reason.items()]
+    rows += ["", "These are not offered here; only their own defaults are let pass:", ""]
+    rows += ["| argument of TRL | why |", "| --- | --- |"]
+    rows += [f"| {names} | {reason} |" for reason, names in _by_reason(trainer_arguments.REFUSED)]
+    rows += ["", "Values that are not offered:", "", "| argument | values | why |", "| --- | --- | --- |"]
+    for argument, taken in trainer_arguments.TAKEN.items():
+        rows += [f"| `{argument}` | {names} | {reason} |" for reason, names in _by_reason(taken.without)]
+    fixed = {name: taken.fixed for name, taken in trainer_arguments.TAKEN.items() if taken.fixed}
+    rows += ["", FIXED, "| argument | why |", "| --- | --- |"]
+    rows += [f"| {names} | {reason} |" for reason, names in _by_reason(fixed)]
+    rows += ["", "All others are taken:", "", "| argument of TRL | value |", "| --- | --- |"]
+    rows += [
+        f"| `{name}` | {_checked(name)} |"
+        for name in trainer_arguments.TAKEN
+        if name in trainer_arguments.trl_arguments()
+    ]
     return "\n".join(rows) + "\n"
+
+
+def _checked(name: str) -> str:
+    """The type and range of an argument that is taken, in words."""
+    kind = trainer_arguments.kind_of(name)
+    return "as TRL has it" if kind is None else expected(kind, trainer_arguments.TAKEN[name].bounds).replace("'", "`")
+
+
+def _by_reason(reasons: Mapping[str, str]) -> list[tuple[str, str]]:
+    names: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        names.setdefault(reason, []).append(f"`{name}`")
+    return [(reason, ", ".join(found)) for reason, found in names.items()]
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
 import dataclasses
 from typing import Literal
 
-from rl.settings import setting
+from rl.settings import LARGEST_SEED, setting
 
 Place = Literal["gpu", "cpu"]
 
@@ -52,9 +52,10 @@ class ModelSection:
     path: str | None = setting(
         "A UniAR checkpoint: a folder, or a model id on the Hugging Face hub. Exactly one of path and preset is given.",
         None,
+        path=True,
     )
     preset: str | None = setting("Name of a small model with random weights, built at first use.", None)
-    seed: int = setting("Seed of the random weights of a preset.", 0, ge=0)
+    seed: int = setting("Seed of the random weights of a preset.", 0, ge=0, le=LARGEST_SEED)
     dtype: Literal["float32", "bfloat16"] = setting("Type of the weights.", "bfloat16")
     attention: Literal["eager", "sdpa", "flash_attention_2"] = setting(
         "Attention implementation; flash_attention_2 needs the flash-attn package.", "sdpa"

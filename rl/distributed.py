@@ -1,12 +1,10 @@
 """What has to happen before the Trainer when several processes train together."""
 
 import os
-from pathlib import Path
 
 import torch
 
 from rl.config import Recipe
-from uniar.errors import UserError
 
 
 def world_size() -> int:
@@ -31,21 +29,6 @@ def use_local_device() -> None:
     """Makes this process's accelerator the current one, where models go that name no device of their own."""
     if torch.accelerator.is_available():
         torch.accelerator.set_device_index(local_device().index)
-
-
-def check_deepspeed(recipe: Recipe) -> None:
-    """Raises UserError where DeepSpeed is asked for with a configuration that is no file, or in a process that no
-    launcher has started: it would look for MPI."""
-    config = recipe.trainer.get("deepspeed")
-    if config is None:
-        return
-    if isinstance(config, str) and not Path(config).is_file():
-        raise UserError(f"{recipe.source}: trainer.deepspeed names {config}, which is no file; see configs/deepspeed/.")
-    if "RANK" not in os.environ:
-        raise UserError(
-            f"{recipe.source}: trainer.deepspeed needs a launcher, for one process too: "
-            f"torchrun --nproc_per_node 1 -m rl.train {recipe.source}."
-        )
 
 
 def prepare_deepspeed_on_cpu(recipe: Recipe) -> None:

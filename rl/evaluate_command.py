@@ -23,6 +23,7 @@ from rl.run_parts import (
     build_eval_rewards,
     build_evaluator,
     build_examiner,
+    check_model,
     check_prompts,
     held_out_prompts,
     held_out_questions,
@@ -34,7 +35,6 @@ from uniar.checkpoint import load_processor, resolve_checkpoint
 from uniar.commands.loading import choose_device
 from uniar.errors import UserError
 from uniar.inspection import inspect_checkpoint
-from uniar.processing import check_size
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,6 +62,8 @@ def run(arguments: argparse.Namespace) -> None:
         inspect_checkpoint(source, decoder=bool(records))
     else:
         source = checkpoint_of(recipe.model)
+    if records:
+        check_model(recipe, source)
     processor = load_processor(source)
     check_prompts(recipe, processor, [], records, questions)
     device = choose_device(arguments.device)
@@ -71,8 +73,6 @@ def run(arguments: argparse.Namespace) -> None:
     model = load_policy(recipe.model, source).to(device).eval()
     evaluation = understanding = None
     if records:
-        pixels = model.config.vision_config.pixels_per_token
-        check_size(recipe.rollout.height, recipe.rollout.width, pixels, "rollout.")
         decoder = load_decoder(recipe, source, device)
         scorer = LocalScorer(decoder, ScoredList(rewards, DrawSettings.for_evaluation(recipe)), processor)
         rewards.load()

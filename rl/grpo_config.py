@@ -1,19 +1,19 @@
 """A recipe in the words of TRL: its GRPOConfig."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.integrations import get_reporting_integration_callbacks
 from trl import GRPOConfig
 
 from rl.config import Recipe
-from rl.trainer_arguments import may_be_set
+from rl.trainer_arguments import TAKEN
 from uniar.errors import UserError
+from uniar.files import reason_of
 
 PROJECT = "uniar-rl"
 """what W&B and trackio file runs under, where neither the recipe nor the environment names it"""
@@ -36,7 +36,7 @@ class RunConfig(GRPOConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe's sections, and under `trainer` all arguments of TRL's and transformers' that it may set."""
-        free = {name: value for name, value in super().to_dict().items() if may_be_set(name)}
+        free = {name: value for name, value in super().to_dict().items() if name in TAKEN}
         return {**self._recipe.to_mapping(), "trainer": free}
 
     @contextmanager
@@ -65,20 +65,30 @@ def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def grpo_config(recipe: Recipe, vision: Any) -> RunConfig:
-    """The recipe's `trainer` section over our defaults, and what other sections own in TRL's own names.
+    """The recipe's `trainer` section over our defaults, and what other sections own in TRL's own names. Starts the
+    process group where a launcher has started several.
 
-    vision: the vision config of the model. Raises UserError for what TRL does not take.
+    vision: the vision config of the model. rl/trainer_check.py has checked all that needs no device; raises UserError
+    for what only this one refuses.
     """
-    chosen = {
+    try:
+        settings = trl_settings(recipe, recipe.trainer, _bits_per_image(recipe, vision))
+        return RunConfig(**settings).describe(recipe)
+    except (ValueError, TypeError, RuntimeError) as error:
+        where = recipe.where("trainer")
+        raise UserError(f"{where}: the trainer section does not work here: {reason_of(error)}.") from error
+
+
+def trl_settings(recipe: Recipe, trainer: Mapping[str, Any], bits: int) -> dict[str, Any]:
+    """Arguments of GRPOConfig. trainer: what is chosen of them; bits: of an image."""
+    return {
         "logging_steps": 1,
         "report_to": "none",
         "project": os.environ.get(_WANDB_PROJECT, PROJECT),
         "bf16": recipe.model.dtype == "bfloat16",
         # Without this, transformers refuses bf16, and accelerate starts no process group, on a machine without a GPU.
         "use_cpu": not torch.accelerator.is_available(),
-        **recipe.trainer,
-    }
-    owned = {
+        **trainer,
         "output_dir": recipe.output_dir,
         "seed": recipe.seed,
         "data_seed": recipe.data_seed,
@@ -86,7 +96,7 @@ def grpo_config(recipe: Recipe, vision: Any) -> RunConfig:
         "num_generations": recipe.rollout.samples_per_prompt,
         "num_iterations": recipe.algorithm.num_iterations,
         "temperature": recipe.rollout.temperature,
-        "max_completion_length": _bits_an_image(recipe, vision),
+        "max_completion_length": bits,
         # The KL term is ours (rl/losses.py), so TRL must not load a reference of its own.
         "beta": 0.0,
         "loss_type": "grpo",
@@ -94,18 +104,9 @@ def grpo_config(recipe: Recipe, vision: Any) -> RunConfig:
         "remove_unused_columns": False,
         "disable_tqdm": True,
     }
-    if chosen.get("learning_rate", 0) < 0:
-        raise UserError(f"{recipe.source}: trainer.learning_rate is {chosen['learning_rate']:g}, expected 0 or more.")
-    try:
-        args = RunConfig(**chosen, **owned).describe(recipe)
-        for integration in get_reporting_integration_callbacks(args.report_to):
-            integration()  # which fails where its package is not installed
-        return args
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise UserError(f"{recipe.source}: the trainer section does not work: {error}") from error
 
 
-def _bits_an_image(recipe: Recipe, vision: Any) -> int:
+def _bits_per_image(recipe: Recipe, vision: Any) -> int:
     levels, spatial, bsq_dim = vision.code_shape
     tokens = (recipe.rollout.height // vision.pixels_per_token) * (recipe.rollout.width // vision.pixels_per_token)
     return tokens * levels * spatial * bsq_dim

@@ -14,7 +14,7 @@ from rl.config import Recipe
 from rl.evaluate import samples_at_once
 from rl.model_states import PHASES, ModelStates, Part
 from rl.policy_model import DTYPES
-from rl.recipe import check_batches
+from rl.recipe_checks import check_batches
 from rl.reward_sizes import RewardSizes
 from rl.simulation import Simulation
 from uniar.errors import UserError

@@ -1,6 +1,7 @@
 """From the sections of a recipe to the objects that a run, or an evaluation, is made of."""
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,17 @@ from rl.evaluate import Evaluator, require_free_names, samples_at_once
 from rl.policy_model import DTYPES
 from rl.prompts import PromptRecord, check_drawable, load_prompts
 from rl.questions import QuestionRecord, load_questions
-from rl.recipe import samples_per_process
+from rl.recipe import blamed_on
+from rl.recipe_checks import samples_per_process
 from rl.rollout import DrawSettings
 from rl.scorer import Scorer
 from rl.text_kl import TextKL
 from rl.understanding import Examiner
 from uniar.configuration_uniar import UniARConfig
+from uniar.decoder_sizes import DecoderSizes
 from uniar.errors import UserError
 from uniar.modeling_decoder import UniARVisualDecoder
+from uniar.processing import check_size
 from uniar.prompt_files import Keys
 from uniar.prompt_text import check_text, reserved_tokens
 
@@ -28,17 +32,18 @@ def held_out_prompts(recipe: Recipe) -> list[PromptRecord]:
     """The prompts of `evaluate`; none where it names none."""
     if recipe.evaluate.prompts is None:
         return []
-    return _load(recipe, recipe.evaluate.prompts)[: recipe.evaluate.limit]
+    return _load(recipe, "evaluate.prompts", recipe.evaluate.prompts)[: recipe.evaluate.limit]
 
 
 def training_prompts(recipe: Recipe) -> list[PromptRecord]:
     """The prompts of `data`."""
-    return _load(recipe, recipe.data.prompts)
+    return _load(recipe, "data.prompts", recipe.data.prompts)
 
 
-def _load(recipe: Recipe, source: str) -> list[PromptRecord]:
+def _load(recipe: Recipe, key: str, source: str) -> list[PromptRecord]:
     data = recipe.data
-    return load_prompts(source, data.image_root, recipe.data_seed, Keys(data.prompt_key, data.image_key))
+    with blamed_on(recipe, key):
+        return load_prompts(source, data.image_root, recipe.data_seed, Keys(data.prompt_key, data.image_key))
 
 
 def check_prompts(
@@ -62,13 +67,15 @@ def check_prompts(
 def held_out_questions(recipe: Recipe) -> list[QuestionRecord]:
     """The questions of `understanding`; none where it names none."""
     asked = recipe.understanding
-    return [] if asked.questions is None else load_questions(asked.questions, asked.image_root, asked.limit)
+    with blamed_on(recipe, "understanding.questions"):
+        return [] if asked.questions is None else load_questions(asked.questions, asked.image_root, asked.limit)
 
 
 def text_kl_questions(recipe: Recipe) -> list[QuestionRecord]:
     """The questions of the text-KL term; none without one."""
     asked = recipe.understanding
-    return load_questions(asked.kl_questions, asked.image_root) if asked.kl_beta else []
+    with blamed_on(recipe, "understanding.kl_questions"):
+        return load_questions(asked.kl_questions, asked.image_root) if asked.kl_beta else []
 
 
 def build_examiner(recipe: Recipe, questions: Sequence[QuestionRecord], processor: Any) -> Examiner | None:
@@ -98,8 +105,9 @@ def build_text_kl(
 
 def build_rewards(recipe: Recipe, key: str, records: Sequence[PromptRecord]) -> RewardSuite:
     """The rewards under `key`; plug-in files are named relative to the recipe."""
-    suite = RewardSuite.from_recipe(getattr(recipe, key), key=key, folder=Path(recipe.source).parent)
-    _check_records(suite, records)
+    with blamed_on(recipe, key):
+        suite = RewardSuite.from_recipe(getattr(recipe, key), key=key, folder=Path(recipe.source).parent)
+        _check_records(suite, records)
     return suite
 
 
@@ -147,6 +155,23 @@ def load_decoder(recipe: Recipe, source: Path, device: torch.device | str) -> Un
     return UniARVisualDecoder.from_pretrained(
         source, device=where, torch_dtype=DTYPES[recipe.decode.dtype or recipe.model.dtype]
     )
+
+
+def check_model(recipe: Recipe, source: Path) -> None:
+    """Raises UserError for a size that the checkpoint in `source` cannot draw, or its decoder not at this ratio, and
+    for an attention that is not installed. Loads configs alone."""
+    rollout, ratio, sizes = recipe.rollout, recipe.decode.upsampling_ratio, DecoderSizes.of_checkpoint(source)
+    for side in ("height", "width"):
+        with blamed_on(recipe, f"rollout.{side}"):
+            unit = sizes.pixels_per_token
+            check_size(**{"height": unit, "width": unit, side: getattr(rollout, side)}, pixels_per_token=unit)
+    with blamed_on(recipe, "rollout.height" if ratio == 1 else "decode.upsampling_ratio"):
+        sizes.output(rollout.height, rollout.width, ratio)
+    if recipe.model.attention == "flash_attention_2" and find_spec("flash_attn") is None:
+        raise UserError(
+            f"{recipe.where('model.attention')}: model.attention is flash_attention_2, and flash-attn is "
+            "not installed; install it with `pip install 'uniar-rl[flash]'`, or use sdpa."
+        )
 
 
 def build_evaluator(

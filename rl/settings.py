@@ -1,6 +1,6 @@
 """Typed settings: dataclasses whose fields carry their help text and range, built from plain mappings.
 
-A setting's type is one of: str, int, float, bool, a Literal of texts, a list, a mapping, another such dataclass, or
+A setting's type is one of: str, int, float, bool, a Literal of strings, a list, a mapping, another such dataclass, or
 one of these or null. Whatever does not fit is refused with the place it was written, what was found and what is valid.
 """
 
@@ -12,6 +12,10 @@ from collections.abc import Mapping
 from typing import Any, Literal, Union
 
 from uniar.errors import UserError, did_you_mean
+from uniar.files import user_path
+
+LARGEST_SEED = 4_000_000_000
+"""of a run: NumPy's generators, which transformers seeds, take 32 bits, and TRL adds the number of the process."""
 
 # Where each key was written: path of keys and list indices -> "configs/x.yaml, line 3" or "command line".
 Origins = dict[tuple[str, ...], str]
@@ -26,9 +30,14 @@ def setting(
     gt: float | None = None,
     lt: float | None = None,
     le: float | None = None,
+    path: bool = False,
+    fixed: str | None = None,
 ) -> Any:
-    """A dataclass field with its help text and, for numbers, its range. Without a default it must be given."""
-    metadata = {"help": help, "ge": ge, "gt": gt, "lt": lt, "le": le}
+    """A dataclass field with its help text and, for numbers, its range. Without a default it must be given.
+
+    path: its strings are paths, in which `~` is the home folder. fixed: why a resumed run cannot change it.
+    """
+    metadata = {"help": help, "ge": ge, "gt": gt, "lt": lt, "le": le, "path": path, "fixed": fixed}
     return dataclasses.field(default=default, default_factory=factory, metadata=metadata)
 
 
@@ -49,13 +58,31 @@ def origin_of(path: tuple[str, ...], origins: Origins) -> str:
     return "recipe"
 
 
-def build(cls: type, data: Any, path: tuple[str, ...] = (), origins: Origins | None = None) -> Any:
+def home_expanded(text: str, path: tuple[str, ...], origins: Origins) -> str:
+    """A path of a recipe with `~` replaced by the home folder; "datasets:" may stand before it, ":name" after it."""
+    scheme, text = ("datasets:", text[9:]) if text.startswith("datasets:") else ("", text)
+    if not text.startswith("~"):
+        return scheme + text
+    try:
+        return scheme + str(user_path(text))
+    except UserError as error:
+        raise UserError(f"{origin_of(path, origins)}: {key_of(path)}: {error}") from error
+
+
+def build(
+    cls: type,
+    data: Any,
+    path: tuple[str, ...] = (),
+    origins: Origins | None = None,
+    elsewhere: Mapping[str, str] | None = None,
+) -> Any:
     """`data`, a plain mapping, as an instance of the dataclass `cls`.
 
-    path: the keys that lead to `data`, for messages. origins: where each key was written.
+    path: the keys that lead to `data`, for messages. origins: where each key was written. elsewhere: names of settings
+    of other sections -> their full keys, for hints.
     Raises UserError for an unknown or missing key, a wrong type, a value out of range.
     """
-    origins = origins or {}
+    origins, elsewhere = origins or {}, elsewhere or {}
     where = origin_of(path, origins)
     data = {} if data is None else data  # a section header with nothing under it
     if not isinstance(data, Mapping):
@@ -64,19 +91,26 @@ def build(cls: type, data: Any, path: tuple[str, ...] = (), origins: Origins | N
     for name in data:
         if name not in fields:
             full = (*path, str(name))
-            hint = did_you_mean(str(name), fields) or f" Valid here: {', '.join(fields)}."
+            hint = did_you_mean(str(name), fields, elsewhere) or f" Valid here: {', '.join(fields)}."
             raise UserError(f"{origin_of(full, origins)}: unknown key '{key_of(full)}'.{hint}")
     hints = typing.get_type_hints(cls)
     values = {}
     for name, field in fields.items():
         if name in data:
-            values[name] = check_type(data[name], hints[name], (*path, name), origins, field.metadata)
+            values[name] = check_type(data[name], hints[name], (*path, name), origins, field.metadata, elsewhere)
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise UserError(f"{where}: {key_of((*path, name))} is missing; expected {expected(hints[name])}.")
     return cls(**values)
 
 
-def check_type(value: Any, hint: Any, path: tuple[str, ...], origins: Origins, metadata: Mapping | None = None) -> Any:
+def check_type(
+    value: Any,
+    hint: Any,
+    path: tuple[str, ...],
+    origins: Origins,
+    metadata: Mapping | None = None,
+    elsewhere: Mapping[str, str] | None = None,
+) -> Any:
     """`value` as the type `hint`, dataclasses built and whole numbers turned into floats where a float is asked for."""
     metadata = metadata or {}
     options, optional = _options(hint)
@@ -84,7 +118,7 @@ def check_type(value: Any, hint: Any, path: tuple[str, ...], origins: Origins, m
         return None
     for option in options:
         if dataclasses.is_dataclass(option):
-            return build(option, value, path, origins)
+            return build(option, value, path, origins, elsewhere)
         origin, args = typing.get_origin(option), typing.get_args(option)
         if option is Any or (origin is Literal and isinstance(value, str) and value in args):
             return value
@@ -92,12 +126,12 @@ def check_type(value: Any, hint: Any, path: tuple[str, ...], origins: Origins, m
             return [check_type(item, args[0], (*path, str(i)), origins) for i, item in enumerate(value)]
         if (origin or option) is dict and isinstance(value, dict):
             return value
-        if option is float and isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        if option is float and (_is_whole(value) or (isinstance(value, float) and math.isfinite(value))):
             return _in_range(float(value), hint, path, origins, metadata)
-        if option is int and isinstance(value, int) and not isinstance(value, bool):
+        if option is int and _is_whole(value):
             return _in_range(value, hint, path, origins, metadata)
         if option in (bool, str) and isinstance(value, option):
-            return value
+            return home_expanded(value, path, origins) if metadata.get("path") and option is str else value
     choices = [
         choice for option in options if typing.get_origin(option) is Literal for choice in typing.get_args(option)
     ]
@@ -127,12 +161,12 @@ def _in_words(option: Any, metadata: Mapping) -> list[str]:
         choices = [f"'{choice}'" for choice in typing.get_args(option)]
         return choices if len(choices) <= 12 else [f"one of {len(choices)} names such as {', '.join(choices[:3])}"]
     if typing.get_origin(option) is list:
-        items = {str: "texts", int: "whole numbers", float: "numbers", Any: "values"}
+        items = {str: "strings", int: "whole numbers", float: "numbers", Any: "values"}
         return [f"a list of {items.get(typing.get_args(option)[0], 'mappings')}"]
     if option in (int, float):
         bounds = [f"{sign} {metadata[key]:g}" for key, sign in _BOUNDS.items() if metadata.get(key) is not None]
         return [" ".join(["a whole number" if option is int else "a number", " and ".join(bounds)]).strip()]
-    return [{bool: "true or false", str: "a text"}.get(option, "a mapping")]
+    return [{bool: "true or false", str: "a string"}.get(option, "a mapping")]
 
 
 _BOUNDS = {"ge": "≥", "gt": ">", "lt": "<", "le": "≤"}
@@ -143,9 +177,15 @@ def _in_range(value: Any, hint: Any, path: tuple[str, ...], origins: Origins, me
     too_low = (ge is not None and value < ge) or (gt is not None and value <= gt)
     if too_low or (lt is not None and value >= lt) or (le is not None and value > le):
         raise UserError(
-            f"{origin_of(path, origins)}: {key_of(path)} is {value:g}, expected {expected(hint, metadata)}."
+            f"{origin_of(path, origins)}: {key_of(path)} is {value if isinstance(value, int) else format(value, 'g')}, "
+            f"expected {expected(hint, metadata)}."
         )
     return value
+
+
+def _is_whole(value: Any) -> bool:
+    """Whether it is a whole number that fits 64 bits, as every number here must in the end."""
+    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
 
 
 def _subject(path: tuple[str, ...]) -> str:
@@ -156,6 +196,7 @@ def _show(value: Any) -> str:
     """A found value and its kind, short enough for one sentence."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    kinds = {int: "a whole number", float: "a number", str: "a text", list: "a list"}
-    text = repr(value) if len(repr(value)) <= 60 else repr(value)[:57] + "..."
+    kinds = {int: "a whole number", float: "a number", str: "a string", list: "a list"}
+    text = repr(value) if not isinstance(value, int) or _is_whole(value) else f"a number of {value.bit_length()} bits"
+    text = text if len(text) <= 60 else text[:57] + "..."
     return f"{text} ({kinds.get(type(value), 'a mapping' if isinstance(value, dict) else type(value).__name__)})"

@@ -27,7 +27,6 @@ from rl.checkpoints import newest_good
 from rl.config import Recipe
 from rl.decoder_process import DecoderProcess
 from rl.distributed import (
-    check_deepspeed,
     is_first_process,
     local_device,
     prepare_deepspeed_on_cpu,
@@ -44,7 +43,8 @@ from rl.model_card import card_of_run
 from rl.peers import Peers
 from rl.policy_model import checkpoint_of, load_config, load_policy, reference_for, trainable
 from rl.process_roles import check_rewards, take_role
-from rl.recipe import check_batches, load_recipe, refresh_risk, rounding_risk
+from rl.recipe import blamed_on, load_recipe
+from rl.recipe_checks import check_batches, refresh_risk, rounding_risk
 from rl.resume import load_weights, only_weights_of
 from rl.rollout import DrawSettings
 from rl.run_folder import RunFolder
@@ -54,6 +54,7 @@ from rl.run_parts import (
     build_examiner,
     build_rewards,
     build_text_kl,
+    check_model,
     check_prompts,
     held_out_otherwise,
     held_out_prompts,
@@ -65,10 +66,11 @@ from rl.run_parts import (
 from rl.scorer import DecoderConnection, LocalScorer, RemoteScorer, ScoredList
 from rl.stopping import Stopper
 from rl.trainer import UniARTrainer
+from rl.trainer_check import check_trainer
 from rl.watch import Watch
 from uniar.checkpoint import load_processor
 from uniar.errors import UserError
-from uniar.processing import check_size
+from uniar.files import require_writable
 
 logger = logging.getLogger(__name__)
 
@@ -88,11 +90,15 @@ def train(recipe: Recipe, resume: bool = False) -> RunFolder | None:
 
 
 def _train(recipe: Recipe, resume: bool, lock: FolderLock) -> RunFolder | None:
-    role = take_role(recipe.decode.processes)
+    with blamed_on(recipe, "decode.processes"):
+        role = take_role(recipe.decode.processes)
     decoding = DecoderProcess(role.socket, role.clients) if role is not None and role.decodes else None
+    check_batches(recipe, world_size())
+    check_trainer(recipe)
+    with blamed_on(recipe, "output_dir"):
+        require_writable(Path(recipe.output_dir))
     records = training_prompts(recipe)
     check_batches(recipe, world_size(), len(records))
-    check_deepspeed(recipe)
     for risk in (rounding_risk(recipe), refresh_risk(recipe)):
         if risk is not None and is_first_process():
             logger.warning("WARNING: %s", risk)
@@ -102,9 +108,10 @@ def _train(recipe: Recipe, resume: bool, lock: FolderLock) -> RunFolder | None:
     eval_rewards = build_eval_rewards(recipe, held_out, rewards)
     check_metric(recipe, eval_rewards.names)
     check_rewards(recipe, [*rewards.rewards, *eval_rewards.rewards])
-    source = checkpoint_of(recipe.model)
-    vision = load_config(source).vision_config
-    check_size(recipe.rollout.height, recipe.rollout.width, vision.pixels_per_token, "rollout.")
+    with blamed_on(recipe, "model.path" if recipe.model.preset is None else "model.preset"):
+        source = checkpoint_of(recipe.model)
+        vision = load_config(source).vision_config
+    check_model(recipe, source)
     processor = load_processor(source)
     check_prompts(recipe, processor, records, held_out, [*questions, *kl_questions])
 

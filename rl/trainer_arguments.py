@@ -1,15 +1,21 @@
-"""The `trainer` section: TRL's and transformers' argument names, less those that a recipe sets elsewhere."""
+"""The `trainer` section: every argument of TRL's GRPOConfig, which has all of transformers' TrainingArguments.
+
+Each is in one of three tables: owned by another key of the recipe, refused with the reason, or taken, with its range
+and what a resumed run may do with it. What the project promises decides: its own loss, runs that resume to the bit,
+nothing executed that comes with a checkpoint. A test fails when an installed version has an argument that is in none.
+"""
 
 import dataclasses
 import enum
 import functools
 import typing
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal
 
-from rl.settings import Origins, check_type, origin_of
+from rl.settings import Origins, check_type, home_expanded, origin_of
 from uniar.errors import UserError, did_you_mean
 
-# Arguments that a section of the recipe owns -> where they are set.
+# What a section of the recipe owns -> where it is set.
 OWNED = {
     "output_dir": "output_dir",
     "seed": "seed",
@@ -52,6 +58,12 @@ OWNED = {
     "num_completions_to_print": "evaluate.grid_prompts",
     "log_unique_prompts": "evaluate.grid_prompts",
     "log_completions_hub_repo": "evaluate.grid_prompts",
+    **dict.fromkeys(["prediction_loss_only", "eval_do_concat_batches", "eval_use_gather_object"], "evaluate"),
+    **dict.fromkeys(["include_for_metrics", "batch_eval_metrics", "label_names", "do_predict"], "evaluate"),
+    **dict.fromkeys(["bf16_full_eval", "fp16_full_eval"], "model.dtype and trainer.bf16"),
+    "resume_from_checkpoint": "resume, or the option --resume",
+    "disable_tqdm": "rollout.show_progress",
+    "debug": "watch.nonfinite",
 }
 
 _NO_ENGINE = "rollouts are drawn by the engine of this package, see the section rollout"
@@ -60,14 +72,42 @@ _NO_LOSS = "it belongs to a loss that is not offered here, see algorithm.loss"
 _NO_LIGER = "its kernels are for text logits, not for visual bits"
 _NO_BEST = "evaluations choose no checkpoint; those that are kept stay in the run folder"
 
-# Arguments without a use here -> why.
-UNUSED = {
+_NOT_TO_THE_BIT = "a resumed run would not be the run that was interrupted"
+_OUR_BATCHES = "how samples are divided among processes and batches is what resuming to the bit relies on"
+_ONE_OUTPUT = "the first process alone writes the run's folder, which all machines see"
+_NO_TEXT_LOSS = "the loss is that of visual bits, see algorithm.loss"
+_NO_HUB = (
+    "transformers would upload a training checkpoint; `uniar-rl export --push-to-hub` uploads one that loads by itself"
+)
+
+# Refused -> why.
+REFUSED = {
     **dict.fromkeys(["top_p", "top_k", "min_p", "repetition_penalty", "generation_kwargs"], _NO_FILTER),
     **dict.fromkeys(["cache_implementation", "use_vllm", "use_transformers_paged"], _NO_ENGINE),
+    **dict.fromkeys(["vllm_mode", "vllm_model_impl", "vllm_enable_sleep_mode", "vllm_max_model_length"], _NO_ENGINE),
+    **dict.fromkeys(["vllm_structured_outputs_regex", "vllm_server_base_url", "vllm_server_host"], _NO_ENGINE),
+    **dict.fromkeys(["vllm_server_port", "vllm_server_timeout", "vllm_group_port"], _NO_ENGINE),
+    **dict.fromkeys(["vllm_gpu_memory_utilization", "vllm_tensor_parallel_size"], _NO_ENGINE),
     **dict.fromkeys(["use_transformers_continuous_batching", "transformers_continuous_batching_config"], _NO_ENGINE),
     **dict.fromkeys(
         ["vllm_importance_sampling_clip_min", "off_policy_mask_threshold", "top_entropy_quantile"], _NO_LOSS
     ),
+    "save_only_model": f"without the optimizer's state {_NOT_TO_THE_BIT}",
+    "ignore_data_skip": f"it would see the first prompts again, and {_NOT_TO_THE_BIT}",
+    "restore_callback_states_from_checkpoint": "what has a state keeps it in each checkpoint and takes it back anyway",
+    "enable_jit_checkpoint": "a signal ends a run between two rollouts and saves it as it is",
+    **dict.fromkeys(["dataloader_drop_last", "dataloader_in_order", "accelerator_config"], _OUR_BATCHES),
+    **dict.fromkeys(["length_column_name", "do_train", "local_rank"], "nothing here reads it"),
+    **dict.fromkeys(["average_tokens_across_devices", "label_smoothing_factor", "router_aux_loss_coef"], _NO_TEXT_LOSS),
+    **dict.fromkeys(["include_num_input_tokens_seen", "cast_lm_head_to_fp32"], _NO_TEXT_LOSS),
+    **dict.fromkeys(["push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo"], _NO_HUB),
+    **dict.fromkeys(["hub_always_push", "hub_revision"], _NO_HUB),
+    "save_on_each_node": _ONE_OUTPUT,
+    **dict.fromkeys(["fsdp", "fsdp_config", "parallelism_config"], "ZeRO shards weights, see trainer.deepspeed"),
+    "ds3_gather_for_generation": "a rollout needs the whole weights, and gathers them",
+    "fp16": "half precision is bfloat16 here: trainer.bf16, model.dtype",
+    "trust_remote_code": "nothing that comes with a checkpoint is executed",
+    "use_cache": "rollouts are drawn by the engine of this package, which always caches",
     **dict.fromkeys(["sapo_temperature_neg", "sapo_temperature_pos"], _NO_LOSS),
     **dict.fromkeys(["vespo_k_pos", "vespo_lambda_pos", "vespo_k_neg", "vespo_lambda_neg"], _NO_LOSS),
     **dict.fromkeys(["use_adaptive_entropy", "entropy_coef_min", "entropy_coef_max"], _NO_LOSS),
@@ -86,53 +126,156 @@ UNUSED = {
 }
 
 
-def check_trainer_arguments(arguments: dict[str, Any], origins: Origins) -> None:
-    """Refuse what is set elsewhere, unknown, or of the wrong type. Imports TRL, unless there is nothing to check.
+@dataclasses.dataclass(frozen=True)
+class Taken:
+    """An argument that reaches TRL. What a resumed run says anew is what counts, over the restored state of optimizer
+    and schedule too (rl/resume.py), unless it is `fixed`."""
 
-    Raises UserError naming the right place, the nearest name, or what was found and what is valid.
+    bounds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    kind: Any = None
+    """its type, where TRL's own is wider than what works"""
+    without: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """values that are not offered -> why"""
+    fixed: str | None = None
+    """why a resumed run cannot change it"""
+
+
+def _taken(kind: Any = None, *, without: Mapping[str, str] | None = None, fixed: str | None = None, **bounds: float):
+    return Taken(bounds, kind, without or {}, fixed)
+
+
+_NO_METRIC = "it follows an evaluation of transformers' own, which never runs here"
+_IN_BACKWARD = "it changes the weights during the backward pass, before the watch has seen the gradient"
+_AVERAGED = "it trains other weights than those that are evaluated, saved and exported"
+_LAYERWISE = ("galore_adamw_layerwise", "galore_adamw_8bit_layerwise", "galore_adafactor_layerwise")
+_STATE = "the restored state is another optimizer's"
+
+TAKEN = {
+    "max_steps": _taken(ge=-1, le=10**9),
+    "num_train_epochs": _taken(gt=0, le=10**9),
+    **dict.fromkeys(["per_device_train_batch_size", "gradient_accumulation_steps"], _taken(ge=1, le=2**20)),
+    "steps_per_generation": _taken(ge=1, le=2**20),
+    "learning_rate": _taken(ge=0),
+    "lr_scheduler_type": _taken(without=dict.fromkeys(["reduce_lr_on_plateau", "greedy"], _NO_METRIC)),
+    "lr_scheduler_kwargs": _taken(),
+    "warmup_steps": _taken(ge=0),
+    "optim": _taken(
+        without={
+            **dict.fromkeys(["lomo", "adalomo", "apollo_adamw_layerwise", *_LAYERWISE], _IN_BACKWARD),
+            **dict.fromkeys(["schedule_free_radam", "schedule_free_adamw", "schedule_free_sgd"], _AVERAGED),
+        },
+        fixed=_STATE,
+    ),
+    "optim_args": _taken(),
+    "optim_target_modules": _taken(fixed=_STATE),
+    "weight_decay": _taken(ge=0),
+    **dict.fromkeys(["adam_beta1", "adam_beta2"], _taken(ge=0, lt=1)),
+    "adam_epsilon": _taken(ge=0),
+    "max_grad_norm": _taken(ge=0),
+    "bf16": _taken(bool),
+    "tf32": _taken(),
+    **dict.fromkeys(["activation_checkpointing", "activation_checkpointing_kwargs"], _taken()),
+    **dict.fromkeys(["gradient_checkpointing", "gradient_checkpointing_kwargs"], _taken()),
+    **dict.fromkeys(["torch_compile", "torch_compile_backend"], _taken()),
+    "torch_compile_mode": _taken(
+        Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] | None
+    ),
+    "torch_empty_cache_steps": _taken(ge=1),
+    "logging_strategy": _taken(),
+    "logging_steps": _taken(gt=0, le=10**9),
+    **dict.fromkeys(["logging_first_step", "logging_nan_inf_filter", "log_on_each_node"], _taken()),
+    **dict.fromkeys(
+        ["log_level", "log_level_replica"],
+        _taken(Literal["detail", "debug", "info", "warning", "error", "critical", "passive"]),
+    ),
+    "report_to": _taken(),
+    **dict.fromkeys(["run_name", "project", "trackio_space_id", "trackio_bucket_id"], _taken()),
+    "trackio_static_space_id": _taken(str | None),
+    "save_strategy": _taken(Literal["steps", "no"]),
+    "save_steps": _taken(le=10**9),
+    "save_total_limit": _taken(ge=1, le=10**9),
+    "full_determinism": _taken(),
+    "use_cpu": _taken(),
+    "dataloader_num_workers": _taken(ge=0, le=1024),
+    **dict.fromkeys(["dataloader_pin_memory", "dataloader_persistent_workers"], _taken()),
+    "dataloader_prefetch_factor": _taken(ge=1, le=2**20),
+    "dataloader_multiprocessing_context": _taken(Literal["fork", "spawn", "forkserver"] | None),
+    **dict.fromkeys(["ddp_find_unused_parameters", "ddp_broadcast_buffers", "ddp_static_graph"], _taken()),
+    "ddp_bucket_cap_mb": _taken(ge=1, le=2**20),
+    "ddp_backend": _taken(Literal["nccl", "gloo", "mpi", "xccl", "hccl", "cncl", "mccl"] | None),
+    "ddp_timeout": _taken(ge=1, le=10**9),
+    "deepspeed": _taken(),
+    "skip_memory_metrics": _taken(),
+}
+
+
+def check_trainer_arguments(arguments: dict[str, Any], origins: Origins) -> dict[str, Any]:
+    """The arguments, each of its type and in its range. Imports TRL, unless there is nothing to check.
+
+    Raises UserError for what is set elsewhere, not offered, unknown, or of the wrong type, naming the right place, the
+    nearest name, or what was found and what is valid.
     """
-    for name in arguments:
-        where = origin_of(("trainer", name), origins)
-        if name in OWNED:
-            raise UserError(f"{where}: trainer.{name} is set under {OWNED[name]}.")
-        reason = UNUSED.get(name) or (_NO_ENGINE if name.startswith("vllm_") else None)
-        if reason:
-            raise UserError(f"{where}: trainer.{name} has no use here: {reason}.")
-    if not arguments:
-        return
-    hints = _grpo_config_hints()
+
+    def refuse(name: str, sentence: str) -> typing.NoReturn:
+        raise UserError(f"{origin_of(('trainer', name), origins)}: trainer.{name} {sentence}.")
+
+    hints = trl_arguments() if arguments else {}
+    checked = {}
     for name, value in arguments.items():
         path = ("trainer", name)
-        where = origin_of(path, origins)
+        if name in OWNED:
+            refuse(name, f"is set under {OWNED[name]}")
         if name not in hints:
-            hint = did_you_mean(name, [known for known in hints if known not in OWNED and known not in UNUSED])
+            known = [one for one in hints if one in TAKEN]
+            hint = did_you_mean(name, known)
+            where = origin_of(path, origins)
             raise UserError(f"{where}: unknown key 'trainer.{name}', not an argument of TRL's GRPOConfig.{hint}")
-        if name in _COUNTS:
-            check_type(value, int, path, origins, {"ge": 1})
-        elif (kind := _checked_type(hints[name])) is not None:
-            check_type(value, kind, path, origins)
-    if arguments.get("save_strategy", "steps") not in ("steps", "no"):
-        raise UserError(
-            f"{origin_of(('trainer', 'save_strategy'), origins)}: trainer.save_strategy is "
-            f"{arguments['save_strategy']!r}, expected 'steps' or 'no': checkpoints must fall between rollouts."
-        )
+        default = hints[name][1]
+        if name not in TAKEN:
+            if value != default or type(value) is not type(default):
+                refuse(name, f"is not offered here: {REFUSED.get(name, 'it is newer than this package')}")
+            continue
+        taken = TAKEN[name]
+        kind = kind_of(name)
+        checked[name] = value if kind is None else check_type(value, kind, path, origins, taken.bounds)
+        if isinstance(value, str) and value in taken.without:
+            refuse(name, f"{value} is not offered here: {taken.without[value]}")
+    if isinstance(checked.get("deepspeed"), str):
+        checked["deepspeed"] = home_expanded(checked["deepspeed"], ("trainer", "deepspeed"), origins)
+    _check_together(checked, refuse)
+    return checked
 
 
-def may_be_set(name: str) -> bool:
-    """Whether a recipe may have an argument of TRL's under `trainer`."""
-    return not (name in OWNED or name in UNUSED or name.startswith("vllm_"))
+def _check_together(arguments: dict[str, Any], refuse: Any) -> None:
+    if arguments.get("max_steps") == 0:
+        refuse("max_steps", "is 0, which trains nothing; expected a whole number ≥ 1, or -1 to go by num_train_epochs")
+    for name in ("warmup_steps", "logging_steps"):
+        if (value := arguments.get(name, 0)) > 1 and value != int(value):
+            refuse(name, f"is {value:g}; above 1 it is a whole number of updates, below 1 a share of the run")
+    for name in ("dataloader_prefetch_factor", "dataloader_persistent_workers", "dataloader_multiprocessing_context"):
+        if arguments.get(name) and not arguments.get("dataloader_num_workers"):
+            refuse(name, f"is {arguments[name]}, which needs trainer.dataloader_num_workers above 0")
+    for old in ("gradient_checkpointing", "gradient_checkpointing_kwargs"):
+        new = old.replace("gradient", "activation")
+        if arguments.get(new) is not None and arguments.get(old, arguments[new]) != arguments[new]:
+            refuse(new, f"and its older name trainer.{old} differ; give one of them")
 
 
-_COUNTS = ("per_device_train_batch_size", "gradient_accumulation_steps", "steps_per_generation")
+def kind_of(name: str) -> Any | None:
+    """The type that an argument which is taken is checked against; None where GRPOConfig has to do it itself."""
+    return TAKEN[name].kind or _checked_type(trl_arguments()[name][0])
 
 
 @functools.cache
-def _grpo_config_hints() -> dict[str, Any]:
-    """The arguments of GRPOConfig and their types."""
+def trl_arguments() -> dict[str, tuple[Any, Any]]:
+    """The arguments of the installed GRPOConfig: name -> (type, default)."""
     from trl import GRPOConfig
 
     hints = typing.get_type_hints(GRPOConfig)
-    return {field.name: hints[field.name] for field in dataclasses.fields(GRPOConfig)}
+    return {
+        field.name: (hints[field.name], None if field.default is dataclasses.MISSING else field.default)
+        for field in dataclasses.fields(GRPOConfig)
+    }
 
 
 def _checked_type(hint: Any) -> Any | None:

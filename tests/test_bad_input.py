@@ -41,7 +41,7 @@ OVERRIDES = {
     "wrong type": ("rollout.height=tall", "rollout.height", "'tall'"),
     "owned elsewhere": ("trainer.beta=0.1", "trainer.beta", "algorithm.beta"),
     "unknown trainer key": ("trainer.learning_rat=1", "trainer.learning_rat", "'learning_rate'"),
-    "height": ("rollout.height=100", "rollout.height 100", "multiple of 32", "96 and 128"),
+    "height": ("rollout.height=100", "height 100", "multiple of 32", "96 and 128"),
     "group": ("rollout.samples_per_prompt=3", "samples_per_prompt 3 does not divide", "8"),
     "preset": ("model={preset: nan}", "'nan'", "'nano'"),
     "no checkpoint": ("model.path=nowhere/at/all", "nowhere/at/all", "checkpoint"),
@@ -51,7 +51,11 @@ OVERRIDES = {
     "reward parameter": ("rewards=[{use: compressibility, qualty: 3}]", "qualty", "'quality'"),
     "missing weights": ("rewards=[{use: clip_score, weights: /no/such.pt}]", "/no/such.pt", ""),
     "memory": ("rollout.memory_budget_gb=0.000001", "one sample's rollout needs", "rollout.memory_budget_gb"),
-    "no DeepSpeed configuration": ("trainer.deepspeed=zero9.json", "zero9.json, which is no file", "configs/deepspeed"),
+    "no DeepSpeed configuration": (
+        "trainer.deepspeed=zero9.json",
+        "zero9.json, which is not a file",
+        "configs/deepspeed",
+    ),
     "DeepSpeed without a launcher": ("trainer={deepspeed: {zero_optimization: {stage: 2}}}", "torchrun", "recipe.yaml"),
     "unknown reporter": ("trainer.report_to=tensorbord", "tensorbord", "tensorboard"),
     "save_steps": (
@@ -206,7 +210,7 @@ def test_output_folder_of_another_run(recipe, tmp_path, capsys):
 def test_overrides_may_follow_options(recipe, tmp_path, capsys):
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
     assert main(["train", str(tmp_path / "recipe.yaml"), "--resume", "rollout.height=100"]) == 2
-    assert "rollout.height 100 is not a multiple" in capsys.readouterr().err
+    assert "rollout.height: height 100 is not a multiple" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["train", str(tmp_path / "recipe.yaml"), "--resum", "--nonsense"])
 

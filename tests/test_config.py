@@ -8,9 +8,10 @@ import pytest
 
 from rl import config_docs
 from rl.config import EvaluateSection, Recipe
-from rl.recipe import check_batches, load_recipe, recipe_from_mapping
+from rl.recipe import load_recipe, recipe_from_mapping
+from rl.recipe_checks import check_batches
 from rl.settings import settings_of
-from rl.trainer_arguments import OWNED, UNUSED
+from rl.trainer_arguments import OWNED, REFUSED, TAKEN, trl_arguments
 from rl.yaml_files import dump_yaml, parse_yaml
 from uniar.errors import UserError
 
@@ -159,7 +160,7 @@ def test_mistake_in_the_base_names_the_base(write):
     ("override", "words"),
     [
         ("rollouts.height=64", "unknown key 'rollouts'. Did you mean 'rollout'?"),
-        ("rollout.height=tall", "rollout.height is 'tall' (a text), expected a whole number ≥ 1."),
+        ("rollout.height=tall", "rollout.height is 'tall' (a string), expected a whole number ≥ 1."),
         ("rollout.height=64.0", "rollout.height is 64.0 (a number), expected a whole number ≥ 1."),
         ("rollout.height=true", "rollout.height is true, expected a whole number ≥ 1."),
         ("rollout.height=null", "rollout.height is null, expected a whole number ≥ 1."),
@@ -168,7 +169,7 @@ def test_mistake_in_the_base_names_the_base(write):
         ("rollout.samples_per_prompt=1", "rollout.samples_per_prompt is 1, expected a whole number ≥ 2."),
         ("rollout=64", "rollout is 64 (a whole number), expected a mapping of settings."),
         ("decode.upsampling_ratio=3", "decode.upsampling_ratio is 3, expected a number ≥ 1 and ≤ 2."),
-        ("data.shuffle=no", "data.shuffle is 'no' (a text), expected true or false."),
+        ("data.shuffle=no", "data.shuffle is 'no' (a string), expected true or false."),
         ("algorithm.loss=grop", "Did you mean 'grpo'?"),
         ("algorithm.advantage.estimator=gae", "expected 'grpo', 'rloo' or 'gdpo'."),
         ("algorithm.ratio_level=token", "expected 'bit', 'visual_token', 'sequence' or null."),
@@ -176,7 +177,7 @@ def test_mistake_in_the_base_names_the_base(write):
         ("model.preset=null", "model needs exactly one of path and preset; neither is given."),
         ("model.lora={r: 8, dropout: 0.1}", "model.lora.dropout is 0.1, expected 0"),
         ("model.lora={rank: 8}", "unknown key 'model.lora.rank'."),
-        ("model.lora.target_modules=q_proj", "is 'q_proj' (a text), expected a list of texts or null."),
+        ("model.lora.target_modules=q_proj", "is 'q_proj' (a string), expected a list of strings or null."),
         ("rollout.guidance=guided", "rollout.guidance_scale is 1 with rollout.guidance guided"),
         ("rollout.guidance_scale=2", "rollout.guidance_scale is 2 with rollout.guidance none, which needs 1"),
         ("algorithm={loss: gspo, ratio_level: bit}", "gspo needs sequence"),
@@ -185,29 +186,32 @@ def test_mistake_in_the_base_names_the_base(write):
         ("algorithm={loss: dppo_tv, epsilon: 0.2}", "algorithm.epsilon has no use in dppo_tv"),
         ("algorithm.delta=0.1", "algorithm.delta has no use in grpo"),
         ("rewards=[]", "rewards is empty, expected at least one reward."),
-        ("rewards=color", "rewards is 'color' (a text), expected a list of mappings."),
-        ("rewards=[{weight: 1}]", "rewards.0.use is missing; expected a text."),
-        ("rewards.0.weight=heavy", "rewards.0.weight is 'heavy' (a text), expected a number or a mapping."),
+        ("rewards=color", "rewards is 'color' (a string), expected a list of mappings."),
+        ("rewards=[{weight: 1}]", "rewards.0.use is missing; expected a string."),
+        ("rewards.0.weight=heavy", "rewards.0.weight is 'heavy' (a string), expected a number or a mapping."),
         ("rewards.0.on_error=ignore", "expected 'stop' or 'skip'."),
-        ("eval_rewards=[{use: ocr, tasks: ocr}]", "eval_rewards.0.tasks is 'ocr' (a text), expected a list of texts"),
-        ("rewards.1.weight=2", "'1' is no index of the list rewards; valid: 0 to 0."),
+        (
+            "eval_rewards=[{use: ocr, tasks: ocr}]",
+            "eval_rewards.0.tasks is 'ocr' (a string), expected a list of strings",
+        ),
+        ("rewards.1.weight=2", "'1' is not an index of the list rewards; valid: 0 to 0."),
         ("data.prompts.name=x", "data.prompts is 'p.jsonl', which has no key 'name' to set."),
-        ("seed.x=1", "seed is {'x': 1} (a mapping), expected a whole number ≥ 0."),
+        ("seed.x=1", "seed is {'x': 1} (a mapping), expected a whole number ≥ 0 and ≤ 4e+09."),
         ("seed", "expected key=value"),
         ("rollout..height=64", "expected key=value"),
         ("seed=[1", "not valid YAML"),
         ("trainer.beta=0.1", "trainer.beta is set under algorithm.beta."),
         ("trainer.num_generations=8", "trainer.num_generations is set under rollout.samples_per_prompt."),
         ("trainer.output_dir=x", "trainer.output_dir is set under output_dir."),
-        ("trainer.use_vllm=true", "trainer.use_vllm has no use here: rollouts are drawn by the engine"),
-        ("trainer.vllm_mode=server", "trainer.vllm_mode has no use here"),
+        ("trainer.use_vllm=true", "trainer.use_vllm is not offered here: rollouts are drawn by the engine"),
+        ("trainer.vllm_mode=server", "trainer.vllm_mode is not offered here"),
         ("trainer.learning_rat=1e-5", "unknown key 'trainer.learning_rat'"),
         ("trainer.learning_rat=1e-5", "Did you mean 'learning_rate'?"),
-        ("trainer.learning_rate=fast", "trainer.learning_rate is 'fast' (a text), expected a number."),
-        ("trainer.max_steps=3.5", "trainer.max_steps is 3.5 (a number), expected a whole number."),
+        ("trainer.learning_rate=fast", "trainer.learning_rate is 'fast' (a string), expected a number ≥ 0."),
+        ("trainer.max_steps=3.5", "trainer.max_steps is 3.5 (a number), expected a whole number ≥ -1"),
         ("trainer.lr_scheduler_type=lineer", "Did you mean 'linear'?"),
-        ("trainer.per_device_train_batch_size=0", "is 0, expected a whole number ≥ 1."),
-        ("trainer.save_strategy=epoch", "trainer.save_strategy is 'epoch', expected 'steps' or 'no'"),
+        ("trainer.per_device_train_batch_size=0", "is 0, expected a whole number ≥ 1 and ≤"),
+        ("trainer.save_strategy=epoch", "trainer.save_strategy is 'epoch' (a string), expected 'steps' or 'no'"),
         ("trainer.save_steps=0.1", "trainer.save_steps is 0.1, expected a whole number of updates ≥ 1."),
     ],
 )
@@ -230,11 +234,11 @@ def test_errors_of_overrides_name_the_command_line(write):
         ("", "a recipe is a mapping of sections; found NoneType."),
         ("- a\n", "a recipe is a mapping of sections; found list."),
         ("model: {preset: small}\nrewards: [ocr]\n", "data is missing; expected a mapping."),
-        ("model: {preset: small}\ndata:\nrewards: [ocr]\n", "line 2: data.prompts is missing; expected a text."),
+        ("model: {preset: small}\ndata:\nrewards: [ocr]\n", "line 2: data.prompts is missing; expected a string."),
         (MINIMAL + "seed: 1\nseed: 2\n", "line 7: the key 'seed' is given twice."),
         (MINIMAL + "rollout:\n  height: 64\n  height: 32\n", "line 8: the key 'rollout.height' is given twice."),
         (MINIMAL + "trainer: {run_name: !!python/object/apply:os.getcwd []}\n", "line 6: the tag"),
-        (MINIMAL + "trainer: {run_name: !!python/name:os.getcwd ''}\n", "line 6: not valid YAML"),
+        (MINIMAL + "trainer: {run_name: !!python/name:os.getcwd ''}\n", "line 6: the tag"),
         (MINIMAL + "rollout: {height: [}\n", "line 6: not valid YAML"),
         (MINIMAL + "rollout: &a {<<: *a}\n", "line 6: "),
         (MINIMAL + "trainer: &a {report_to: [*a]}\n", "line 6: an alias refers to the list or mapping"),
@@ -258,7 +262,7 @@ def test_missing_and_unreadable_files(tmp_path):
     with pytest.raises(UserError, match=r"The recipe '.*gone.yaml' does not exist"):
         load_recipe(tmp_path / "gone.yaml")
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00model")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match=r"binary.yaml, line 1: the recipe is not UTF-8"):
         load_recipe(tmp_path / "binary.yaml")
 
 
@@ -338,12 +342,14 @@ def test_every_setting_is_documented():
     for field in settings_of(EvaluateSection):
         assert f"| `evaluate.{field.name}` |" in page
     assert all(field.metadata["help"].endswith(".") for field in settings_of(Recipe))
-    assert len(settings_of(Recipe)) == len(dataclasses.fields(Recipe)) - 1  # all but `source`
+    assert len(settings_of(Recipe)) == len(dataclasses.fields(Recipe)) - 2  # all but `source` and `origins`
 
 
-def test_refused_trainer_arguments_exist_in_trl():
-    from trl import GRPOConfig
+def test_every_argument_of_the_installed_libraries_has_been_decided_upon():
+    """One that a new transformers or TRL adds has to be put into a table: taken, refused, or owned by another key."""
+    from transformers import TrainingArguments
 
-    known = {field.name for field in dataclasses.fields(GRPOConfig)}
-    assert {*OWNED, *UNUSED} <= known
-    assert not {*OWNED} & {*UNUSED}
+    known = set(trl_arguments())
+    assert {field.name for field in dataclasses.fields(TrainingArguments)} <= known
+    assert known - {*OWNED, *REFUSED, *TAKEN} == set()
+    assert len({*OWNED, *REFUSED, *TAKEN}) == len(OWNED) + len(REFUSED) + len(TAKEN)

@@ -6,7 +6,8 @@ from safetensors.torch import load_file
 from training_runs import changed, deepspeed, launch, logged, run, small_recipe
 
 from rl.export import trained_weights
-from rl.recipe import recipe_from_mapping, refresh_risk
+from rl.recipe import recipe_from_mapping
+from rl.recipe_checks import refresh_risk
 from rl.weight_slices import SlicedFiles
 from uniar.errors import UserError
 

@@ -1,7 +1,7 @@
 """What a user can get wrong, said in one sentence."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 class UserError(ValueError):
@@ -14,7 +14,23 @@ class RunError(RuntimeError):
     command line prints it and exits with 1."""
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A hint to append to an error: " Did you mean 'x'?" with the nearest known name, or ""."""
-    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f" Did you mean {matches[0]!r}?" if matches else ""
+def did_you_mean(name: str, known: Iterable[str], elsewhere: Mapping[str, str] | None = None) -> str:
+    """A hint to append to an error: " Did you mean 'x'?" with the nearest known name, or "".
+
+    elsewhere: names that are known in other places -> what they are called from here. The same name in another place is
+    nearer than a similar one; abbreviations ("lr") and parts ("batch_size") of a name come last.
+    """
+    names = {one: one for one in known}
+    others = elsewhere or {}
+
+    def part_of(one: str) -> bool:
+        words = one.split("_")
+        return name == "".join(word[:1] for word in words) or set(name.split("_")) <= set(words)
+
+    found = others.get(name)
+    for named in (names, others):
+        matches = difflib.get_close_matches(name, list(named), n=1, cutoff=0.6 if named is names else 0.8)
+        found = found or (named[matches[0]] if matches else None)
+    for named in (names, others):
+        found = found or next((named[one] for one in sorted(named, key=len) if name[1:] and part_of(one)), None)
+    return f" Did you mean {found!r}?" if found else ""

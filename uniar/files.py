@@ -15,7 +15,9 @@ def user_path(path: str | Path) -> Path:
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
-        raise UserError(f"the path '{path}' begins with a user's home folder that is not known: {error}.") from error
+        raise UserError(
+            f"the path '{path}' begins with a user's home folder that is not known: {reason_of(error)}."
+        ) from error
 
 
 @contextmanager
@@ -57,6 +59,24 @@ def read_object(path: Path, what: str = "file") -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"the {what} '{path}' is not a JSON object.")
     return content
+
+
+def require_writable(folder: Path) -> None:
+    """Raises UserError where a folder is not there and cannot be made, or is there and not to be written to. Makes
+    nothing."""
+    try:
+        above = folder
+        while not above.exists():  # raises OSError for a name that is too long
+            above = above.parent
+        if not above.is_dir():
+            raise UserError(f"'{folder}' cannot be made: '{above}' is not a folder.")
+        if not os.access(above, os.W_OK | os.X_OK):
+            raise UserError(f"'{folder}' cannot be written: no permission to write into '{above}'.")
+        for part in folder.relative_to(above).parts:
+            if len(os.fsencode(part)) > os.pathconf(above, "PC_NAME_MAX"):
+                raise UserError(f"'{folder}' cannot be made: a name in it is too long.")
+    except OSError as error:
+        raise UserError(f"'{folder}' cannot be made: {error.strerror}.") from error
 
 
 def reason_of(error: BaseException) -> str:

@@ -4,9 +4,7 @@ Shapes: B samples · T visual tokens · L levels · S patches a token · K bits 
 sides · R transformer rows (B, or 2B with guidance: unconditional rows first). A grid is (rows, columns).
 """
 
-import math
 from collections.abc import Sequence
-from fractions import Fraction
 from pathlib import Path
 from typing import Self
 
@@ -20,10 +18,10 @@ from tqdm import tqdm
 
 from uniar.checkpoint import load_scheduler, require_decoder_parts, resolve_checkpoint
 from uniar.decoder_parts import encode_prompt, load_exactly
+from uniar.decoder_sizes import DecoderSizes
 from uniar.errors import UserError
 from uniar.modeling_sd3 import SD3Transformer2DModelWithSigLIP
 from uniar.modeling_vision import UniARVisionModel
-from uniar.processing import check_size
 from uniar.quantizer import indices_to_bits
 
 
@@ -56,7 +54,8 @@ class UniARVisualDecoder(nn.Module):
         self.scheduler_config = dict(scheduler.config)
         self.register_buffer("prompt_embeds", prompt_embeds)
         self.register_buffer("pooled_prompt_embeds", pooled_prompt_embeds)
-        self.vae_factor = 2 ** (len(vae.config.block_out_channels) - 1)
+        self.sizes = DecoderSizes.of(bsq_encoder.config, sd3_transformer.config, vae.config)
+        self.vae_factor = self.sizes.vae_factor
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_factor)
         self.requires_grad_(False)
         self.eval()
@@ -100,46 +99,14 @@ class UniARVisualDecoder(nn.Module):
     @property
     def default_upsampling_ratio(self) -> float:
         """Of `decode`: 2 as in UniAR; in a model without super-resolution, the one ratio that it can draw."""
-        config = self.sd3_transformer.config
-        if config.super_resolution:
-            return 2.0
-        return self.vae_factor * config.patch_size / self.bsq_encoder.config.patch_size
+        return self.sizes.default_ratio
 
     def output_size(self, ar_height: int, ar_width: int, upsampling_ratio: float = 1.0) -> tuple[int, int]:
         """(height, width) in pixels of what `decode` draws: AR size × ratio, rounded to whole pixels.
 
-        Raises UserError, with the nearest valid sizes, when an AR side is no multiple of the tokenizer's
-        patch × merge, the ratio is not in 1 to 2, an output side is no multiple of VAE factor × patch size, the output
-        is larger than the position embeddings, or it is not the AR size in a model without super-resolution.
+        Raises UserError for a size that the decoder cannot draw (uniar/decoder_sizes.py).
         """
-        check_size(ar_height, ar_width, self.bsq_encoder.config.pixels_per_token)
-        if not 1 <= upsampling_ratio <= 2:
-            raise UserError(f"upsampling_ratio is {upsampling_ratio}; it must be 1 to 2.")
-        config = self.sd3_transformer.config
-        unit = self.vae_factor * config.patch_size
-        if not config.super_resolution and upsampling_ratio != self.default_upsampling_ratio:
-            raise UserError(
-                f"upsampling_ratio is {upsampling_ratio}; this checkpoint's decoder has no super-resolution, so it "
-                f"must be {self.default_upsampling_ratio:g}."
-            )
-        largest = config.pos_embed_max_size * unit
-        size = tuple(round(side * upsampling_ratio) for side in (ar_height, ar_width))
-        if any(side % unit for side in size) or max(size) > largest:
-            # Both sides are whole multiples of the unit exactly at the multiples of this ratio.
-            step = Fraction(unit, math.gcd(ar_height, ar_width))
-            ceiling = min(Fraction(2), Fraction(largest, max(ar_height, ar_width)))
-            below = math.floor(Fraction(upsampling_ratio) / step)
-            nearest = [k * step for k in (min(below, ceiling // step), below + 1) if 1 <= k * step <= ceiling]
-            advice = " and ".join(
-                f"{int(ar_height * ratio)}×{int(ar_width * ratio)} (upsampling_ratio {float(ratio):.6g})"
-                for ratio in nearest
-            )
-            raise UserError(
-                f"{ar_height}×{ar_width} at upsampling_ratio {upsampling_ratio:.6g} would be {size[0]}×{size[1]}; "
-                f"sides must be multiples of {unit} pixels, at most {largest}; "
-                + (f"the nearest valid sizes are {advice}." if advice else "choose a smaller AR size.")
-            )
-        return size
+        return self.sizes.output(ar_height, ar_width, upsampling_ratio)
 
     def latent_shape(self, ar_height: int, ar_width: int, upsampling_ratio: float = 1.0) -> tuple[int, int, int]:
         """(C, h, w) of one sample's starting noise. Raises as `output_size` does."""
