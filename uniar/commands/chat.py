@@ -31,7 +31,7 @@ file names its picture (or a list of them) in the field image, a path from the f
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog, parser.formatter_class = EXAMPLES, argparse.RawDescriptionHelpFormatter
     parser.add_argument("--image", type=Path, action="append", default=[], help="a picture to ask about; repeatable")
-    add_prompt_options(parser, "the question; without it, questions are read from the terminal")
+    add_prompt_options(parser, "the question; without it, questions are read from the terminal", pictures=True)
     parser.add_argument("--output", type=Path, metavar="FILE.jsonl", help="where the answers to --prompts go")
     parser.add_argument("--max-new-tokens", type=int, default=512, metavar="N", help="default: %(default)s")
     parser.add_argument(

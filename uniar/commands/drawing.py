@@ -6,6 +6,7 @@ where it was: batches are the same again, to the last rounding, and those whose 
 """
 
 import argparse
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,9 +16,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from uniar.commands.loading import Checkpoint, check_number, memory_advice
+from uniar.commands.processes import Processes
 from uniar.commands.record import check_manifest, difference, read_record, write_image, write_manifest
 from uniar.commands.requests import Request
 from uniar.errors import UserError
+from uniar.files import write_whole
 from uniar.generation import draw_noise, rollout
 from uniar.pictures import picture_to_edit
 from uniar.processing import build_visual_prompt
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
     from uniar.modeling_decoder import UniARVisualDecoder
     from uniar.modeling_uniar import UniARForConditionalGeneration
 
+LAYOUTS = {"flat": "*.png", "uniar": "*/samples/*.png"}
+"""Which images of a folder are a layout's."""
 OTHER_FORMATS = (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 
@@ -81,6 +86,13 @@ def add_drawing_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE.png|FOLDER",
         help="a PNG for a single image; else a folder, filled with <id or line number>-<k>.png and manifest.jsonl. "
         "Images that are there already are not drawn again",
+    )
+    parser.add_argument(
+        "--layout",
+        choices=LAYOUTS,
+        default="flat",
+        help="of the folder; uniar: <idx>/metadata.json and <idx>/samples/<k>.png, as UniAR's own generate_batch.py "
+        "writes and its converters read; default: %(default)s",
     )
     parser.add_argument("--overwrite", action="store_true", help="draw images anew whose files are there")
     group = parser.add_argument_group("drawing")
@@ -141,23 +153,30 @@ def draw_requests(arguments: argparse.Namespace, checkpoint: Checkpoint, request
         weights=checkpoint.fingerprint(),
     )
     into_folder = arguments.output.suffix.lower() != ".png"
-    samples = _samples(requests, arguments.images_per_prompt, arguments.output, into_folder=into_folder)
+    samples = _samples(requests, arguments, into_folder=into_folder)
     folder = arguments.output if into_folder else arguments.output.parent
     _claim(arguments.output, folder, into_folder=into_folder)
     records = {sample.path: sample.record(settings, checkpoint.name) for sample in samples}
     there = set() if arguments.overwrite else {path for path, record in records.items() if _is_drawn(path, record)}
+    # The batches are fixed before they are shared: what is drawn does not depend on the number of processes.
     batches = _batches(samples, arguments.batch_size)
     batches = [batch for batch in batches if any(sample.path not in there for sample in batch)]
     budget = None if arguments.memory_budget_gb is None else int(arguments.memory_budget_gb * 1e9)
-    try:
-        if batches:
-            for sample, image in _draw_batches(checkpoint, batches, settings, budget):
-                if sample.path not in there:
-                    write_image(image, sample.path, records[sample.path])
-    finally:
-        if into_folder:
-            write_manifest(folder, [sample.path for sample in samples])
-    if not arguments.quiet:
+    processes = Processes.here()
+    with processes.connected():
+        processes.wait()  # until all have seen what is there
+        try:
+            if own := batches[processes.rank :: processes.count]:
+                for sample, image in _draw_batches(checkpoint, own, settings, budget):
+                    if sample.path not in there:
+                        write_image(image, sample.path, records[sample.path])
+            processes.wait()
+        finally:
+            if into_folder and processes.rank == 0:
+                if arguments.layout == "uniar":
+                    _write_metadata(folder, requests)
+                write_manifest(folder, [sample.path for sample in samples], LAYOUTS[arguments.layout])
+    if not arguments.quiet and processes.rank == 0:
         already = f" ({len(there)} already there)" if there else ""
         print(f"{len(samples)} image{'s' * (len(samples) > 1)} in {arguments.output}{already}")
 
@@ -235,18 +254,30 @@ def draw_batch(
     )
 
 
-def _samples(requests: Sequence[Request], images_per_prompt: int, output: Path, *, into_folder: bool) -> list[Sample]:
+def _samples(requests: Sequence[Request], arguments: argparse.Namespace, *, into_folder: bool) -> list[Sample]:
+    output, each = arguments.output, arguments.images_per_prompt
     if output.suffix.lower() in OTHER_FORMATS:
         raise UserError(f"--output {output}: images are written as PNG; end the name in .png or name a folder.")
     if into_folder:
+        uniar = arguments.layout == "uniar"
         return [
-            Sample(request, index, output / f"{request.name}-{index}.png")
+            Sample(request, k, output / (f"{request.name}/samples/{k:04d}.png" if uniar else f"{request.name}-{k}.png"))
             for request in requests
-            for index in range(images_per_prompt)
+            for k in range(each)
         ]
-    if (count := len(requests) * images_per_prompt) > 1:
+    if arguments.layout != "flat":
+        raise UserError(f"--output {output} is one file; name a folder for the layout {arguments.layout}.")
+    if (count := len(requests) * each) > 1:
         raise UserError(f"--output {output} is one file, and there are {count} images to draw; name a folder.")
     return [Sample(requests[0], 0, output)]
+
+
+def _write_metadata(folder: Path, requests: Sequence[Request]) -> None:
+    """UniAR's metadata.json beside the samples of each prompt: its line, with idx and prompt."""
+    for request in requests:
+        (folder / request.name).mkdir(exist_ok=True)
+        content = {**request.fields, "idx": int(request.name), "prompt": request.prompt}
+        write_whole(folder / request.name / "metadata.json", json.dumps(content, indent=2, ensure_ascii=False))
 
 
 def _claim(output: Path, folder: Path, *, into_folder: bool) -> None:

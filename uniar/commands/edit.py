@@ -5,7 +5,7 @@ from pathlib import Path
 
 from uniar.commands.drawing import add_drawing_options, check_options, draw_requests
 from uniar.commands.loading import Checkpoint, add_model_options
-from uniar.commands.requests import add_prompt_options, editing_requests, read_questions
+from uniar.commands.requests import add_prompt_options, editing_requests, numbered_as_uniar, read_questions
 
 EXAMPLES = """\
 examples:
@@ -14,13 +14,14 @@ examples:
 
 A line of the JSONL file names its picture in the field image, a path from the file's folder; lines without one take
 --image. Run the same command again to go on with a folder.
+Several GPUs share the work, and draw the same images: torchrun --nproc_per_node 8 -m rl.cli edit …
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog, parser.formatter_class = EXAMPLES, argparse.RawDescriptionHelpFormatter
     parser.add_argument("--image", type=Path, help="the picture to edit")
-    add_prompt_options(parser, "the edit to make")
+    add_prompt_options(parser, "the edit to make", pictures=True)
     parser.add_argument(
         "--height", type=int, help="in pixels; default: the picture's shape, at most 512 × 512 pixels in all"
     )
@@ -33,6 +34,8 @@ def run(arguments: argparse.Namespace) -> None:
     """Raises UserError for bad input."""
     check_options(arguments)
     questions = read_questions(arguments, () if arguments.image is None else (arguments.image,))
+    if arguments.layout == "uniar":
+        questions = numbered_as_uniar(questions)
     checkpoint = Checkpoint.find(arguments, decoder=True)
     requests = editing_requests(questions, arguments, checkpoint.config().vision_config.pixels_per_token)
     draw_requests(arguments, checkpoint, requests)

@@ -4,7 +4,7 @@ import argparse
 
 from uniar.commands.drawing import add_drawing_options, check_options, draw_requests
 from uniar.commands.loading import Checkpoint, add_model_options
-from uniar.commands.requests import add_prompt_options, drawing_requests, read_questions
+from uniar.commands.requests import add_prompt_options, drawing_requests, numbered_as_uniar, read_questions
 
 EXAMPLES = """\
 examples:
@@ -13,12 +13,13 @@ examples:
   uniar-rl generate --model preset:nano --prompt "a red circle" --height 64 --width 64 --output circle.png
 
 A line of the JSONL file may have a height and a width of its own. Run the same command again to go on with a folder.
+Several GPUs share the work, and draw the same images: torchrun --nproc_per_node 8 -m rl.cli generate …
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog, parser.formatter_class = EXAMPLES, argparse.RawDescriptionHelpFormatter
-    add_prompt_options(parser, "what to draw")
+    add_prompt_options(parser, "what to draw", pictures=False)
     parser.add_argument("--height", type=int, default=512, help="in pixels; default: %(default)s")
     parser.add_argument("--width", type=int, default=512, help="in pixels; default: %(default)s")
     add_drawing_options(parser)
@@ -29,6 +30,8 @@ def run(arguments: argparse.Namespace) -> None:
     """Raises UserError for bad input."""
     check_options(arguments)
     questions = read_questions(arguments, ())
+    if arguments.layout == "uniar":
+        questions = numbered_as_uniar(questions)
     checkpoint = Checkpoint.find(arguments, decoder=True)
     requests = drawing_requests(questions, arguments, checkpoint.config().vision_config.pixels_per_token)
     draw_requests(arguments, checkpoint, requests)

@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import math
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from uniar.checkpoint import (
     require_model_type,
     resolve_checkpoint,
 )
+from uniar.commands.processes import Processes
 from uniar.configuration_uniar import UniARConfig
 from uniar.errors import UserError
 from uniar.inspection import inspect_checkpoint
@@ -87,7 +89,8 @@ class Checkpoint:
         else:
             folder = resolve_checkpoint(arguments.model)
         inspect_checkpoint(folder, decoder=decoder)
-        show_progress = sys.stderr.isatty() and not arguments.quiet  # bars are for a terminal
+        alone = Processes.here().rank == 0
+        show_progress = alone and sys.stderr.isatty() and not arguments.quiet  # bars are for a terminal
         return cls(arguments.model, folder, device, dtype_name, attention, show_progress)
 
     def config(self) -> UniARConfig:
@@ -128,7 +131,9 @@ class Checkpoint:
 def choose_device(name: str) -> torch.device:
     """`auto`: the GPU if there is one. Raises UserError for a device that torch cannot put a tensor on."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and "LOCAL_RANK" in os.environ:  # of several processes each has a GPU of its own
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         device = torch.device(name)
         torch.empty(1, device=device)

@@ -39,6 +39,7 @@ def write_image(image: Image.Image, path: Path, record: dict[str, Any]) -> None:
     """Writes a PNG with its record; the file appears complete or not at all."""
     text = PngInfo()
     text.add_itxt(PNG_KEY, json.dumps(record, ensure_ascii=False))
+    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.part")
     image.save(unfinished, format="PNG", pnginfo=text)
     os.replace(unfinished, path)
@@ -58,10 +59,11 @@ def check_manifest(folder: Path) -> None:
         raise UserError(f"{file} exists and is no manifest of drawn images; name another folder with --output.")
 
 
-def write_manifest(folder: Path, own: Sequence[Path]) -> None:
-    """Lists the records of all drawn images in `folder`: `own` in their order, then the others by name."""
-    drawn = {path.name: read_record(path) for path in sorted(folder.glob("*.png"))}
-    order = [path.name for path in own] + [name for name in drawn if name not in {path.name for path in own}]
+def write_manifest(folder: Path, own: Sequence[Path], pattern: str) -> None:
+    """Lists the records of all drawn images in `folder` that match `pattern`: `own` in their order, then the others by
+    name."""
+    drawn = {path.relative_to(folder).as_posix(): read_record(path) for path in sorted(folder.glob(pattern))}
+    order = list(dict.fromkeys([path.relative_to(folder).as_posix() for path in own] + list(drawn)))
     lines = [json.dumps({"file": name, **drawn[name]}, ensure_ascii=False) + "\n" for name in order if drawn.get(name)]
     if not lines and not (folder / MANIFEST).exists():
         return

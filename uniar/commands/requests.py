@@ -7,11 +7,13 @@ path starts from the file's folder. Tasks and metadata are passed over.
 import argparse
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from uniar.errors import UserError
+from uniar.files import user_path
 from uniar.json_lines import JsonLine
 from uniar.pictures import check_picture, editing_size, load_picture, picture_digest, picture_name, picture_path
 from uniar.processing import check_size
@@ -36,6 +38,8 @@ class Request:
     """how many earlier requests have the same prompt and picture; keeps their noise apart"""
     picture: Path | None = None
     picture_digest: str | None = None
+    fields: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    """of the prompt's line, for UniAR's metadata.json"""
 
 
 @dataclass(frozen=True)
@@ -48,8 +52,12 @@ class Question:
     pictures: tuple[Path, ...]
     line: JsonLine | None = None
 
+    @property
+    def fields(self) -> dict[str, Any]:
+        return {"prompt": self.prompt, **({} if self.line is None else self.line.values)}
 
-def add_prompt_options(parser: argparse.ArgumentParser, what: str) -> None:
+
+def add_prompt_options(parser: argparse.ArgumentParser, what: str, *, pictures: bool) -> None:
     parser.add_argument("--prompt", help=what)
     parser.add_argument(
         "--prompts",
@@ -59,6 +67,16 @@ def add_prompt_options(parser: argparse.ArgumentParser, what: str) -> None:
         "`prompt` and optionally an `id`",
     )
     parser.add_argument("--prompt-key", metavar="NAME", help="field of --prompts with the prompt; default: prompt")
+    parser.set_defaults(image_key=None, image_root=None)
+    if pictures:
+        parser.add_argument(
+            "--image-key",
+            metavar="NAME",
+            help="field of --prompts, or of its metadata, with the picture; default: image",
+        )
+        parser.add_argument(
+            "--image-root", type=Path, metavar="FOLDER", help="where the paths of pictures start; default: at the file"
+        )
 
 
 def read_questions(arguments: argparse.Namespace, given_pictures: tuple[Path, ...]) -> list[Question]:
@@ -74,12 +92,29 @@ def read_questions(arguments: argparse.Namespace, given_pictures: tuple[Path, ..
     named: dict[str, int] = {}
 
     def read(line: JsonLine) -> Question:
-        question = _question(line, Keys(arguments.prompt_key), given_pictures)
+        keys = Keys(arguments.prompt_key, arguments.image_key)
+        question = _question(line, keys, given_pictures, arguments.image_root)
         if (earlier := named.setdefault(question.name, line.number)) != line.number:
             raise UserError(f"{line.where}: its name '{question.name}' is already that of line {earlier}.")
         return question
 
     return read_all(read_prompt_file(arguments.prompts), read)
+
+
+def numbered_as_uniar(questions: Sequence[Question]) -> list[Question]:
+    """The questions named by UniAR's `idx`, five digits: the line's own, or its place, from 0. Raises UserError for one
+    that is not a number or occurs twice."""
+    named: dict[str, str] = {}
+    numbered = []
+    for place, question in enumerate(questions):
+        idx = question.fields.get("idx", place)
+        if not str(idx).isdecimal():
+            raise UserError(f"{question.where}: 'idx' is {idx!r}; UniAR's layout needs a whole number, 0 or more.")
+        name = f"{int(idx):05d}"
+        if (earlier := named.setdefault(name, question.where)) != question.where:
+            raise UserError(f"{question.where}: its idx {int(idx)} is already that of {earlier}.")
+        numbered.append(replace(question, name=name))
+    return numbered
 
 
 def drawing_requests(
@@ -93,7 +128,8 @@ def drawing_requests(
             raise UserError(f"{question.where}: it has an image to edit; `uniar-rl edit` does that.")
         _check_name(question)
         height, width = _sides(question.line)
-        request = Request(question.name, question.prompt, height or arguments.height, width or arguments.width)
+        sides = height or arguments.height, width or arguments.width
+        request = Request(question.name, question.prompt, *sides, fields=question.fields)
         requests.append(_checked(request, question.where, pixels_per_token))
     return _numbered(requests)
 
@@ -118,14 +154,17 @@ def editing_requests(
         height, width = editing_size(load_picture(picture), pixels_per_token, *asked)
         if picture not in digests:
             digests[picture] = picture_digest(picture)
-        request = Request(question.name, question.prompt, height, width, 0, picture, digests[picture])
+        digest = digests[picture]
+        request = Request(question.name, question.prompt, height, width, 0, picture, digest, question.fields)
         requests.append(_checked(request, question.where, pixels_per_token))
     return _numbered(requests)
 
 
-def _question(line: JsonLine, keys: Keys, given_pictures: tuple[Path, ...]) -> Question:
+def _question(line: JsonLine, keys: Keys, given_pictures: tuple[Path, ...], root: Path | None) -> Question:
     record = read_record(line, keys, also=("height", "width"))
-    own = tuple(picture_path(picture, line.path.parent) for picture in record.images)
+    own = tuple(
+        picture_path(picture, line.path.parent if root is None else user_path(root)) for picture in record.images
+    )
     for picture in own:
         check_picture(picture, f"{line.where}: {picture_name(picture)}")
     name = str(line.number if record.id is None else record.id)
