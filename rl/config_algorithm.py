@@ -84,6 +84,12 @@ class AlgorithmSection:
     )
     advantage: AdvantageSection = setting("How rewards become advantages.", factory=AdvantageSection)
     entropy_coef: float = setting("Weight of an entropy bonus.", 0.0)
+    loss_scale: float = setting(
+        "Factor of the whole of the above: policy loss, KL term and entropy bonus. Adam alone would not feel it; with "
+        "trainer.max_grad_norm it decides what is clipped. 1024 (the bits of a visual token) makes dapo UniAR's own.",
+        1.0,
+        gt=0,
+    )
     num_iterations: int = setting("Times that each rollout is trained on.", 1, ge=1)
     old_logp: Literal["replay", "rollout"] = setting(
         "Old log-probabilities: replay recomputes them before the first update (where a rollout serves several), "

@@ -228,6 +228,7 @@ class UniARTrainer(Chassis):
             entropy_coef=algorithm.entropy_coef,
             importance_cap=algorithm.importance_cap if algorithm.old_logp == "rollout" else None,
         )
+        loss = loss * algorithm.loss_scale
         if divergence is not None:
             loss = loss + self.text_kl.beta * divergence
         metrics = {name: self._mean_over_ranks(value) for name, value in metrics.items()}

@@ -164,6 +164,20 @@ def test_one_update_a_rollout_needs_no_old_policy(settings, monkeypatch):
     assert all(torch.equal(seen.old_gap, seen.gap.detach()) and "old_cond" not in batch for batch, seen in batches)
 
 
+def test_loss_scale_is_a_factor_of_the_gradient(settings, tmp_path):
+    plain, scaled = (
+        run(
+            settings,
+            algorithm={"loss": "dapo", "beta": 0.5, "entropy_coef": 0.1, "loss_scale": factor},
+            trainer={"max_steps": 1, "max_grad_norm": 1e9, "save_strategy": "no"},
+            evaluate={"prompts": None, "at_end": False},
+            output_dir=str(tmp_path / f"scale-{factor}"),
+        )
+        for factor in (1, 1024)
+    )
+    assert logged(scaled, "grad_norm")[0] == pytest.approx(1024 * logged(plain, "grad_norm")[0], rel=1e-5)
+
+
 def guided(cond: torch.Tensor, uncond: torch.Tensor) -> torch.Tensor:
     return policy_gap(cond, uncond, convention="guided", scale=2.0, temperature=1.0)
 
