@@ -6,8 +6,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from training_runs import changed, small_recipe
+from transformers import AutoTokenizer
 
 from rl.cli import main
 
@@ -99,6 +101,61 @@ def test_prompt_lines(line, words, recipe, tmp_path, capsys):
 def test_empty_prompt_set(recipe, tmp_path, capsys):
     (tmp_path / "prompts.jsonl").write_text("\n")
     assert "empty" in sentence(recipe, tmp_path, capsys)
+
+
+PROMPTS = {
+    "token": ([{"prompt": "a cat"}, {"prompt": "a <|image_pad|>"}], "line 2: the prompt contains <|image_pad|>"),
+    "token of the checkpoint": ([{"prompt": "a <|mine|>"}], "line 1: the prompt contains <|mine|>"),
+    "no picture": ([{"prompt": "a", "image": ""}], "line 1: 'image' is empty"),
+    "picture cut short": ([{"prompt": "a", "image": "cut.png"}], "cut.png' cannot be read: "),
+    "thin picture": (
+        [{"prompt": "a", "image": "thin.png"}],
+        "thin.png' has 5 × 2000 pixels; one side may be 200 times",
+    ),
+    "both kinds": ([{"prompt": "a"}, {"prompt": "b", "image": "a.png"}], "a batch cannot hold together"),
+    "class of GenEval": (
+        [{"prompt": "a dgo", "include": [{"class": "dgo"}]}],
+        "line 1: reward 'geneval': include[0] class is 'dgo'; known: one of COCO's 80 classes. Did you mean 'dog'?",
+    ),
+    "count of GenEval": (
+        [{"prompt": "no dog", "metadata": {"include": [{"class": "dog", "count": 0}]}}],
+        "line 1: reward 'geneval': include[0] count is 0; a whole number of at least 1 is needed.",
+    ),
+    "target of OCR": (
+        [{"prompt": "a sign", "text": 5}],
+        "line 1: reward 'ocr': metadata 'text' is 5; a text or a list",
+    ),
+    "colour": ([{"prompt": "a", "color": "redd"}], "line 1: reward 'color': 'redd' is not a colour"),
+}
+
+
+@pytest.mark.parametrize("case", PROMPTS)
+def test_what_no_prompt_may_be_is_found_before_any_weight_is_loaded(
+    case, checkpoint, recipe, tmp_path, capsys, monkeypatch
+):
+    rows, words = PROMPTS[case]
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+    Image.new("RGB", (5, 2000)).save(tmp_path / "thin.png")
+    Image.effect_noise((64, 64), 99).save(tmp_path / "cut.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:2000])
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows * (4 // len(rows))))
+    recipe["rewards"] = [{"use": use, "weight": 1.0} for use in ("geneval", "ocr", "color")]
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|mine|>"]})
+    tokenizer.save_pretrained(checkpoint)
+    monkeypatch.delattr("rl.train.load_decoder")  # the first weights that a run loads
+    for key in ("data", "evaluate"):
+        for name in ("data", "evaluate"):
+            recipe[name]["prompts"] = str(tmp_path / ("prompts.jsonl" if key == name else "good.txt"))
+        (tmp_path / "good.txt").write_text("a cat\na dog\na cow\na hat\n")
+        said = sentence(recipe, tmp_path, capsys)
+        assert words in said
+        assert str(tmp_path / "prompts.jsonl") in said
+
+
+def test_prompts_without_a_name(recipe, tmp_path, capsys):
+    said = sentence(recipe, tmp_path, capsys, "data.prompts=''")
+    assert "name a prompt file, a .yaml mix or datasets:NAME" in said
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def lines(*rows: dict) -> str:
 
 def asked(path: Path, prompt_key: str | None = None) -> dict[str, str]:
     """Names and prompts, as `uniar-rl generate --prompts` reads them."""
-    arguments = argparse.Namespace(prompt=None, prompts=path, prompt_key=prompt_key)
+    arguments = argparse.Namespace(prompt=None, prompts=path, prompt_key=prompt_key, image_key=None, image_root=None)
     return {question.name: question.prompt for question in read_questions(arguments, ())}
 
 
@@ -118,6 +118,10 @@ def test_pictures_to_edit_under_other_names(tmp_path):
     for row, keys in ((nested, Keys()), (flat, Keys()), (named, Keys(image="source"))):
         (record,) = load_prompts(write(tmp_path / "edits.jsonl", lines(row)), keys=keys)
         assert record.load_image().getpixel((0, 0)) == (0, 0, 255)
+        arguments = argparse.Namespace(
+            prompt=None, prompts=tmp_path / "edits.jsonl", prompt_key=None, image_key=keys.image, image_root=tmp_path
+        )
+        assert [question.pictures for question in read_questions(arguments, ())] == [(tmp_path / "a.png",)]
     write(tmp_path / "edits.jsonl", lines(named, {"prompt": "make it red"}))
     assert "line 2: the field 'source' (image_key) is missing." in refusal(
         tmp_path / "edits.jsonl", keys=Keys(image="source")

@@ -16,7 +16,8 @@ _HARMLESS = tuple(f"<|{what}_{end}|>" for what in ("object_ref", "box", "quad") 
 
 def reserved_tokens(processor: Any) -> tuple[str, ...]:
     """RESERVED, and what else is a special token of the checkpoint's own tokenizer."""
-    own = (processor.image_token, processor.video_token, *processor.tokenizer.all_special_tokens)
+    special = [token.content for token in processor.tokenizer.added_tokens_decoder.values() if token.special]
+    own = (processor.image_token, processor.video_token, *special)
     return tuple(dict.fromkeys(token for token in (*RESERVED, *own) if token not in _HARMLESS))
 
 
