@@ -5,10 +5,12 @@ from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 
 from rl.evaluate import Evaluator
+from rl.folder_lock import FolderLock
 from rl.grpo_config import RunConfig, flat
 from rl.pictures import plot_metrics, sample_grid
 from rl.run_folder import RunFolder
@@ -35,6 +37,7 @@ class RunCallback(TrainerCallback):
         folder: RunFolder,
         evaluator: Evaluator | None,
         stopper: Stopper,
+        lock: FolderLock,
         export: Callable[[Path], None],
         *,
         every: int | None,
@@ -44,9 +47,11 @@ class RunCallback(TrainerCallback):
         examine_every: int | None = None,
         held_out_as: str | None = None,
     ) -> None:
-        """export: writes the model to a folder. evaluator, examiner: None where nothing is held out to draw, or to ask.
-        every, examine_every: updates between two evaluations of either. held_out_as: see `plot_metrics`."""
-        self.folder, self.evaluator, self.stopper, self.export = folder, evaluator, stopper, export
+        """lock: has taken the folder, in the main process. export: writes the model to a folder. evaluator, examiner:
+        None where nothing is held out to draw, or to ask. every, examine_every: updates between two evaluations of
+        either. held_out_as: see `plot_metrics`."""
+        self.folder, self.evaluator, self.stopper = folder, evaluator, stopper
+        self.lock, self.export = lock, export
         self.every, self.at_start, self.at_end = every, at_start, at_end
         self.examiner, self.examine_every = examiner, examine_every
         self.held_out_as = held_out_as
@@ -59,13 +64,18 @@ class RunCallback(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args: RunConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        done: list[bool] = [False, False]
         if state.is_world_process_zero:
-            self.folder.forget_after(state.global_step)
+            self.folder.go_back_to(self.trainer.resumed_from, state.global_step)
+            done = list(self.folder.evaluated_at(state.global_step))
             self._report_settings(args)
+        drawn, asked = broadcast_object_list(done)
+        self._drawn_step, self._asked_step = (state.global_step if it else None for it in (drawn, asked))
         if self.at_start and state.global_step == 0:
             self._evaluate(args, state, control)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.lock.require_there()
         draw, ask = (every and state.global_step % every == 0 for every in (self.every, self.examine_every))
         if draw or ask:
             self._evaluate(args, state, control, draw=bool(draw), ask=bool(ask))
@@ -75,6 +85,8 @@ class RunCallback(TrainerCallback):
     ) -> None:
         if self.at_end and not self.stopper.stopped:
             step = state.global_step
+            if state.is_world_process_zero and step not in (self._drawn_step, self._asked_step):
+                self.folder.forget_evaluation_at(step)
             self._evaluate(args, state, control, draw=self._drawn_step != step, ask=self._asked_step != step)
         if state.is_world_process_zero:
             plot_metrics(self.folder.read(), self.folder.plot, self.held_out_as)
@@ -87,8 +99,8 @@ class RunCallback(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        if not state.is_world_process_zero or not logs:
-            return
+        if not state.is_world_process_zero or not logs or "train_runtime" in logs:
+            return  # the last: transformers' means over what this process has trained, which may be a part of the run
         self.folder.append(state.global_step, logs)
         if self.trainer.last_scored is not None:
             samples, table = self.trainer.last_scored
@@ -132,6 +144,8 @@ class RunCallback(TrainerCallback):
                 self.export(self.folder.best)
                 if state.is_world_process_zero:
                     self.folder.note_best(step)
+        if early_stop is not None and early_stop.stopped is not None and args.save_strategy != "no":
+            control.should_save = True  # the run's last checkpoint
         found = [part for part in (evaluation, understanding) if part is not None]
         # Straight to the callbacks: the trainer's own `log` would close the training metrics under way. The handler
         # takes the log for the one that is due, so it gets a copy of the flags.
@@ -173,7 +187,7 @@ class RunCallback(TrainerCallback):
 
 def _console_line(state: TrainerState, logs: dict[str, float]) -> str:
     """One line a log: progress, reward, KL, entropy and the seconds of each phase; "" for what needs no line."""
-    head = f"[{state.global_step}/{state.max_steps}]"
+    head = f"[{state.global_step}/{max(state.max_steps, state.global_step)}]"  # max_steps may have been lowered
     held_out = []
     if "eval_reward" in logs:
         held_out.append(f"held-out reward {logs['eval_reward']:.4f} ± {logs['eval_reward_se']:.4f}")

@@ -138,6 +138,13 @@ class Chassis(GRPOTrainer):
         if not self.only_weights:
             super()._load_from_checkpoint(checkpoint, model)
 
+    def _run_epoch(self, **kwargs: Any) -> None:
+        """Nothing where a run that goes on had made its last update: transformers would make another one."""
+        if self.state.global_step >= self.state.max_steps or self.control.should_training_stop:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(**kwargs)
+
     def _prepare_for_training(self, max_steps: int, dataloader: Any, checkpoint: str | None) -> tuple[Any, Any]:
         if not self.only_weights:
             return super()._prepare_for_training(max_steps, dataloader, checkpoint)
@@ -155,7 +162,7 @@ class Chassis(GRPOTrainer):
         with writing(run, self.state.global_step):
             if main:
                 shutil.rmtree(run / SAVING, ignore_errors=True)
-                (run / SAVING).mkdir(parents=True)
+                (run / SAVING).mkdir()
             self.accelerator.wait_for_everyone()
             self._saving = True
             super(GRPOTrainer, self)._save_checkpoint(model, trial)

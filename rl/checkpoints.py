@@ -12,11 +12,14 @@ import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 from safetensors import SafetensorError
 
+from rl.disk_errors import failure_within, write_failure
 from uniar.errors import UserError
+from uniar.files import read_json, reason_of, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -24,9 +27,8 @@ MANIFEST = "manifest.json"
 PREFIX = "checkpoint-"
 SAVING = ".saving"
 """Folder, inside the run's, in which a checkpoint is written."""
-
-_TORCH_WRITER = "inline_container"
-"""the file of torch's writer, which its errors name"""
+STATE = "trainer_state.json"
+"""transformers' own, in a checkpoint"""
 
 
 @contextmanager
@@ -36,38 +38,68 @@ def writing(run: Path, step: int) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
-        if type(error) is RuntimeError and _TORCH_WRITER not in str(error):
-            raise  # another process's end, a kernel: nothing of a file
+        if (said := write_failure(error)) is None:
+            raise
+        require_there(run)
+        earlier = "earlier checkpoints are as they were" if checkpoints(run) else "there is no earlier one"
         raise UserError(
-            f"the checkpoint of step {step} could not be written to {run} ({_free(run)} free there): "
-            f"{str(error).splitlines()[0]}; earlier checkpoints are as they were."
+            f"the checkpoint of step {step} could not be written to {run} ({_free(run)} free there): {said}; {earlier}."
         ) from error
 
 
-def seal(folder: Path) -> None:
-    """Writes the manifest of a folder whose files are all there, and waits until they are on the disk."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+@contextmanager
+def writing_records(run: Path) -> Iterator[None]:
+    """A run goes on inside. Raises UserError where something of its folder besides a checkpoint cannot be written:
+    metrics, pictures, scores."""
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if (said := failure_within(error, run)) is None:
+            raise
+        require_there(run)
+        kept = "its checkpoints are as they were" if checkpoints(run) else "it has no checkpoint yet"
+        raise UserError(f"{run} cannot be written: {said}; {kept}.") from error
+
+
+def require_there(run: Path) -> None:
+    """Raises UserError where the folder of a run under way is not there any more."""
+    if not run.is_dir():
+        raise UserError(f"{run} is not there any more: it was renamed or removed while a run was writing to it.")
+
+
+def listed(folder: Path, *but: str) -> dict[str, dict[str, Any]]:
+    """Path → size and SHA-256 of every file in a folder, without those named; waits until they are on the disk."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in but)
     with ThreadPoolExecutor() as threads:  # a large run's files are hundreds of GB
         digests = list(threads.map(_digest, paths))
     files = {}
     for path, digest in zip(paths, digests, strict=True):
         files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest}
         _flush(path)
-    manifest = folder / MANIFEST
-    manifest.write_text(json.dumps({"files": files}, indent=2) + "\n")
-    for path in (manifest, *(path for path in folder.rglob("*") if path.is_dir()), folder):
+    for path in (*(path for path in folder.rglob("*") if path.is_dir()), folder):
         _flush(path)
+    return files
 
 
-def fault(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, in a few words; None for a good one."""
-    manifest = folder / MANIFEST
+def seal(folder: Path) -> None:
+    """Writes the manifest of a folder whose files are all there, and waits until they are on the disk."""
+    write_whole(folder / MANIFEST, json.dumps({"files": listed(folder, MANIFEST)}, indent=2) + "\n")
+    _flush(folder)
+
+
+def fault(folder: Path, manifest: Path | None = None) -> str | None:
+    """What is wrong with a checkpoint, in a few words; None for a good one. manifest: where it is not in the folder."""
+    manifest = manifest or folder / MANIFEST
     if not manifest.is_file():
-        return f"it has no {MANIFEST}, so its writing was never finished"
+        return f"it has no {manifest.name}, so its writing was never finished"
     try:
-        files = json.loads(manifest.read_text())["files"]
+        files = read_json(manifest, "manifest")["files"]
+        if not files:
+            return f"its {manifest.name} lists no files"
         for name, expected in files.items():
             path = folder / name
+            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+                return f"its {manifest.name} lists {name}, which is not in its folder"
             if not path.is_file():
                 return f"{name} is missing"
             if path.stat().st_size != expected["bytes"]:
@@ -77,8 +109,17 @@ def fault(folder: Path) -> str | None:
                 if digest != files[name]["sha256"]:
                     return f"{name} is not what was written (its SHA-256 differs)"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"{MANIFEST} cannot be read ({error})"
+        return f"{manifest.name} cannot be read ({reason_of(error)})"
     return None
+
+
+def saved_step(checkpoint: Path) -> int:
+    """The update that a checkpoint was saved after. Raises UserError where its state is not a Trainer's."""
+    state = read_json(checkpoint / STATE, "state of the run")
+    step = state.get("global_step") if isinstance(state, dict) else None
+    if not isinstance(step, int) or not isinstance(state.get("log_history"), list):
+        raise UserError(f"{checkpoint / STATE} is not the state of a run: it needs 'global_step' and 'log_history'.")
+    return step
 
 
 def publish(run: Path, name: str) -> Path:
@@ -99,7 +140,7 @@ def checkpoints(run: Path) -> list[Path]:
     numbered = [
         (int(entry.name.removeprefix(PREFIX)), entry)
         for entry in run.glob(f"{PREFIX}*")
-        if entry.is_dir() and entry.name.removeprefix(PREFIX).isdigit()
+        if entry.is_dir() and entry.name.removeprefix(PREFIX).isdecimal()
     ]
     return [entry for _, entry in sorted(numbered)]
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerControl
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from rl.config import EarlyStopSection, Recipe
 from rl.keeper import Keeper
@@ -36,13 +36,23 @@ class EarlyStop(Keeper):
             self.best, self.best_step, self.without_improvement = value, step, 0
             return True
         self.without_improvement += 1
+        self._stop_if_patience_is_over(control)
+        return False
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        super().on_train_begin(args, state, control, **kwargs)
+        self._stop_if_patience_is_over(control)  # a run that had ended, and goes on to export
+
+    def _stop_if_patience_is_over(self, control: TrainerControl) -> None:
+        section = self.section
         if self.without_improvement >= section.patience:
             self.stopped = (
                 f"held-out {section.metric} has not risen by more than {section.min_delta:g} in "
                 f"{section.patience} evaluation{'s' * (section.patience > 1)}"
             )
             control.should_training_stop = True
-        return False
 
     def report(self, step: int, last: int, folder: Path) -> str:
         """For the console, when training has ended after update `step` of `last`: why, if early, and which model is the
@@ -61,8 +71,9 @@ class EarlyStop(Keeper):
         return {"best": self.best, "best_step": self.best_step, "without_improvement": self.without_improvement}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        self.best, self.best_step = state["best"], state["best_step"]
-        self.without_improvement = state["without_improvement"]
+        self.best = None if state["best"] is None else float(state["best"])
+        self.best_step = None if state["best_step"] is None else int(state["best_step"])
+        self.without_improvement = int(state["without_improvement"])
 
 
 def check_metric(recipe: Recipe, rewards: Sequence[str]) -> None:

@@ -88,7 +88,7 @@ class Evaluation:
 
 OWN_METRICS = ("reward", "reward_se", "excluded_samples", "seconds")
 """What an evaluation logs besides each reward's mean, all with the prefix eval_."""
-OWN_COLUMNS = ("total", "understanding")
+OWN_COLUMNS = ("total", "understanding", "held_out")
 """What its file, evaluations/step-N.json, has besides each reward's scores."""
 
 

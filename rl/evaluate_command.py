@@ -7,6 +7,8 @@ torchrun --nproc_per_node 8 -m rl.cli evaluate RECIPE --output scores        the
 import argparse
 import dataclasses
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -17,8 +19,8 @@ from rl.evaluate import Evaluation
 from rl.pictures import sample_grid
 from rl.policy_model import checkpoint_of, load_policy
 from rl.recipe import load_recipe
+from rl.records import json_ready
 from rl.rollout import DrawSettings
-from rl.run_folder import json_ready
 from rl.run_parts import (
     build_eval_rewards,
     build_evaluator,
@@ -34,6 +36,7 @@ from rl.understanding import Understanding
 from uniar.checkpoint import load_processor, resolve_checkpoint
 from uniar.commands.loading import choose_device
 from uniar.errors import UserError
+from uniar.files import write_whole
 from uniar.inspection import inspect_checkpoint
 
 
@@ -56,6 +59,9 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError(
             f"{recipe.source}: evaluate.prompts and understanding.questions are null; name what to evaluate on."
         )
+    if arguments.output is not None:
+        with _writing(arguments.output):
+            arguments.output.mkdir(parents=True, exist_ok=True)
     rewards = build_eval_rewards(recipe, records) if records else None
     if arguments.model:
         source = resolve_checkpoint(arguments.model)
@@ -100,18 +106,26 @@ def _report(
         print(f"{name.removeprefix('eval_')}: {value:.4f}")
     if output is None:
         return
-    output.mkdir(parents=True, exist_ok=True)
 
     def write(name: str, content: dict) -> None:
-        (output / name).write_text(json.dumps(json_ready(content), indent=2) + "\n")
+        write_whole(output / name, json.dumps(json_ready(content), indent=2) + "\n")
 
     settings = {name: dataclasses.asdict(getattr(recipe, name)) for name in ("evaluate", "understanding")}
-    write("scores.json", {"checkpoint": str(source), "recipe": recipe.source, **settings, "metrics": metrics})
-    if understanding is not None:
-        write("understanding.json", understanding.columns())
-    if evaluation is not None and evaluation.details:
-        write("details.json", evaluation.details)
-    if evaluation is not None and evaluation.shown:
-        tiles = [(image, record.prompt, total) for record, image, total in evaluation.shown]
-        sample_grid(tiles, output / "samples.png", notes=evaluation.notes)
+    with _writing(output):
+        write("scores.json", {"checkpoint": str(source), "recipe": recipe.source, **settings, "metrics": metrics})
+        if understanding is not None:
+            write("understanding.json", understanding.columns())
+        if evaluation is not None and evaluation.details:
+            write("details.json", evaluation.details)
+        if evaluation is not None and evaluation.shown:
+            tiles = [(image, record.prompt, total) for record, image, total in evaluation.shown]
+            sample_grid(tiles, output / "samples.png", notes=evaluation.notes)
     print(f"written to {output}")
+
+
+@contextmanager
+def _writing(output: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"--output {output} cannot be written: {error.strerror or error}.") from error

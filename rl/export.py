@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from rl.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, merge_checkpoint, merge_state, read_config, trained_adapter
+from rl.disk_errors import write_failure
 from rl.ema import averaged_weights
 from rl.tensor_files import TensorFiles, save_tensors, write_like
 from rl.zero_shards import ZeroShards
@@ -77,7 +78,7 @@ def export_adapter(
     if not (checkpoint / ADAPTER_CONFIG).is_file():
         raise UserError(f"{checkpoint} has no {ADAPTER_CONFIG}: it holds no adapter, but a whole model.")
     config = read_config(checkpoint) | {"base_model_name_or_path": base, "inference_mode": True}
-    with _appearing(target, ADAPTER_CONFIG) as folder:
+    with appearing(target, ADAPTER_CONFIG) as folder:
         save_tensors(trained_adapter(checkpoint, average=average), folder / ADAPTER_WEIGHTS)
         (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         if card is not None:
@@ -103,7 +104,7 @@ def trained_weights(checkpoint: Path, source: Path, *, average: bool = False) ->
 def _write_checkpoint(
     weights: Mapping[str, Tensor], source: Path, target: Path, max_shard_size: int, card: str | None
 ) -> None:
-    with _appearing(target, "config.json") as folder:
+    with appearing(target, "config.json") as folder:
         write_like(source, weights, folder, max_shard_size)
         for name in _CONFIGS:
             if (source / name).is_file():
@@ -114,24 +115,31 @@ def _write_checkpoint(
 
 
 @contextmanager
-def _appearing(target: Path, sign: str) -> Iterator[Path]:
+def appearing(target: Path, sign: str) -> Iterator[Path]:
     """A folder to write to that becomes `target` when all is there. Only a folder with the file `sign` is replaced, and
-    only if it is no training checkpoint."""
+    only if it is no training checkpoint. Raises UserError where it cannot be written."""
+    require_replaceable(target, sign)
+    target = target.resolve()  # a link to another disk stays one
+    partial, replaced = (target.with_name(f"{target.name}.{state}") for state in ("partial", "replaced"))
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(replaced, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        if target.exists():  # renamed first: killed while it is deleted, it would be half of a checkpoint
+            target.rename(replaced)
+        partial.rename(target)
+    except BaseException as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if (said := write_failure(error)) is not None:
+            raise UserError(f"{target} cannot be written: {said}.") from error
+        raise
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def require_replaceable(target: Path, sign: str = "config.json") -> None:
+    """Raises UserError for a folder that an export must not replace."""
     if target.exists() and not (target / sign).is_file():
         raise UserError(f"{target} exists and is no checkpoint folder; choose another output folder.")
     if (target / "trainer_state.json").exists():
         raise UserError(f"{target} is a training checkpoint, which an export must not replace; choose another folder.")
-    target = target.resolve()  # a link to another disk stays one
-    partial = target.with_name(f"{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
-        yield partial
-    except BaseException as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise UserError(f"{target} cannot be written: {error}.") from error
-        raise
-    if target.exists():
-        shutil.rmtree(target)
-    partial.rename(target)

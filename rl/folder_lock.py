@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import os
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -29,12 +30,15 @@ class FolderLock:
 
     def __init__(self) -> None:
         self._held: FileLock | None = None
+        self._folder: tuple[Path, int] | None = None  # taken, and its descriptor
 
     def __enter__(self) -> Self:
         return self
 
     def take(self, folder: Path) -> None:
         """Raises UserError when another run has it: one that goes on, or what a killed launcher has left running."""
+        self._let_go()
+        self._folder = folder, os.open(folder, os.O_RDONLY)
         lock = FileLock(folder / LOCK, fallback_to_soft=False)
         try:
             lock.acquire(timeout=0)
@@ -50,6 +54,25 @@ class FolderLock:
             return
         self._held = lock
 
+    def require_there(self) -> None:
+        """Raises UserError where what has the name of the folder that was taken is not that folder any more: a new run
+        may have begun there."""
+        if self._folder is None:
+            return
+        folder, descriptor = self._folder
+        try:
+            same = os.path.samestat(os.fstat(descriptor), os.stat(folder))
+        except OSError:
+            same = False
+        if not same:
+            raise UserError(f"{folder} is not the folder that this run began in: it was renamed or removed meanwhile.")
+
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+        self._let_go()
+
+    def _let_go(self) -> None:
         if self._held is not None:
             self._held.release()
+        if self._folder is not None:
+            os.close(self._folder[1])
+        self._held = self._folder = None

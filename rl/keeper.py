@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from uniar.errors import UserError
+from uniar.files import read_json, reason_of, write_whole
+
 if TYPE_CHECKING:
     from rl.trainer import UniARTrainer
 
@@ -44,11 +47,17 @@ class Keeper(TrainerCallback):
     def save(self, checkpoint: Path) -> None:
         """Writes the state into a checkpoint's folder. Called on every rank."""
         if self.trainer.accelerator.is_main_process:
-            self.place(checkpoint).write_text(json.dumps(self.state(), indent=2) + "\n")
+            write_whole(self.place(checkpoint), json.dumps(self.state(), indent=2) + "\n")
 
     def load(self, checkpoint: Path) -> None:
-        """Reads the state. Called on every rank."""
-        self.set_state(json.loads(self.place(checkpoint).read_text()))
+        """Reads the state. Called on every rank. Raises UserError where it is not one."""
+        found = read_json(self.place(checkpoint), f"state of {self.name}")
+        try:
+            self.set_state(found)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{self.place(checkpoint)} is not a state of {self.name}: {type(error).__name__} {reason_of(error)}."
+            ) from error
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -106,18 +106,21 @@ def origin_of(checkpoint: Path, base: str | None = None, *, average: bool = Fals
         return Origin(base, steps=steps, average=average)
     recipe = load_recipe(folder.config)
     origin = Origin(base or base_name(recipe.model), recipe, steps, _processes(checkpoint), average)
-    if recipe.evaluate.ema != average:
-        return origin  # the run's evaluations are of other weights
-    evaluated, rewards = _rewards(folder, steps)
-    asked, understanding = _understanding(folder, steps)
+    return origin if recipe.evaluate.ema != average else _measured(origin, folder)  # else of other weights
+
+
+def _measured(origin: Origin, folder: RunFolder) -> Origin:
+    """With what the run's evaluations say."""
+    evaluated, rewards = _rewards(folder, origin.steps)
+    asked, understanding = _understanding(folder, origin.steps)
     return replace(origin, evaluated=evaluated, rewards=rewards, asked=asked, understanding=understanding)
 
 
-def card_of_run(folder: RunFolder, source: Path, steps: int, processes: int) -> str:
-    """The card of what a run has trained when it ends after `steps` updates on so many processes."""
-    average = load_recipe(folder.config).evaluate.ema
-    origin = replace(origin_of(folder.final, average=average), steps=steps, processes=processes)
-    return model_card(folder.path.name, origin, main_dtype(source))
+def card_of_run(folder: RunFolder, recipe: Recipe, source: Path, steps: int, processes: int) -> str:
+    """The card of what a run has trained when it ends after `steps` updates on so many processes. Its config on the
+    disk is not read: whatever has become of it, the run is to leave what it has trained."""
+    origin = Origin(base_name(recipe.model), folder.resolved(recipe), steps, processes, recipe.evaluate.ema)
+    return model_card(folder.path.name, _measured(origin, folder), main_dtype(source))
 
 
 def base_name(section: ModelSection) -> str:

@@ -9,6 +9,7 @@ import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
 from rl.understanding import ANSWER_SCORES
+from uniar.files import whole_file
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -41,8 +42,9 @@ def sample_grid(
             pen.text((x, y + TILE + row * LINE), line, fill="black" if row == 0 else "#555555", font=font)
         for row, line in enumerate(_wrap(notes[number], font, TILE, lines=3), start=3):
             pen.text((x, y + TILE + row * LINE), line, fill="#888888", font=font)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
+    path.parent.mkdir(exist_ok=True)
+    with whole_file(path) as unfinished:
+        sheet.save(unfinished, format="PNG")
 
 
 def _wrap(text: str, font: Any, width: int, lines: int) -> list[str]:
@@ -94,7 +96,8 @@ def plot_metrics(lines: Sequence[dict[str, Any]], path: Path, held_out_as: str |
             axis.errorbar(steps, means, yerr=errors, color="tab:red", marker="o", capsize=3, label="held-out ± s.e.")
         if key in ("reward", "eval_reward", "eval_understanding") and axis.has_data():
             axis.legend(fontsize=8)
-    figure.savefig(path, dpi=110)
+    with whole_file(path) as unfinished:
+        figure.savefig(unfinished, dpi=110, format="png")
     plt.close(figure)
 
 

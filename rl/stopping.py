@@ -54,6 +54,8 @@ class Stopper(TrainerCallback):
             self._requested = self._requested or "max_runtime"
         if not self._anyone_asked() or state.global_step % self.trainer.updates_of_rollout:
             return
+        if state.global_step >= state.max_steps and args.save_strategy == "no":
+            return  # the export is all that keeps what has been trained
         # A rank that was not asked itself stops with the others.
         self.stopped = self._requested or "another process"
         control.should_save = args.save_strategy != "no"

@@ -10,21 +10,20 @@ exact KL term to the starting model. No critic, no reward model training, no tex
 """
 
 import argparse
-import dataclasses
-import errno
 import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from transformers import PrinterCallback, ProgressCallback, set_seed
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from rl.callbacks import RunCallback
-from rl.checkpoints import newest_good
+from rl.checkpoints import writing_records
+from rl.claim import claim_folder
 from rl.config import Recipe
+from rl.data_state import data_state
 from rl.decoder_process import DecoderProcess
 from rl.distributed import (
     is_first_process,
@@ -34,11 +33,11 @@ from rl.distributed import (
     world_size,
 )
 from rl.early_stop import check_metric
-from rl.evaluate import paired_gain
 from rl.export import export_model
 from rl.features import Features
+from rl.finished import note_finished, report
 from rl.folder_lock import FolderLock
-from rl.grpo_config import RunConfig, grpo_config
+from rl.grpo_config import grpo_config
 from rl.model_card import card_of_run
 from rl.peers import Peers
 from rl.policy_model import checkpoint_of, load_config, load_policy, reference_for, trainable
@@ -69,13 +68,9 @@ from rl.trainer import UniARTrainer
 from rl.trainer_check import check_trainer
 from rl.watch import Watch
 from uniar.checkpoint import load_processor
-from uniar.errors import UserError
 from uniar.files import require_writable
 
 logger = logging.getLogger(__name__)
-
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
-"""of a metrics file, a picture, a scores file that cannot be written; checkpoints speak for themselves"""
 
 
 def train(recipe: Recipe, resume: bool = False) -> RunFolder | None:
@@ -141,7 +136,13 @@ def _train(recipe: Recipe, resume: bool, lock: FolderLock) -> RunFolder | None:
         scorers = {key: LocalScorer(decoder, scored, processor) for key, scored in lists.items()}
     else:
         scorers = {key: RemoteScorer(connection, key, scored) for key, scored in lists.items()}
-    folder, checkpoint = _claim_folder(recipe, args, resume, lock)
+    data = data_state(recipe, records, held_out, questions, kl_questions)
+    claimed = claim_folder(recipe, args, resume, lock, data)
+    folder, checkpoint = claimed.folder, claimed.checkpoint
+    if claimed.finished:
+        for used in (rewards, eval_rewards, *([] if connection is None else [connection])):
+            used.close()
+        return folder
     set_seed(recipe.seed)  # adapters start from random values
     evaluator = build_evaluator(recipe, held_out, processor, scorers["eval_rewards"])
     stopper = Stopper(None if recipe.max_runtime is None else recipe.max_runtime * 3600)
@@ -150,6 +151,7 @@ def _train(recipe: Recipe, resume: bool, lock: FolderLock) -> RunFolder | None:
         folder,
         evaluator,
         stopper,
+        lock,
         lambda target: export_from_trainer(trainer, source, folder, target),
         every=held.every,
         at_start=held.at_start,
@@ -181,12 +183,8 @@ def _train(recipe: Recipe, resume: bool, lock: FolderLock) -> RunFolder | None:
     for theirs in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(theirs)
     try:
-        with Peers(), stopper, args.reporting():
+        with writing_records(folder.path), Peers(), stopper, args.reporting():
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    except OSError as error:
-        if error.errno not in DISK_ERRORS:
-            raise
-        raise UserError(f"{folder.path} cannot be written: {error}; its checkpoints are as they were.") from error
     finally:
         if args.process_index == 0:
             folder.release_if_unused()
@@ -194,31 +192,22 @@ def _train(recipe: Recipe, resume: bool, lock: FolderLock) -> RunFolder | None:
             suite.close()
     if connection is not None:
         connection.close()
+    state = trainer.state
     if stopper.stopped:
-        print(f"stopped by {stopper.stopped} after update {trainer.state.global_step}; go on with --resume", flush=True)
+        saved = "nothing is saved" if args.save_strategy == "no" else "go on with --resume"
+        print(f"stopped by {stopper.stopped} after update {state.global_step}; {saved}", flush=True)
         return None
-    early_stop = trainer.features.early_stop
+    lock.require_there()
+    early_stop, said = trainer.features.early_stop, None
     if early_stop is not None and args.process_index == 0:
-        print(early_stop.report(trainer.state.global_step, trainer.state.max_steps, folder.best), flush=True)
-    with trainer.evaluated_weights():
-        export_from_trainer(trainer, source, folder, folder.final)
+        said = early_stop.report(state.global_step, state.max_steps, folder.best)
+        print(said, flush=True)
+    with writing_records(folder.path):
+        with trainer.evaluated_weights():
+            export_from_trainer(trainer, source, folder, folder.final)
+        if args.process_index == 0:
+            note_finished(folder, recipe, args, state, said)
     return folder
-
-
-def _claim_folder(recipe: Recipe, args: RunConfig, resume: bool, lock: FolderLock) -> tuple[RunFolder, Path | None]:
-    """The run's folder and the checkpoint to go on from. The main process chooses, the others are told."""
-    chosen: list[str | None] = [None, None]
-    if args.process_index == 0:
-        folder = RunFolder.claim(recipe, resume=resume or recipe.resume == "auto", lock=lock)
-        checkpoint = newest_good(folder.path) if resume or recipe.resume == "auto" else None
-        if resume and checkpoint is None:
-            raise UserError(f"{folder.path} has no whole checkpoint to resume from.")
-        if checkpoint is not None:
-            folder.restore_records(checkpoint)
-        chosen = [str(folder.path), None if checkpoint is None else str(checkpoint)]
-    path, checkpoint = broadcast_object_list(chosen)
-    args.describe(dataclasses.replace(recipe, output_dir=path))
-    return RunFolder(path), None if checkpoint is None else Path(checkpoint)
 
 
 def export_from_trainer(trainer: UniARTrainer, source: Path, folder: RunFolder, target: Path) -> None:
@@ -227,28 +216,9 @@ def export_from_trainer(trainer: UniARTrainer, source: Path, folder: RunFolder, 
     # Asked of the engine itself: accelerate refuses where the recipe leaves checkpoints sharded.
     state = trainer.model_wrapped._zero3_consolidated_16bit_state_dict() if is_deepspeed_zero3_enabled() else None
     if accelerator.is_main_process:
-        card = card_of_run(folder, source, trainer.state.global_step, accelerator.num_processes)
+        card = card_of_run(folder, trainer.recipe, source, trainer.state.global_step, accelerator.num_processes)
         export_model(accelerator.unwrap_model(trainer.model), source, target, state, card=card)
     accelerator.wait_for_everyone()
-
-
-def report(folder: RunFolder) -> None:
-    """The last lines of a run: where things are, and what the held-out reward did."""
-    totals = folder.evaluated_totals()
-    if len(totals) > 1:
-        gain, error = paired_gain(totals[min(totals)], totals[max(totals)])
-        print(f"gain {gain:+.4f} ± {error:.4f} (mean and standard error over paired held-out samples)")
-    if len(answered := folder.evaluated_understanding()) > 1:
-        before, after = answered[min(answered)], answered[max(answered)]
-        print(
-            f"held-out questions: exact match {before['exact_match']:.1%} -> {after['exact_match']:.1%}, "
-            f"P(answer) {before['p_answer']:.3g} -> {after['p_answer']:.3g}, "
-            f"a token {before['p_token']:.3g} -> {after['p_token']:.3g}"
-        )
-    print(f"checkpoint {folder.final}  plot {folder.plot}  sample grids {folder.samples}")
-    if totals:
-        first, last = (totals[step].nanmean().item() for step in (min(totals), max(totals)))
-        print(f"held-out reward: {first:.4f} -> {last:.4f}", flush=True)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
