@@ -272,7 +272,7 @@ class Recipe:
     )
     resume: Literal["never", "auto"] = setting(
         "What to do with an output_dir that holds a run: never refuses it (but for `--resume`), auto goes on from "
-        "its newest good checkpoint, or starts anew where there is none.",
+        "its newest good checkpoint, or starts anew where there is none, and leaves a finished run as it is.",
         "never",
     )
     max_runtime: float | None = setting(

@@ -45,13 +45,15 @@ def read_evaluation(file: Path) -> dict[str, Any] | None:
         found = read_json(file, "evaluation")
         if not isinstance(found, dict):
             raise UserError(f"the evaluation '{file}' is not an object.")
-        answers = found.get("understanding", {})
-        scores = [column for name, column in found.items() if name not in ("understanding", "held_out")]
-        if scores and "total" not in found:
-            raise UserError(f"the evaluation '{file}' has scores without a 'total'.")
-        columns = [*scores, *(answers[name] for name in ANSWER_SCORES if answers)]
-        if not all(_is_column(column) for column in columns) or len({len(column) for column in scores}) > 1:
-            raise UserError(f"the evaluation '{file}' is not made of columns of scores, all of a length.")
+        answers = found.get("understanding")
+        columns = {"total": found["total"]} if "total" in found or answers is None else {}
+        columns |= {} if answers is None else {name: answers[name] for name in ANSWER_SCORES}
+        for name, column in columns.items():
+            kinds = int | float | None if name == "total" else int | float
+            if not isinstance(column, list) or not column or not all(isinstance(value, kinds) for value in column):
+                raise UserError(f"'{name}' of the evaluation '{file}' is not a list of scores.")
+        if not all(isinstance(found.get(name, {}), dict) for name in ("understanding", "held_out")):
+            raise UserError(f"the evaluation '{file}' has an 'understanding' or 'held_out' that is not an object.")
         return found
     except (UserError, KeyError, TypeError, AttributeError) as error:
         said = reason_of(error) if isinstance(error, UserError) else f"'{file}' is not one ({reason_of(error)})"
@@ -68,7 +70,6 @@ def json_ready(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _is_column(values: Any) -> bool:
-    return isinstance(values, list) and all(
-        value is None or (isinstance(value, int | float) and not isinstance(value, bool)) for value in values
-    )
+def samples_of(evaluation: Mapping[str, Any], key: str) -> int:
+    """How many samples or questions `key`, total or understanding, of an evaluation is about."""
+    return len(evaluation[key] if key == "total" else evaluation[key]["exact_match"])

@@ -39,7 +39,7 @@ from rl.config import Recipe
 from rl.data_state import HELD_OUT
 from rl.evaluate import Evaluation
 from rl.folder_lock import LOCK, FolderLock
-from rl.records import append_lines, json_ready, read_evaluation, read_lines
+from rl.records import append_lines, json_ready, read_evaluation, read_lines, samples_of
 from rl.understanding import ANSWER_SCORES, Understanding
 from uniar.errors import UserError
 from uniar.files import read_json, write_whole
@@ -282,7 +282,10 @@ class RunFolder:
             number, evaluation = _OF_A_STEP.fullmatch(file.stem), read_evaluation(file)
             if number is not None and evaluation is not None and key in evaluation:
                 found[int(number[1])] = evaluation
-        measured_on = {step: (evaluation.get("held_out") or {}).get(key) for step, evaluation in found.items()}
+        measured_on = {
+            step: (evaluation.get("held_out", {}).get(key), samples_of(evaluation, key))
+            for step, evaluation in found.items()
+        }
         for step, evaluation in sorted(found.items()):
             if measured_on[step] == measured_on[max(found)]:
                 yield step, evaluation if whole else evaluation[key]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from kill_at import LAST
 from training_runs import ROOT, changed, deepspeed, small_recipe
 
 from rl.checkpoints import SAVING, checkpoints, fault, newest_good
@@ -184,6 +185,105 @@ def test_killed_thirty_times(recipe, tmp_path, processes, engine):
     if engine is not None:
         recipe["trainer"] |= {"per_device_train_batch_size": 4, "deepspeed": deepspeed(engine)}
     print(check_killed_run(recipe, tmp_path, 10, processes), engine or "")
+
+
+# Killed where the matrix above does not come: before the first checkpoint, and after the last ------------------------
+
+PLACES = [
+    "first evaluation",
+    "first evaluation, written",
+    "first line",
+    "first update",
+    "last update",
+    "last save, sealed",
+    "last save, in place",
+    "last evaluation",
+    "last evaluation, written",
+    "export",
+    "export, in place",
+    "report",
+]
+"""of kill_at.py"""
+
+
+@pytest.fixture
+def evaluated(nano_checkpoint: Path, tmp_path: Path) -> dict:
+    """Three updates, a checkpoint after the second and the last, an evaluation before the first and after the last."""
+    (tmp_path / "held_out.jsonl").write_text('{"prompt": "a red circle"}\n{"prompt": "a blue circle"}\n')
+    return changed(
+        small_recipe(nano_checkpoint, tmp_path),
+        evaluate={"prompts": str(tmp_path / "held_out.jsonl"), "at_start": True, "at_end": True},
+        trainer={"max_steps": LAST, "save_steps": 2},
+    )
+
+
+def go_to(place: str, recipe: dict, folder: Path, processes: int = 1, *more: str) -> str:
+    """Runs until the place, where it is killed, or to the end; returns what was printed."""
+    path = folder.with_suffix(".yaml")
+    path.write_text(json.dumps({**recipe, "output_dir": str(folder)}))
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    done = subprocess.run(
+        [sys.executable, *(launcher if processes > 1 else []), str(ROOT / "tests/kill_at.py"), place, str(path), *more],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == (0 if place == "nowhere" else -signal.SIGKILL), f"{place}: {done.stdout[-3000:]}"
+    return done.stdout
+
+
+def require_as_if_never_killed(killed: Path, whole: Path) -> None:
+    """Records, checkpoints' weights and the export, but for seconds and, in the card, the name of the folder."""
+    seconds = ("second", "time")
+    lines, expected = (
+        [{key: value for key, value in line.items() if not any(word in key for word in seconds)} for line in read]
+        for read in (RunFolder(killed).read(), RunFolder(whole).read())
+    )
+    assert lines == expected
+    for name in sorted(file.relative_to(whole) for file in whole.rglob("*") if file.is_file()):
+        if name.suffix in (".safetensors", ".json") and name.name not in ("manifest.json", "trainer_state.json"):
+            assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
+        else:
+            assert (killed / name).is_file(), name
+    assert not [file for file in killed.rglob("*") if not (whole / file.relative_to(killed)).exists()]  # nothing left
+
+
+@pytest.mark.parametrize("place", ["first update", "export"])
+def test_killed_before_the_first_checkpoint_and_in_the_export(evaluated, tmp_path, place):
+    whole, killed = tmp_path / "a" / "run", tmp_path / "b" / "run"
+    for folder in (whole, killed):
+        folder.parent.mkdir()
+    go_to("nowhere", evaluated, whole)
+    go_to(place, evaluated, killed)
+    output = go_to("nowhere", evaluated, killed, 1, "--resume")
+    assert output.count("] reward ") == (3 if place == "first update" else 0)
+    require_as_if_never_killed(killed, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("processes", "engine"), [(1, None), (2, "zero2")])
+def test_killed_at_twelve_places(evaluated, tmp_path, processes, engine):
+    """Each time from the beginning, and at last one run that is killed at all of them, one after the other."""
+    if engine is not None:
+        evaluated["trainer"] |= {"per_device_train_batch_size": 4, "deepspeed": deepspeed(engine)}
+    whole = tmp_path / "whole" / "run"
+    whole.parent.mkdir()
+    go_to("nowhere", evaluated, whole, processes)
+    every = tmp_path / "every" / "run"
+    every.parent.mkdir()
+    for number, place in enumerate(PLACES):
+        killed = tmp_path / str(number) / "run"
+        killed.parent.mkdir()
+        go_to(place, evaluated, killed, processes)
+        output = go_to("nowhere", evaluated, killed, processes, "--resume")
+        assert "[4/3]" not in output
+        require_as_if_never_killed(killed, whole)
+        go_to(place, evaluated, every, processes, *(["--resume"] if number else []))
+    go_to("nowhere", evaluated, every, processes, "--resume")
+    require_as_if_never_killed(every, whole)
 
 
 @pytest.mark.parametrize("how", ["an error", pytest.param("SIGKILL", marks=pytest.mark.slow)])

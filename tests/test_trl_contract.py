@@ -5,6 +5,7 @@ from importlib.metadata import version
 
 import torch
 from transformers import Trainer
+from transformers.trainer_callback import CallbackHandler
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler, shuffle_sequence_dict, split_tensor_dict
 
@@ -48,6 +49,14 @@ def test_what_resuming_with_weights_alone_goes_around():
     assert "self._load_optimizer_and_scheduler(resume_from_checkpoint)" in prepare
     # The step and the place in the data come before, from the checkpoint all the same.
     assert "TrainerState.load_from_json" in inspect.getsource(Trainer._init_training_state)
+
+
+def test_what_a_run_that_has_made_its_last_update_goes_around():
+    loop = inspect.getsource(Trainer._inner_training_loop)
+    call = loop.split("self._run_epoch(")[1].split("\n            )")[0]
+    assert all("=" in argument for argument in call.strip().splitlines())  # by name
+    assert "if self.control.should_training_stop:\n                break" in loop
+    assert "control.should_training_stop = False" in inspect.getsource(CallbackHandler.on_train_begin)
 
 
 def test_batches_hold_lists_and_tensors():
