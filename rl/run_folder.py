@@ -229,6 +229,7 @@ class RunFolder:
         the order of the questions. The two may come one after the other."""
         file = self._evaluation(step)
         found: dict[str, Any] = (read_evaluation(file) if file.exists() else None) or {}
+        found |= self._held_out()
         if evaluation is not None:
             columns = dict(zip(evaluation.names, evaluation.values.T.tolist(), strict=True))
             found |= {"total": evaluation.totals.tolist(), **columns}
@@ -237,18 +238,25 @@ class RunFolder:
                 write_whole(self.evaluations / f"details-{step:06d}.json", details + "\n")
         if understanding is not None:
             found["understanding"] = understanding.columns()
-        if self.data.is_file():
-            data = read_json(self.data, "record of a run's data")
-            found["held_out"] = {part: data[key]["sha256"] for part, key in HELD_OUT.items()}
         write_whole(file, json.dumps(json_ready(found)) + "\n")
 
     def evaluated_at(self, step: int) -> tuple[bool, bool]:
-        """Whether the held-out prompts have been drawn, and the held-out questions asked, after update `step`."""
+        """Whether the held-out prompts have been drawn, and the held-out questions asked, after update `step`; not, if
+        they were others."""
         file, lines = self._evaluation(step), [line for line in self.read() if line["step"] == step]
         found = (read_evaluation(file) if file.exists() else None) or {}
         said = {"total": "eval_reward", "understanding": "eval_understanding/exact_match"}
+        if found.get("held_out") != self._held_out().get("held_out"):
+            found = {}
         drawn, asked = (part in found and any(key in line for line in lines) for part, key in said.items())
         return drawn, asked
+
+    def _held_out(self) -> dict[str, Any]:
+        """What an evaluation's file says of what it was made on; nothing where the run's folder does not."""
+        if not self.data.is_file():
+            return {}
+        data = read_json(self.data, "record of a run's data")
+        return {"held_out": {part: data[key]["sha256"] for part, key in HELD_OUT.items()}}
 
     def forget_evaluation_at(self, step: int) -> None:
         """Drops the lines of an evaluation that is to be made again."""

@@ -1,16 +1,23 @@
 """Runs whose disk is full, cannot be written, or is another one: a clear error, and what was complete stays so."""
 
+import json
 import os
+import re
 import resource
 import shutil
+import subprocess
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
 from training_runs import changed, run, small_recipe
 
+import rl.callbacks
+import rl.finished
+import rl.train
 from rl.checkpoints import SAVING, checkpoints, fault, newest_good
+from rl.cli import main
 from rl.run_folder import RunFolder
 from rl.trainer import UniARTrainer
 from uniar.errors import UserError
@@ -126,3 +133,162 @@ def test_a_run_folder_on_another_disk(settings):
         assert (folder / "final").is_symlink()
     finally:
         shutil.rmtree(other)
+
+
+# Whatever else is written ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def evaluated(settings: dict, tmp_path: Path) -> dict:
+    (tmp_path / "held_out.jsonl").write_text('{"prompt": "a red circle"}\n{"prompt": "a blue circle"}\n')
+    evaluate = {"prompts": str(tmp_path / "held_out.jsonl"), "at_start": True, "at_end": True}
+    return changed(settings, evaluate=evaluate, trainer={"save_steps": 1})
+
+
+def on_a_full_disk(monkeypatch, owner, name: str, largest: int, when=lambda *_, **__: True) -> None:
+    """Calls of `owner.name` find room for files of so many bytes only."""
+    called = getattr(owner, name)
+
+    def calling(*args, **kwargs):
+        with files_no_larger_than(largest) if when(*args, **kwargs) else nullcontext():
+            return called(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, calling)
+
+
+def test_a_disk_that_is_full_in_the_export(settings, monkeypatch, tmp_path, capsys):
+    """safetensors has an error class of its own for it."""
+    on_a_full_disk(monkeypatch, rl.train, "export_model", 100_000)
+    (tmp_path / "recipe.yaml").write_text(json.dumps(settings))
+    assert main(["train", str(tmp_path / "recipe.yaml")]) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert re.fullmatch(r"uniar-rl train: .*/run/final cannot be written: .*(File too large|os error 27).*\.", said)
+    folder = RunFolder(settings["output_dir"])
+    assert not list(folder.path.glob("final*"))
+    monkeypatch.undo()
+    monkeypatch.setattr(UniARTrainer, "training_step", None)  # nothing is left to train
+    run(settings)
+    assert (folder.final / "model.safetensors").is_file()
+
+
+WRITTEN = {
+    "evaluation": (RunFolder, "save_evaluation", 10, "it has no checkpoint yet"),
+    "grid": (rl.callbacks, "sample_grid", 100, "it has no checkpoint yet"),
+    "plot": (rl.callbacks, "plot_metrics", 100, "it has no checkpoint yet"),
+    "best": (RunFolder, "note_best", 3, "it has no checkpoint yet"),
+    "the end": (rl.finished, "write_whole", 10, "its checkpoints are as they were"),
+}
+
+
+@pytest.mark.parametrize(("owner", "name", "largest", "kept"), WRITTEN.values(), ids=WRITTEN)
+def test_a_disk_that_is_full_while_anything_is_written(evaluated, monkeypatch, owner, name, largest, kept):
+    evaluated = changed(evaluated, evaluate={"every": 1, "early_stop": {}}, trainer={"max_steps": 1})
+    on_a_full_disk(monkeypatch, owner, name, largest)
+    with pytest.raises(UserError, match=rf"run cannot be written: .*File too large.*; {kept}\.$"):
+        run(evaluated)
+    monkeypatch.undo()
+    folder = Path(evaluated["output_dir"])
+    assert not list(folder.rglob("*.partial"))
+    again = run(evaluated)
+    assert [(line["step"], "reward" in line) for line in again.read()] == [(0, False), (1, False), (1, True)]
+    assert set(again.evaluated_totals()) == {0, 1}
+
+
+@pytest.mark.parametrize("how", ["renamed", "removed", "renamed, and another in its place"])
+@pytest.mark.parametrize("where", ["before the update", "before the metrics", "before the save"])
+def test_a_folder_that_is_taken_away_from_a_run(settings, monkeypatch, tmp_path, how, where):
+    if where != "before the update" and how.endswith("place"):
+        pytest.skip("is noticed at the next update")
+    folder, away = Path(settings["output_dir"]), tmp_path / "away"
+
+    def take_away():
+        if how == "removed":
+            shutil.rmtree(folder)
+        else:
+            folder.rename(away)
+        if how.endswith("place"):
+            shutil.copytree(away, folder)
+
+    owner, name = {
+        "before the update": (UniARTrainer, "training_step"),
+        "before the metrics": (RunFolder, "append"),
+        "before the save": (UniARTrainer, "_save_checkpoint"),
+    }[where]
+    called, calls = getattr(owner, name), []
+
+    def calling(*args, **kwargs):
+        calls.append(name)
+        if len(calls) == 2:
+            take_away()
+        return called(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, calling)
+    with pytest.raises(
+        UserError, match=r"run is not (there any more|the folder that this run began in): it was rena"
+    ) as caught:
+        run(settings)
+    assert "as they were" not in str(caught.value)
+    assert folder.exists() == how.endswith("place")
+    if how != "removed":
+        assert [checkpoint.name for checkpoint in checkpoints(away)] == ["checkpoint-1"]
+        assert fault(away / "checkpoint-1") is None
+
+
+def size_of(folder: Path) -> int:
+    return sum(file.stat().st_blocks * 512 for file in folder.rglob("*"))
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Mounts a file system of a given size at tmp_path/disk; called again, changes its size."""
+    place, mounted = tmp_path / "disk", []
+    place.mkdir()
+
+    def of(size: int) -> Path:
+        options = f"size={size}" if not mounted else f"remount,size={size}"
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)], capture_output=True, text=True
+        )
+        if done.returncode:
+            pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
+        mounted.append(size)
+        return place
+
+    yield of
+    if mounted:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(1, 13))
+def test_a_small_disk(evaluated, tmp_path, capsys, small_disk, part):
+    """Of twelve sizes, from a thirteenth of what the run needs to twelve: a sentence, and with room the same end."""
+    whole = run(evaluated, trainer={"max_steps": 3}, output_dir=str(tmp_path / "run"))
+    folder = small_disk(size_of(whole.path) * part // 13) / "run"
+    settings = changed(evaluated, trainer={"max_steps": 3}, output_dir=str(folder))
+    (tmp_path / "recipe.yaml").write_text(json.dumps(settings))
+    capsys.readouterr()
+    assert main(["train", str(tmp_path / "recipe.yaml")]) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    print(said)
+    assert re.match(r"uniar-rl train: .*(cannot|could not) be written.*(No space left|unexpected pos)", said)
+    small_disk(10 * size_of(whole.path))
+    assert main(["train", str(tmp_path / "recipe.yaml")]) == 0
+    require_same_run(RunFolder(folder), whole)
+
+
+def require_same_run(found: RunFolder, expected: RunFolder) -> None:
+    """Everything but seconds and paths."""
+    lines, others = (
+        [
+            {key: value for key, value in line.items() if "second" not in key and "time" not in key}
+            for line in run.read()
+        ]
+        for run in (found, expected)
+    )
+    assert lines == others
+    names = [sorted(str(file.relative_to(run.path)) for file in run.path.rglob("*")) for run in (found, expected)]
+    assert names[0] == names[1]
+    for name in names[1]:
+        if name.endswith(".safetensors") or name.startswith("evaluations/"):
+            assert (found.path / name).read_bytes() == (expected.path / name).read_bytes(), name

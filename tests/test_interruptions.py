@@ -266,24 +266,19 @@ def test_killed_before_the_first_checkpoint_and_in_the_export(evaluated, tmp_pat
 @pytest.mark.slow
 @pytest.mark.parametrize(("processes", "engine"), [(1, None), (2, "zero2")])
 def test_killed_at_twelve_places(evaluated, tmp_path, processes, engine):
-    """Each time from the beginning, and at last one run that is killed at all of them, one after the other."""
+    """One run, killed at each of them one after the other, against one that was left alone."""
     if engine is not None:
         evaluated["trainer"] |= {"per_device_train_batch_size": 4, "deepspeed": deepspeed(engine)}
-    whole = tmp_path / "whole" / "run"
-    whole.parent.mkdir()
+    whole, killed = tmp_path / "whole" / "run", tmp_path / "killed" / "run"
+    for folder in (whole, killed):
+        folder.parent.mkdir()
     go_to("nowhere", evaluated, whole, processes)
-    every = tmp_path / "every" / "run"
-    every.parent.mkdir()
     for number, place in enumerate(PLACES):
-        killed = tmp_path / str(number) / "run"
-        killed.parent.mkdir()
-        go_to(place, evaluated, killed, processes)
-        output = go_to("nowhere", evaluated, killed, processes, "--resume")
+        output = go_to(place, evaluated, killed, processes, *(["--resume"] if number else []))
         assert "[4/3]" not in output
-        require_as_if_never_killed(killed, whole)
-        go_to(place, evaluated, every, processes, *(["--resume"] if number else []))
-    go_to("nowhere", evaluated, every, processes, "--resume")
-    require_as_if_never_killed(every, whole)
+        print(place, output.count("] reward "), "updates", flush=True)
+    assert "is finished after update 3" in go_to("nowhere", evaluated, killed, processes, "--resume")
+    require_as_if_never_killed(killed, whole)
 
 
 @pytest.mark.parametrize("how", ["an error", pytest.param("SIGKILL", marks=pytest.mark.slow)])
