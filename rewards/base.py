@@ -94,8 +94,8 @@ class Reward:
     """What the reward is called in the recipe and in the metrics; set when a suite builds it."""
 
     pointwise: bool = True
-    """Whether a sample's score depends on that sample alone. False for a reward that compares the samples of a batch:
-    it is then never given a part of a batch that failed as a whole."""
+    """Whether a sample's score depends on that sample alone. False for a reward that compares the samples of a prompt:
+    a run then gives it all samples of one prompt at a time, whichever processes drew them, and never a part of them."""
 
     beside_decoding: bool = True
     """Whether it may score the images that are there, in a thread of its own, while the decoder draws the next. False

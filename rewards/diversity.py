@@ -14,9 +14,8 @@ class Diversity(Reward):
     """The mean distance of a sample to the other samples of its prompt in the batch, 0 to 1: 0 where all are alike.
     Averaged over a prompt's samples it is their mean pairwise distance. A sample alone with its prompt has no score.
 
-    A batch is what one process scores at a time: in training, samples of a prompt on another process do not count; an
-    evaluation keeps a prompt's samples together. As a monitor (weight 0) it shows a policy that draws one image over
-    and over.
+    Training and evaluation compare all samples of a prompt, on any number of processes. As a monitor (weight 0) it
+    shows a policy that draws one image over and over.
 
     Args:
         of: "images": mean absolute difference of red, green and blue, both images at `size` × `size`; "bits": share of

@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
+from rewards import RewardTable
 from rl.decoder_messages import receive, send
-from rl.pipeline import decode_and_score
+from rl.groups import comparing
+from rl.pipeline import compare_samples, decode_and_score
 from rl.rollout import Sample
 from rl.scorer import ScoredList
 from rl.stopping import SIGNALS
@@ -98,8 +101,13 @@ def _score(
     decoder: "UniARVisualDecoder", scored: ScoredList, notes: Mapping[str, Any], tensors: Mapping[str, Tensor]
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Notes and tensors of the answer to a question of rl/scorer.py."""
+    if "comparing" in notes:
+        return {"comparing": comparing(scored.rewards)}, {}
     samples = [Sample(scored.records[number], index) for number, index in tensors["places"].tolist()]
     bits = torch.from_numpy(np.unpackbits(tensors["packed"].numpy(), axis=-1, count=notes["bits"]))
+    if "images" in notes:
+        images = [Image.fromarray(tensors[f"image {number}"].numpy()) for number in range(notes["images"])]
+        return _answer_of(compare_samples(scored.rewards, bits, samples, images))
     images, table = decode_and_score(
         decoder,
         bits.to(decoder.device),
@@ -109,7 +117,13 @@ def _score(
         nullcontext(),  # no reward here looks at the policy
         None,
         step=notes["step"],
+        apart=notes["apart"],
     )
     kept = {f"image {place}": torch.from_numpy(np.array(images[place].convert("RGB"))) for place in notes["keep"]}
-    said = {"kept": notes["keep"], "seconds": table.seconds, "details": table.details}
-    return said, {"values": table.values, "failed": table.failed.to(torch.uint8), **kept}
+    said, scores = _answer_of(table)
+    return {**said, "kept": notes["keep"]}, {**scores, **kept}
+
+
+def _answer_of(table: RewardTable) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    said = {"seconds": table.seconds, "details": table.details}
+    return said, {"values": table.values, "failed": table.failed.to(torch.uint8)}

@@ -65,13 +65,13 @@ class DynamicSampling:
         self,
         groups: int,
         step: int,
-        draw: Callable[[list[Sample]], tuple[Rollout, RewardTable]],
+        draw: Callable[[list[Sample], int], tuple[Rollout, RewardTable]],
         deviations: Callable[[RewardTable], Tensor],
     ) -> Filled:
         """A batch of `groups` whole groups over all ranks.
 
         Args:
-            draw: draws and scores this rank's samples of a round.
+            draw: draws and scores this rank's samples of a round, told how many that is of all ranks.
             deviations: how far the rewards of each group differ, of a table of whole groups → (groups,).
 
         Groups that are still missing after the last round are those without variance that were drawn first.
@@ -98,14 +98,14 @@ class DynamicSampling:
         }
         return Filled([samples[row] for row in rows], rollout, table, rows, rounds[0], metrics)
 
-    def _round(self, groups: int, step: int, draw: Callable[[list[Sample]], tuple[Rollout, RewardTable]]) -> Round:
+    def _round(self, groups: int, step: int, draw: Callable[[list[Sample], int], tuple[Rollout, RewardTable]]) -> Round:
         taken = self.stream.take(groups, step)
         samples = [sample for group in taken for sample in group]
         rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
         share = -(-len(samples) // ranks)
         # Every rank draws equally many: past the end the round's first samples come again, and are left out below.
         mine = [samples[number % len(samples)] for number in range(rank * share, (rank + 1) * share)]
-        rollout, scored = draw(mine)
+        rollout, scored = draw(mine, len(samples))
         return Round(taken, mine, rollout, scored, _rows(gathered(scored, self.accelerator), 0, len(samples)))
 
     def _moved(

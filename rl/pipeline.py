@@ -1,11 +1,11 @@
 """Scoring beside decoding: while a chunk of images is scored in a thread, the next chunk is decoded.
 
-The table is the one that scoring after decoding gives. Rewards that compare the samples of a batch, look at the policy
-or say `beside_decoding = False` get the whole batch on the calling thread, after the last chunk. All others get chunks
-of whole decoder batches, so that the images are the same too, one after the other, in order.
+The table is the one that scoring after decoding gives. Rewards that look at the policy or say `beside_decoding = False`
+get the whole batch on the calling thread, after the last chunk, and those that compare samples a group at a time. All
+others get chunks of whole decoder batches, so that the images are the same too, one after the other, in order.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from rewards import RewardBatch, RewardSuite, RewardTable
+from rl.groups import compare, comparing, groups_of
 from rl.rollout import DrawSettings, Sample, decode
 
 if TYPE_CHECKING:
@@ -34,19 +35,22 @@ def decode_and_score(
     processor: Any,
     *,
     step: int = 0,
+    apart: Collection[int] = (),
     phase: Callable[[str], AbstractContextManager] = lambda name: nullcontext(),
 ) -> tuple[list[Image.Image], RewardTable]:
     """Bits (B, T, L, S, K) → B images and their scores.
 
     Args:
         policy, processor: for rewards that look at the model, see `RewardSuite.bound`.
+        apart: samples, by place, whose group is not whole here; rewards that compare samples have no score for them.
         phase: a context for the time that is spent in "decode", and then, with nothing left to decode, in "reward".
 
     Raises what decoding raises, and RewardError for a reward that fails under `on_error: stop`, without decoding on.
     """
     rewards.load()
     beside = [r.name for r in rewards.rewards if r.pointwise and r.beside_decoding and not r.wants_policy]
-    after = [name for name in rewards.names if name not in beside]
+    compared = comparing(rewards)
+    after = [name for name in rewards.names if name not in beside and name not in compared]
     images: list[Image.Image] = []
     size = chunk_size(settings.decode_batch_size)
     with rewards.on_device(), ScoringBeside(rewards, beside) as scoring:
@@ -59,8 +63,11 @@ def decode_and_score(
         with phase("reward"):
             table = scoring.table()
             with rewards.bound(policy, processor):
-                rest = rewards.score(reward_batch(samples, images, bits), only=after)
-    return images, rest if table is None else _merged(table, rest, after)
+                batch = reward_batch(samples, images, bits)
+                rest = rewards.score(batch, only=after)
+                groups = compare(rewards, batch, groups_of(samples, apart))
+    table = rest if table is None else _merged(table, rest, after)
+    return images, _merged(table, groups, compared)
 
 
 def chunk_size(decode_batch_size: int) -> int:
@@ -78,6 +85,15 @@ def reward_batch(samples: Sequence[Sample], images: Sequence[Image.Image], bits:
         metadata=[sample.record.metadata for sample in samples],
         bits=bits.cpu(),
     )
+
+
+def compare_samples(
+    rewards: RewardSuite, bits: Sequence[Tensor], samples: Sequence[Sample], images: Sequence[Image.Image]
+) -> RewardTable | None:
+    """The scores of the rewards that compare samples, which are in whole groups; None for no samples."""
+    if not samples:
+        return None
+    return compare(rewards, reward_batch(samples, images, torch.stack(list(bits))), groups_of(samples))
 
 
 class ScoringBeside:

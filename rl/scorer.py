@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from rewards import RewardSuite, RewardTable
 from rl.decoder_messages import receive, send
-from rl.pipeline import decode_and_score
+from rl.groups import comparing
+from rl.pipeline import compare_samples, decode_and_score
 from rl.prompts import PromptRecord
 from rl.rollout import DrawSettings, Sample
 from uniar.errors import RunError
@@ -51,13 +52,30 @@ class Scorer(Protocol):
         policy: AbstractContextManager[nn.Module],
         step: int = 0,
         keep: Collection[int] = (),
+        apart: Collection[int] = (),
         phase: Phase = lambda name: nullcontext(),
     ) -> Scores:
         """Begins with bits (B, T, L, S, K).
 
-        policy: for rewards that look at the model. keep: the samples, by place, whose images are wanted. phase: a
-        context for the time that is spent on it in this process.
+        policy: for rewards that look at the model. keep: the samples, by place, whose images are wanted. apart: those
+        whose group is not whole here: rewards that compare samples leave them out, and their images are wanted too.
+        phase: a context for the time that is spent on it in this process.
         """
+
+    @property
+    def comparing(self) -> list[str]:
+        """The rewards that compare the samples of a group."""
+
+    def compare(
+        self,
+        bits: Sequence[Tensor],
+        samples: Sequence[Sample],
+        images: Sequence[Image.Image],
+        *,
+        policy: AbstractContextManager[nn.Module],
+    ) -> RewardTable | None:
+        """The scores of these rewards for samples in whole groups; None for no samples. Where the policy is sharded,
+        all ranks call it."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +102,7 @@ class LocalScorer:
         policy: AbstractContextManager[nn.Module],
         step: int = 0,
         keep: Collection[int] = (),
+        apart: Collection[int] = (),
         phase: Phase = lambda name: nullcontext(),
     ) -> Scores:
         return partial(
@@ -96,8 +115,24 @@ class LocalScorer:
             policy,
             self.processor,
             step=step,
+            apart=apart,
             phase=phase,
         )
+
+    @property
+    def comparing(self) -> list[str]:
+        return comparing(self.rewards)
+
+    def compare(
+        self,
+        bits: Sequence[Tensor],
+        samples: Sequence[Sample],
+        images: Sequence[Image.Image],
+        *,
+        policy: AbstractContextManager[nn.Module],
+    ) -> RewardTable | None:
+        with self.rewards.on_device(), self.rewards.bound(policy, self.processor):
+            return compare_samples(self.rewards, bits, samples, images)
 
 
 class DecoderConnection:
@@ -150,6 +185,7 @@ class RemoteScorer:
         """key: what the other process calls the same list."""
         self.connection, self.key, self.rewards = connection, key, scored.rewards
         self._numbers = {record.id: number for number, record in enumerate(scored.records)}
+        self._comparing: list[str] | None = None
 
     def begin(
         self,
@@ -159,12 +195,12 @@ class RemoteScorer:
         policy: AbstractContextManager[nn.Module],
         step: int = 0,
         keep: Collection[int] = (),
+        apart: Collection[int] = (),
         phase: Phase = lambda name: nullcontext(),
     ) -> Scores:
-        places = torch.tensor([[self._numbers[sample.record.id], sample.index] for sample in samples])
-        packed = torch.from_numpy(np.packbits(bits.cpu().numpy(), axis=-1))
-        notes = {"list": self.key, "step": step, "bits": bits.shape[-1], "keep": sorted(keep)}
-        answer = self.connection.ask(notes, places=places, packed=packed)
+        keep = sorted({*keep, *apart})
+        notes = {"list": self.key, "step": step, "bits": bits.shape[-1], "keep": keep, "apart": sorted(apart)}
+        answer = self.connection.ask(notes, places=self._places(samples), packed=_packed(bits))
         return partial(self._finish, answer, list(samples), phase)
 
     def _finish(
@@ -175,9 +211,41 @@ class RemoteScorer:
         images: list[Image.Image | None] = [None] * len(samples)
         for place in notes["kept"]:
             images[place] = Image.fromarray(tensors[f"image {place}"].numpy())
+        return images, self._table(samples, notes, tensors)
+
+    def _places(self, samples: Sequence[Sample]) -> Tensor:
+        return torch.tensor([[self._numbers[sample.record.id], sample.index] for sample in samples])
+
+    def _table(self, samples: Sequence[Sample], notes: dict[str, Any], tensors: dict[str, Tensor]) -> RewardTable:
         weights = self.rewards.weights_for([sample.record.task for sample in samples])
         values, failed = tensors["values"], tensors["failed"].bool()
-        return images, RewardTable(self.rewards.names, values, weights, failed, notes["seconds"], notes["details"])
+        return RewardTable(self.rewards.names, values, weights, failed, notes["seconds"], notes["details"])
+
+    @property
+    def comparing(self) -> list[str]:
+        if self._comparing is None:  # asked, because a served reward knows it only once it is loaded
+            self._comparing = self.connection.ask({"list": self.key, "comparing": True}).result()[0]["comparing"]
+        return self._comparing
+
+    def compare(
+        self,
+        bits: Sequence[Tensor],
+        samples: Sequence[Sample],
+        images: Sequence[Image.Image],
+        *,
+        policy: AbstractContextManager[nn.Module],
+    ) -> RewardTable | None:
+        if not samples:
+            return None
+        notes = {"list": self.key, "bits": bits[0].shape[-1], "images": len(images)}
+        pictures = {f"image {n}": torch.from_numpy(np.array(image)) for n, image in enumerate(images)}
+        packed = _packed(torch.stack(list(bits)))
+        answer = self.connection.ask(notes, places=self._places(samples), packed=packed, **pictures)
+        return self._table(samples, *answer.result())
+
+
+def _packed(bits: Tensor) -> Tensor:
+    return torch.from_numpy(np.packbits(bits.cpu().numpy(), axis=-1))
 
 
 @contextmanager

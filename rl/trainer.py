@@ -22,6 +22,7 @@ from rl.chassis import Chassis
 from rl.config import Recipe
 from rl.dynamic_sampling import DynamicSampling
 from rl.features import Features
+from rl.groups import begin_in_groups
 from rl.guidance import conditional_mismatch, policy_gap
 from rl.losses import LossInputs, policy_loss
 from rl.policy import Branch, Gaps, replay
@@ -98,7 +99,7 @@ class UniARTrainer(Chassis):
         # TRL hands every rank a contiguous share of the global batch, in which a prompt's G rows stand together.
         offset, group = self.accelerator.process_index * len(inputs), self.recipe.rollout.samples_per_prompt
         samples = [Sample(self.records[row["number"]], (offset + place) % group) for place, row in enumerate(inputs)]
-        drawn, scores = self._draw(samples)
+        drawn, scores = self._draw(samples, len(samples) * self.accelerator.num_processes)
         # Another process may score while this one replays.
         batch = self._replayed(drawn.prompt, drawn.twin, drawn.rollout)
         _, scored = scores()
@@ -110,8 +111,8 @@ class UniARTrainer(Chassis):
     def _chosen_groups(self, share: int) -> dict[str, Any]:
         group, ranks = self.recipe.rollout.samples_per_prompt, self.accelerator.num_processes
 
-        def draw_round(samples: list[Sample]) -> tuple[Rollout, RewardTable]:
-            drawn, scores = self._draw(samples)
+        def draw_round(samples: list[Sample], count: int) -> tuple[Rollout, RewardTable]:
+            drawn, scores = self._draw(samples, count)
             return drawn.rollout, scores()[1]
 
         filled = self.dynamic_sampling.fill(
@@ -125,11 +126,13 @@ class UniARTrainer(Chassis):
         prompt, twin = branches(self.bare_policy, self.processor, filled.samples, self.settings)
         return self._replayed(prompt, twin, filled.rollout) | {"advantages": advantages[filled.rows]}
 
-    def _draw(self, samples: list[Sample]) -> tuple[Drawn, Scores]:
-        step = self.state.global_step
+    def _draw(self, samples: list[Sample], count: int) -> tuple[Drawn, Scores]:
+        """This rank's share of `count` samples, whose groups stand together over the ranks."""
+        step, group = self.state.global_step, self.recipe.rollout.samples_per_prompt
         with self.phase("rollout"), self.policy() as policy:
             drawn = draw(policy, self.processor, samples, self.settings, step=step, return_gaps=True)
-        scores = self.scorer.begin(drawn.rollout.bits, samples, policy=self.policy(), step=step, phase=self.phase)
+        groups, bits = {"group": group, "count": count, "policy": self.policy}, drawn.rollout.bits
+        scores = begin_in_groups(self.scorer, self.accelerator, bits, samples, **groups, step=step, phase=self.phase)
         return drawn, scores
 
     def _replayed(self, prompt: Branch, twin: Branch | None, rollout: Rollout) -> dict[str, Any]:
