@@ -72,7 +72,7 @@ GENERATE_FAULTS = {
     "other manifest": (("--prompt", "a", "--output", "other"), "manifest.jsonl exists and is no manifest", ""),
     "device": (("--prompt", "a", "--device", "abacus"), "--device abacus", "auto"),
     "flash": (("--prompt", "a", "--attention", "flash_attention_2"), "flash_attention_2", "use sdpa"),
-    "no checkpoint": (("--prompt", "a", "--model", "no/such/thing"), "no/such/thing is no checkpoint folder", ""),
+    "no checkpoint": (("--prompt", "a", "--model", "no/such/thing"), "there is no checkpoint folder no/such/thing", ""),
     "preset": (("--prompt", "a", "--model", "preset:nan"), "'nan'", "'nano'"),
 }
 
