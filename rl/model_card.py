@@ -19,17 +19,20 @@ from rl.recipe import load_recipe
 from rl.run_folder import RunFolder
 from rl.tensor_files import main_dtype
 from rl.understanding import ANSWER_SCORES
+from rl.yaml_files import dump_yaml
 from uniar.errors import UserError
+from uniar.shareable import shareable
 
 PACKAGES = ("uniar-rl", "torch", "transformers", "trl", "peft", "accelerate", "deepspeed", "diffusers", "safetensors")
 
 LOADING = """\
 import torch
 from transformers import AutoProcessor
-from uniar.modeling_uniar import UniARForConditionalGeneration
+from uniar import UniARForConditionalGeneration
 
 path = {path!r}  # folder or hub id
-model = UniARForConditionalGeneration.from_pretrained(path, torch_dtype={dtype}, attn_implementation="sdpa")
+attention = "sdpa"  # or "eager", "flash_attention_2"; UniAR's own code draws with the last only
+model = UniARForConditionalGeneration.from_pretrained(path, torch_dtype={dtype}, attn_implementation=attention)
 processor = AutoProcessor.from_pretrained(path)
 """
 
@@ -37,23 +40,26 @@ LOADING_ADAPTER = """\
 import torch
 from peft import PeftModel
 from transformers import AutoProcessor
-from uniar.modeling_uniar import UniARForConditionalGeneration
+from uniar import UniARForConditionalGeneration
 
 base, adapter = {base!r}, {path!r}  # folders or hub ids
-model = UniARForConditionalGeneration.from_pretrained(base, torch_dtype={dtype}, attn_implementation="sdpa")
+attention = "sdpa"  # or "eager", "flash_attention_2"; UniAR's own code draws with the last only
+model = UniARForConditionalGeneration.from_pretrained(base, torch_dtype={dtype}, attn_implementation=attention)
 model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
 processor = AutoProcessor.from_pretrained(base)
 """
 
 DRAWING = """\
 from inference.visual_inputs import prepare_visual_inputs
-from uniar.modeling_decoder import UniARVisualDecoder
+from uniar import UniARVisualDecoder
 
 decoder = UniARVisualDecoder.from_pretrained({decoder}, device=model.device, torch_dtype=model.dtype)
-inputs = prepare_visual_inputs(["a red kettle"], model, processor, ar_height={height}, ar_width={width})
+inputs = prepare_visual_inputs(["a photo of a red circle"], model, processor, ar_height={height}, ar_width={width})
 indices = model.generate_visual(**inputs, temperature={temperature:g}, cfg={guidance:g})
-image = decoder.decode(indices, ar_height={height}, ar_width={width}, num_inference_steps={steps})[0]
-image.save("kettle.png")
+image = decoder.decode(
+    indices, ar_height={height}, ar_width={width}, upsampling_ratio={upsampling:g}, num_inference_steps={steps}
+)[0]
+image.save("circle.png")
 """
 
 
@@ -137,7 +143,7 @@ def model_card(name: str, origin: Origin, dtype: torch.dtype, *, adapter_base: s
         _front_matter(origin, adapter),
         f"# {name}\n",
         f"A [UniAR](https://huggingface.co/ShareLab-SII/UniAR-SFT) {made} after reinforcement learning with uniar-rl"
-        f"{f', {origin.steps} updates' if origin.steps is not None else ''}. It started from `{origin.base}`"
+        f"{f', {origin.steps} updates' if origin.steps is not None else ''}. It started from `{shareable(origin.base)}`"
         + (f" and was trained with {_method(origin.recipe)}." if origin.recipe else ".")
         + f"{_averaging(origin)}\n",
         _reward_table(origin),
@@ -212,12 +218,14 @@ def _table(what: str, steps: tuple[int, int], changes: Sequence[RewardChange]) -
 
 def _snippet(name: str, origin: Origin, dtype: torch.dtype, adapter_base: str | None) -> str:
     recipe = origin.recipe
-    settings = {"height": 512, "width": 512, "temperature": 0.1, "guidance": 2.5, "steps": 28}
+    settings = {"height": 512, "width": 512, "temperature": 0.1, "guidance": 2.5, "steps": 28, "upsampling": 1}
     if recipe is not None:
         settings |= {"height": recipe.rollout.height, "width": recipe.rollout.width}
         settings |= {"temperature": recipe.evaluate.temperature, "guidance": recipe.evaluate.guidance_scale}
+        settings["upsampling"] = recipe.decode.upsampling_ratio
     drawing = DRAWING.format(decoder="path" if adapter_base is None else "base", **settings)
-    return f"{loading_snippet(name, dtype, adapter_base)}\n{drawing}"
+    base = None if adapter_base is None else shareable(adapter_base)
+    return f"{loading_snippet(name, dtype, base)}\n{drawing}"
 
 
 def _how_it_was_made(origin: Origin) -> str:
@@ -226,8 +234,9 @@ def _how_it_was_made(origin: Origin) -> str:
     launcher = f"torchrun --nproc_per_node {origin.processes} -m rl.train" if (origin.processes or 1) > 1 else None
     processes = f" on {origin.processes} process{'es' * (origin.processes != 1)}" if origin.processes else ""
     return (
-        f"## How it was made\n\n`{launcher or 'uniar-rl train'} recipe.yaml`{processes}, where recipe.yaml is\n\n"
-        f"```yaml\n{origin.recipe.to_yaml()}```\n"
+        f"## How it was made\n\n`{launcher or 'uniar-rl train'} recipe.yaml`{processes}, where recipe.yaml is as "
+        "follows, with names in place of paths, and without addresses and keys.\n\n"
+        f"```yaml\n{dump_yaml(shareable(origin.recipe.to_mapping()))}```\n"
     )
 
 

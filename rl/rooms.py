@@ -20,7 +20,7 @@ def check_rooms() -> None:
             continue
         fault = (
             f"{found[0]} is taken for uniar-rl's own package '{name}'; rename it, start in another folder, or start "
-            f"with the command uniar-rl, which does not look there."
+            f"with the command uniar-rl, which does not look there (`torchrun --no-python uniar-rl train …`)."
             if found
             else f"{root / name} is not there, or its folder is not on Python's path; install uniar-rl."
         )

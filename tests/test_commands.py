@@ -17,7 +17,7 @@ from uniar.commands import drawing
 from uniar.commands.record import read_record
 from uniar.commands.requests import slug
 from uniar.modeling_uniar import UniARForConditionalGeneration
-from uniar.pictures import LARGEST_AREA, editing_size, load_picture
+from uniar.pictures import editing_size, load_picture
 
 LINES = [
     {"prompt": "a red circle", "id": "red"},
@@ -201,7 +201,8 @@ def test_edits_from_a_file_with_their_own_pictures(nano_checkpoint, picture, tmp
     shapes = [pixels(tmp_path / "edited" / f"{name}-0.png").shape[:2] for name in (1, 2, 3)]
     assert shapes == [(64, 64), (96, 128), (32, 64)]
     first = manifest(tmp_path / "edited")[0]
-    assert first["image"] == str(tmp_path / "lists" / "red.png")
+    assert (first["image"], first["model"]) == ("red.png", nano_checkpoint.name)
+    assert str(tmp_path) not in (tmp_path / "edited" / "manifest.jsonl").read_text()
     Image.new("RGB", (64, 64), "blue").save(tmp_path / "lists" / "red.png")
     assert draw(nano_checkpoint, *options, "--image", picture, command="edit") == 2
     assert "was drawn with sha256" in capsys.readouterr().err
@@ -209,7 +210,7 @@ def test_edits_from_a_file_with_their_own_pictures(nano_checkpoint, picture, tmp
 
 def test_sizes_of_edits() -> None:
     def of(own_width: int, own_height: int, **asked: int) -> tuple[int, int]:
-        return editing_size(Image.new("RGB", (own_width, own_height)), 32, **asked)
+        return editing_size(Image.new("RGB", (own_width, own_height)), 32, 512**2, **asked)
 
     assert of(512, 512) == (512, 512)
     assert of(300, 200) == (192, 288)
@@ -220,7 +221,7 @@ def test_sizes_of_edits() -> None:
     assert of(1000, 800, width=256, height=512) == (512, 256)
     for width, height in [(1999, 301), (513, 512), (10_000, 10), (777, 778)]:
         drawn = of(width, height)
-        assert drawn[0] * drawn[1] <= LARGEST_AREA
+        assert drawn[0] * drawn[1] <= 512**2
         assert not any(side % 32 for side in drawn)
 
 

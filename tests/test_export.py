@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from fresh_process import run_fresh
 from huggingface_hub.errors import HFValidationError
 from peft import PeftModel
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from training_runs import nudge
@@ -214,7 +216,7 @@ def load_recipe_path(run_folder: Path) -> Path:
     return Path(load_recipe(run_folder / "config.yaml").model.path)
 
 
-def test_model_card_tells_how_it_was_made_and_its_code_runs(run_folder, nano_processor, tmp_path, monkeypatch):
+def test_model_card_tells_how_it_was_made_and_its_code_runs(run_folder, tmp_path):
     assert main(["export", str(run_folder / "checkpoint-2"), "--output", str(tmp_path / "out")]) == 0
     card = (tmp_path / "out" / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: transformers\n")
@@ -228,9 +230,29 @@ def test_model_card_tells_how_it_was_made_and_its_code_runs(run_folder, nano_pro
     assert load_recipe(tmp_path / "recipe.yaml").rollout.height == 64
     assert f"torch {torch.__version__}" in card
     (code,) = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
-    monkeypatch.chdir(tmp_path)
-    exec(compile(code.replace("num_inference_steps=28", "num_inference_steps=1"), "README.md", "exec"), {})
-    assert (tmp_path / "kettle.png").is_file()
+    assert str(tmp_path) not in card
+    done = run_fresh(code.replace("num_inference_steps=28", "num_inference_steps=1"), tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert Image.open(tmp_path / "circle.png").size == (64, 64)
+
+
+def test_model_card_tells_nothing_of_the_machine():
+    settings = {
+        "model": {"path": "/data/private/base"},
+        "data": {"prompts": "~/private/prompts.jsonl"},
+        "rewards": [
+            {"use": "remote", "url": "http://jane:pa55@10.0.0.2:8000"},
+            {"use": "/home/jane/my_rewards.py:brightness"},
+        ],
+        "output_dir": "/home/jane/runs/x",
+    }
+    recipe = recipe_from_mapping(settings)
+    for base in (None, "/data/private/base"):
+        card = model_card("x", Origin("/data/private/base", recipe, 2, 1), torch.float32, adapter_base=base)
+        for word in ("private", "jane", "pa55", "10.0.0.2", "8000", "/data", "~"):
+            assert word not in card
+        for word in ("`base`", "path: base", "prompts: prompts.jsonl", "use: my_rewards.py:brightness", "url: <URL>"):
+            assert word in card
 
 
 def test_card_names_a_hub_model_as_its_base(tmp_path):

@@ -26,8 +26,6 @@ tested."""
 MOST_PIXELS = 2**26
 LARGEST_ASPECT = 200
 """longer over shorter side; the processor of Qwen2-VL refuses more"""
-LARGEST_AREA = 512 * 512
-"""Pixels of the largest edit that is drawn without being asked for a size: what the released model was trained on."""
 
 _ENDS = {"PNG": b"IEND\xaeB`\x82", "JPEG": b"\xff\xd9", "GIF": b";"}
 _SHOWN = 60
@@ -182,11 +180,11 @@ def _in_8_bits(image: Image.Image) -> np.ndarray:
 
 
 def editing_size(
-    picture: Image.Image, pixels_per_token: int, height: int | None = None, width: int | None = None
+    picture: Image.Image, pixels_per_token: int, largest_area: int, height: int | None = None, width: int | None = None
 ) -> tuple[int, int]:
     """(height, width) in pixels to draw an edit of `picture` in: what is asked for; a side that is not follows the
-    picture's shape. Without either, the picture's own size, shrunk to LARGEST_AREA. Derived sides are rounded to the
-    nearest multiple of `pixels_per_token`."""
+    picture's shape. Without either, the picture's own size, shrunk to `largest_area` pixels. Derived sides are rounded
+    to the nearest multiple of `pixels_per_token`."""
     own_width, own_height = picture.size
 
     def rounded(side: float) -> int:
@@ -198,9 +196,9 @@ def editing_size(
         return height, rounded(own_width * height / own_height)
     if width is not None:
         return rounded(own_height * width / own_width), width
-    scale = min(1.0, math.sqrt(LARGEST_AREA / (own_width * own_height)))
+    scale = min(1.0, math.sqrt(largest_area / (own_width * own_height)))
     height, width = rounded(own_height * scale), rounded(own_width * scale)
-    while height * width > LARGEST_AREA and max(height, width) > pixels_per_token:
+    while height * width > largest_area and max(height, width) > pixels_per_token:
         if height >= width:
             height -= pixels_per_token
         else:

@@ -13,6 +13,7 @@ from uniar.commands.requests import Question
 from uniar.errors import UserError
 from uniar.json_lines import parse_json_lines
 from uniar.pictures import load_picture, picture_digest
+from uniar.shareable import shareable
 
 _BEGINNING = b'{"id": '
 _OUTCOME = ("answer", "truncated")
@@ -37,10 +38,10 @@ def answer_record(question: Question, settings: AnswerSettings, model: str) -> d
     return {
         "id": question.name,
         "prompt": question.prompt,
-        "image": [str(path) for path in question.pictures],
+        "image": shareable([str(path) for path in question.pictures]),
         "sha256": [picture_digest(path) for path in question.pictures],
         **asdict(settings),
-        "model": model,
+        "model": shareable(model),
     }
 
 

@@ -25,6 +25,7 @@ from uniar.generation import draw_noise, rollout
 from uniar.pictures import picture_to_edit
 from uniar.processing import build_visual_prompt
 from uniar.seeds import seed_of
+from uniar.shareable import shareable
 
 if TYPE_CHECKING:
     from uniar.modeling_decoder import UniARVisualDecoder
@@ -60,7 +61,11 @@ class Sample:
 
     def record(self, settings: DrawSettings, model: str) -> dict[str, Any]:
         request = self.request
-        edited = {} if request.picture is None else {"image": str(request.picture), "sha256": request.picture_digest}
+        edited = (
+            {}
+            if request.picture is None
+            else {"image": shareable(str(request.picture)), "sha256": request.picture_digest}
+        )
         return {
             "id": request.name,
             "prompt": request.prompt,
@@ -70,7 +75,7 @@ class Sample:
             "height": request.height,
             "width": request.width,
             **asdict(settings),
-            "model": model,
+            "model": shareable(model),
         }
 
     def noise_seed(self, what: str, seed: int) -> int:

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image", type=Path, help="the picture to edit")
     add_prompt_options(parser, "the edit to make", pictures=True)
     parser.add_argument(
-        "--height", type=int, help="in pixels; default: the picture's shape, at most 512 × 512 pixels in all"
+        "--height", type=int, help="in pixels; default: the picture's shape, no larger than the checkpoint was made for"
     )
     parser.add_argument("--width", type=int, help="in pixels; see --height")
     add_drawing_options(parser)
@@ -37,5 +37,5 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.layout == "uniar":
         questions = numbered_as_uniar(questions)
     checkpoint = Checkpoint.find(arguments, decoder=True)
-    requests = editing_requests(questions, arguments, checkpoint.config().vision_config.pixels_per_token)
+    requests = editing_requests(questions, arguments, *checkpoint.sizes())
     draw_requests(arguments, checkpoint, requests)

@@ -10,7 +10,7 @@ EXAMPLES = """\
 examples:
   uniar-rl generate --model CHECKPOINT --prompt "a red circle" --output circle.png
   uniar-rl generate --model CHECKPOINT --prompts prompts.jsonl --images-per-prompt 4 --output drawn/
-  uniar-rl generate --model preset:nano --prompt "a red circle" --height 64 --width 64 --output circle.png
+  uniar-rl generate --model assets/uniar-tiny --prompt "a photo of a red circle" --output circle.png
 
 A line of the JSONL file may have a height and a width of its own. Run the same command again to go on with a folder.
 Several GPUs share the work, and draw the same images: torchrun --nproc_per_node 8 -m rl.cli generate …
@@ -20,8 +20,8 @@ Several GPUs share the work, and draw the same images: torchrun --nproc_per_node
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog, parser.formatter_class = EXAMPLES, argparse.RawDescriptionHelpFormatter
     add_prompt_options(parser, "what to draw", pictures=False)
-    parser.add_argument("--height", type=int, default=512, help="in pixels; default: %(default)s")
-    parser.add_argument("--width", type=int, default=512, help="in pixels; default: %(default)s")
+    parser.add_argument("--height", type=int, help="in pixels; default: what the checkpoint was made for")
+    parser.add_argument("--width", type=int, help="in pixels; see --height")
     add_drawing_options(parser)
     add_model_options(parser)
 
@@ -33,5 +33,5 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.layout == "uniar":
         questions = numbered_as_uniar(questions)
     checkpoint = Checkpoint.find(arguments, decoder=True)
-    requests = drawing_requests(questions, arguments, checkpoint.config().vision_config.pixels_per_token)
+    requests = drawing_requests(questions, arguments, *checkpoint.sizes())
     draw_requests(arguments, checkpoint, requests)

@@ -18,6 +18,7 @@ from transformers.utils import is_flash_attn_2_available
 
 from uniar.checkpoint import (
     decoder_weight_files,
+    drawing_side,
     load_processor,
     require_model_type,
     resolve_checkpoint,
@@ -44,7 +45,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--model",
         required=True,
-        help="checkpoint folder, hub id (owner/name), or preset:NAME, a small random model made at first use",
+        help="checkpoint folder, hub id (owner/name), or preset:NAME, a small random model, made at "
+        "first use in the folder $UNIAR_CACHE, or models",
     )
     group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, …; default: a GPU if there is one")
     group.add_argument(
@@ -97,6 +99,11 @@ class Checkpoint:
         """Raises UserError for a file that is no UniAR configuration."""
         require_model_type(self.folder, UniARConfig.model_type)
         return UniARConfig.from_pretrained(self.folder)
+
+    def sizes(self) -> tuple[int, int]:
+        """Pixels per visual token, and the side of a drawing for which no size is given."""
+        vision = self.config().vision_config
+        return vision.pixels_per_token, drawing_side(self.folder, vision.patch_size, vision.pixels_per_token)
 
     def fingerprint(self) -> str:
         """16 hex digits made of the size of every weight file and 256 pieces spread evenly over it: other weights of

@@ -118,27 +118,32 @@ def numbered_as_uniar(questions: Sequence[Question]) -> list[Question]:
 
 
 def drawing_requests(
-    questions: Sequence[Question], arguments: argparse.Namespace, pixels_per_token: int
+    questions: Sequence[Question], arguments: argparse.Namespace, pixels_per_token: int, side: int
 ) -> list[Request]:
-    """For `generate`. Raises UserError for an invalid size, an id that cannot be a file name, and a line with an
-    image."""
+    """For `generate`; `side` is that of drawings for which no size is given.
+
+    Raises UserError for an invalid size, an id that cannot be a file name, and a line with an image.
+    """
+    default = [side if given is None else given for given in (arguments.height, arguments.width)]
     requests = []
     for question in questions:
         if question.pictures:
             raise UserError(f"{question.where}: it has an image to edit; `uniar-rl edit` does that.")
         _check_name(question)
         height, width = _sides(question.line)
-        sides = height or arguments.height, width or arguments.width
+        sides = height or default[0], width or default[1]
         request = Request(question.name, question.prompt, *sides, fields=question.fields)
         requests.append(_checked(request, question.where, pixels_per_token))
     return _numbered(requests)
 
 
 def editing_requests(
-    questions: Sequence[Question], arguments: argparse.Namespace, pixels_per_token: int
+    questions: Sequence[Question], arguments: argparse.Namespace, pixels_per_token: int, side: int
 ) -> list[Request]:
-    """For `edit`. Raises UserError for an invalid size, an id that cannot be a file name, and a prompt without one
-    readable image."""
+    """For `edit`; without a size, edits are drawn as large as their pictures, or as a square of `side` pixels.
+
+    Raises UserError for an invalid size, an id that cannot be a file name, and a prompt without one readable image.
+    """
     requests, digests = [], {}
     for question in questions:
         if len(question.pictures) != 1:
@@ -151,7 +156,7 @@ def editing_requests(
         (picture,) = question.pictures
         own_height, own_width = _sides(question.line)
         asked = own_height or arguments.height, own_width or arguments.width
-        height, width = editing_size(load_picture(picture), pixels_per_token, *asked)
+        height, width = editing_size(load_picture(picture), pixels_per_token, side**2, *asked)
         if picture not in digests:
             digests[picture] = picture_digest(picture)
         digest = digests[picture]
