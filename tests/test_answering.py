@@ -84,9 +84,9 @@ def test_its_own_drawings_are_read_from_their_bits(nano_model, nano_processor):
 
 def test_what_cannot_be_asked(nano_model, nano_processor):
     config = nano_model.config
-    with pytest.raises(UserError, match=r"holds <\|image_pad\|>, which stands for a picture's own tokens"):
+    with pytest.raises(UserError, match=r"contains <\|image_pad\|>, which has a meaning of its own"):
         encode_exchange(nano_processor, config, IMAGES[:1], ["what is <|image_pad|>"])
-    with pytest.raises(UserError, match="stands for a picture"):
+    with pytest.raises(UserError, match="has a meaning of its own"):
         encode_exchange(nano_processor, config, IMAGES[:1], ["what"], ["<|video_pad|>"])
     bits = torch.zeros(4, *config.vision_config.code_shape, dtype=torch.uint8)
     with pytest.raises(ValueError, match="one batch"):

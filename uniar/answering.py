@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from uniar.pictures import in_rgb
-from uniar.prompt_text import check_text, reserved_tokens
+from uniar.prompt_text import refuse_tokens, reserved_tokens
 
 if TYPE_CHECKING:
     from uniar.configuration_uniar import UniARConfig
@@ -78,7 +78,7 @@ def encode_exchange(
     given = [*questions, *(answers or ())]
     tokens = reserved_tokens(processor)
     for text in given:
-        check_text(text, f"the text {text!r}", tokens)
+        refuse_tokens(text, f"the text {text!r}", tokens)
     images, tokens = _encode_pictures(processor, config, pictures)
     ids = []
     for question, count in zip(questions, tokens, strict=True):

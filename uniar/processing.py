@@ -13,7 +13,7 @@ from torch import Tensor
 
 from uniar.errors import UserError
 from uniar.pictures import in_rgb
-from uniar.prompt_text import check_text, reserved_tokens
+from uniar.prompt_text import refuse_tokens, reserved_tokens
 
 if TYPE_CHECKING:
     from uniar.modeling_uniar import UniARForConditionalGeneration
@@ -110,7 +110,7 @@ def build_visual_prompt(
         raise UserError(f"{len(prompts)} prompts came with {len(input_images)} input images; give each prompt its own.")
     tokens = reserved_tokens(processor)
     for prompt in prompts:
-        check_text(prompt, f"the prompt {prompt!r}", tokens)
+        refuse_tokens(prompt, f"the prompt {prompt!r}", tokens)
     grid = (height // vision.pixels_per_token, width // vision.pixels_per_token)
     images = None
     if input_images is not None:

@@ -22,12 +22,17 @@ def reserved_tokens(processor: Any) -> tuple[str, ...]:
 
 
 def check_text(text: str, where: str, tokens: Iterable[str] = RESERVED) -> None:
-    """Raises UserError, which begins with `where`, for text that is empty, not Unicode, or holds a NUL or one of
-    `tokens`."""
+    """Raises UserError, which begins with `where`, for text that is empty, not Unicode, or that `refuse_tokens`
+    refuses."""
     if not text.strip():
         raise UserError(f"{where} is empty.")
     if not is_unicode(text):
         raise UserError(f"{where} is not text in UTF-8.")
+    refuse_tokens(text, where, tokens)
+
+
+def refuse_tokens(text: str, where: str, tokens: Iterable[str]) -> None:
+    """Raises UserError for text with a NUL or one of `tokens`."""
     for token in ("\0", *tokens):
         if token in text:
             named = "a NUL character" if token == "\0" else f"{token}, which has a meaning of its own to the model"
