@@ -1,19 +1,16 @@
 """What the README shows runs, on a small checkpoint and at a small size."""
 
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from fresh_process import ROOT, run_fresh
 from PIL import Image
 
 from rl.cli import main
 from rl.recipe import load_recipe
 
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 
@@ -41,16 +38,10 @@ def test_the_model_cards_snippet(tmp_path):
     """In a process of its own: what this one has imported may hide what the snippet lacks."""
     (snippet,) = (block for block in blocks("python") if "from_pretrained" in block)
     program = small(snippet, ROOT / "assets" / "uniar-tiny").replace("a red kettle", "a photo of a red circle")
-    program = "import torch\ntorch.manual_seed(0)\n" + program.replace("What is this?", "what shape is this?")
+    program = program.replace("What is this?", "what shape is this?")
+    program = program.replace("import torch\n", "import torch\ntorch.manual_seed(0)\n", 1)
     program += "image.save('drawn.png')\n"
-    ended = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    ended = run_fresh(program, tmp_path)
     assert ended.returncode == 0, ended.stderr[-3000:]
     assert ended.stdout.strip() == "circle"
     assert Image.open(tmp_path / "drawn.png").size == (64, 64)
