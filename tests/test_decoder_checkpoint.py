@@ -5,9 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from rl.cli import main
+from uniar.configuration_uniar import UniARVisionConfig
 from uniar.decoder_parts import DECODER_PROMPT
+from uniar.decoder_sizes import RELEASED_SIDE, DecoderSizes
 from uniar.errors import UserError
 from uniar.modeling_decoder import UniARVisualDecoder
 
@@ -109,3 +113,31 @@ def test_defaults_are_those_of_uniars_own_package(checkpoint):
     assert image.size == (64, 64)
     with pytest.raises(UserError, match=r"upsampling_ratio is 2\.0; .* it must be 1\."):
         decoder.decode(ids, 64, 64, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("sd3", "side"),
+    [
+        ({"super_resolution": True, "sample_size": 128}, 512),  # as released
+        ({"super_resolution": True, "sample_size": 64}, 256),
+        ({"super_resolution": True}, 512),
+        ({"super_resolution": False, "sample_size": 16}, 128),
+        ({"super_resolution": True, "sample_size": 9}, RELEASED_SIDE),
+        ({"super_resolution": True, "sample_size": 0}, RELEASED_SIDE),
+    ],
+)
+def test_the_size_that_a_decoder_was_made_for(sd3, side):
+    vision = UniARVisionConfig(patch_size=16, spatial_merge_size=2)
+    assert DecoderSizes.of(vision, sd3, {"block_out_channels": [1, 1, 1, 1]}).default_side == side
+
+
+@pytest.mark.parametrize(("folder", "side"), [("tests/golden/bsq8/ckpt", 64), ("assets/uniar-tiny", 64)])
+def test_generate_draws_in_that_size(folder, side, tmp_path):
+    output = tmp_path / "drawn.png"
+    checkpoint = str(GOLDEN.parents[1] / folder)
+    assert (
+        main(["generate", "--model", checkpoint, "--prompt", "a circle", "--steps", "1", "--output", str(output)]) == 0
+    )
+    assert Image.open(output).size == (side, side)
+    edited = ["edit", "--model", checkpoint, "--image", str(output), "--prompt", "a square", "--steps", "1"]
+    assert main([*edited, "--output", str(tmp_path / "edited.png")]) == 0

@@ -36,9 +36,6 @@ from uniar.weight_files import DIFFUSERS, MODEL, stored_tensors, weight_files
 DECODER_PARTS = ("bsq_encoder", "sd3_transformer", "sd3_pipeline")
 """Folders that the visual decoder needs. Training never changes them."""
 
-RELEASED_SIDE = 512
-"""pixels, of the square drawings that the released models were trained on"""
-
 # part → (a file it must have, the diffusers class that this file must name, what its weights are called)
 _DECODER_FILES = {
     "bsq_encoder": ("config.json", None, MODEL),
@@ -180,22 +177,6 @@ def decoder_weight_files(folder: Path) -> list[Path]:
     """The weights of all parts of the visual decoder. Raises UserError as `weight_files` does."""
     parts = [(part, weights) for part, (_, _, weights) in _DECODER_FILES.items() if weights is not None]
     return [file for part, weights in parts for file in weight_files(folder / part, weights)]
-
-
-def drawing_side(folder: Path, patch_size: int, pixels_per_token: int) -> int:
-    """Side in pixels of the square drawing that the visual decoder was made for (the `sample_size` of its latents), as
-    the AR model draws it; RELEASED_SIDE where its config says nothing that can be drawn. `patch_size` and
-    `pixels_per_token` are the image tokenizer's."""
-    transformer = read_object(folder / "sd3_transformer" / "config.json")
-    vae = read_object(folder / "sd3_pipeline" / "vae" / "config.json")
-    try:
-        factor = 2 ** (len(vae["block_out_channels"]) - 1)
-        # Without super-resolution a patch of the transformer is one of the tokenizer.
-        enlarged = 2 if transformer.get("super_resolution") else factor * transformer["patch_size"] / patch_size
-        side = transformer["sample_size"] * factor / enlarged
-    except (AttributeError, KeyError, TypeError):
-        return RELEASED_SIDE
-    return int(side) if side > 0 and side % pixels_per_token == 0 else RELEASED_SIDE
 
 
 def copy_untrained_parts(source: Path, target: Path) -> None:

@@ -11,6 +11,9 @@ from uniar.errors import UserError
 from uniar.files import read_json
 from uniar.processing import check_size
 
+RELEASED_SIDE = 512
+"""pixels, of the square drawings that the released models were trained on"""
+
 
 class DecoderSizes(NamedTuple):
     """In pixels, but for the factor and the switch."""
@@ -26,6 +29,8 @@ class DecoderSizes(NamedTuple):
     largest: int
     """side that has position embeddings"""
     super_resolution: bool
+    sample: int
+    """side in latents of the drawing that it was made for"""
 
     @classmethod
     def of(cls, vision: UniARVisionConfig, sd3: Mapping[str, Any], vae: Mapping[str, Any]) -> Self:
@@ -34,7 +39,13 @@ class DecoderSizes(NamedTuple):
         unit = factor * sd3.get("patch_size", 2)
         largest = unit * sd3.get("pos_embed_max_size", 96)
         return cls(
-            vision.pixels_per_token, vision.patch_size, factor, unit, largest, sd3.get("super_resolution", False)
+            vision.pixels_per_token,
+            vision.patch_size,
+            factor,
+            unit,
+            largest,
+            sd3.get("super_resolution", False),
+            int(sd3.get("sample_size", 128)),
         )
 
     @classmethod
@@ -53,6 +64,13 @@ class DecoderSizes(NamedTuple):
     def default_ratio(self) -> float:
         """2 as in UniAR; in a model without super-resolution, the one ratio that it can draw."""
         return 2.0 if self.super_resolution else self.unit / self.patch
+
+    @property
+    def default_side(self) -> int:
+        """Of a square as the AR model draws it: what the decoder was made for, or RELEASED_SIDE where that is not a
+        size it can have."""
+        side = self.sample * self.vae_factor / self.default_ratio
+        return int(side) if side > 0 and side % self.pixels_per_token == 0 else RELEASED_SIDE
 
     def output(self, ar_height: int, ar_width: int, upsampling_ratio: float = 1.0) -> tuple[int, int]:
         """(height, width) in pixels of what the decoder draws: AR size × ratio, rounded to whole pixels.

@@ -18,13 +18,13 @@ from transformers.utils import is_flash_attn_2_available
 
 from uniar.checkpoint import (
     decoder_weight_files,
-    drawing_side,
     load_processor,
     require_model_type,
     resolve_checkpoint,
 )
 from uniar.commands.processes import Processes
 from uniar.configuration_uniar import UniARConfig
+from uniar.decoder_sizes import DecoderSizes
 from uniar.errors import UserError
 from uniar.inspection import inspect_checkpoint
 from uniar.modeling_decoder import UniARVisualDecoder
@@ -102,8 +102,7 @@ class Checkpoint:
 
     def sizes(self) -> tuple[int, int]:
         """Pixels per visual token, and the side of a drawing for which no size is given."""
-        vision = self.config().vision_config
-        return vision.pixels_per_token, drawing_side(self.folder, vision.patch_size, vision.pixels_per_token)
+        return self.config().vision_config.pixels_per_token, DecoderSizes.of_checkpoint(self.folder).default_side
 
     def fingerprint(self) -> str:
         """16 hex digits made of the size of every weight file and 256 pieces spread evenly over it: other weights of
