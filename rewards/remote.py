@@ -8,6 +8,7 @@ from typing import Any
 
 from rewards.base import Reward, RewardBatch
 from rewards.servers import ServerError, ServerPool, check_seconds, read_token
+from rewards.statuses import is_passing
 from rewards.wire import BadAnswer, encode_request, read_answer
 from rewards.wire_images import BadRequest
 from uniar.errors import UserError, did_you_mean
@@ -71,7 +72,7 @@ class Remote(Reward):
         reached = {}
         for url, answer in self._pool.get("/v1/rewards").items():
             if isinstance(answer, ServerError):
-                if answer.status is not None and answer.status < 500:
+                if answer.status is not None and not is_passing(answer.status):
                     hint = f" (the token is read from {self._token_env})" if answer.status == 401 else ""
                     raise UserError(f"{answer}{hint}.")
                 logger.warning("%s; the other servers are used until it can be.", answer)

@@ -2,33 +2,24 @@
 
 import asyncio
 import contextlib
-import json
 import os
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import httpx2
 
 from rewards.addresses import checked_url, stays_here
+from rewards.server_answers import ServerError, described, read_body, reason
 from rewards.statuses import is_busy, is_passing, rest_asked_for
 from uniar.errors import UserError
 
 _HEALTH_SECONDS = 5.0
 _CONNECT_SECONDS = 10.0
 _COOLDOWN_SECONDS = (0.25, 15.0)
-_MOST_ANSWER_BYTES = 32 * 2**20
 # uvicorn, which serves vLLM, SGLang and our own rewards, closes idle connections after 5 seconds.
 _KEEPALIVE_SECONDS = 4.0
-
-
-class ServerError(Exception):
-    """No server answered as it should. `status` is the HTTP status that was final, None where there was none."""
-
-    def __init__(self, message: str, status: int | None = None):
-        super().__init__(message)
-        self.status = status
 
 
 class _Unusable(Exception):
@@ -154,21 +145,24 @@ class ServerPool:
         loop of its own that runs, as a notebook's has."""
 
         async def one(url: str) -> bytes | ServerError:
+            problem = ServerError(f"{url} did not answer within {_HEALTH_SECONDS:g} s")
             try:
-                async with (
-                    asyncio.timeout(_HEALTH_SECONDS),
-                    self._client(url) as client,
-                    client.stream("GET", url + path) as response,
-                ):
-                    body = await _read(response, url)
+                async with asyncio.timeout(_HEALTH_SECONDS), self._client(url) as client:
+                    while True:
+                        async with client.stream("GET", url + path) as answer:
+                            body = await read_body(answer, url)
+                        if answer.status_code == 200:
+                            return body
+                        problem = ServerError(described(url, answer, body), answer.status_code)
+                        if not is_busy(answer.status_code):
+                            return problem
+                        await asyncio.sleep(rest_asked_for(answer.headers) or _COOLDOWN_SECONDS[0])
             except TimeoutError:
-                return ServerError(f"{url} did not answer within {_HEALTH_SECONDS:g} s")
+                return problem
             except ServerError as error:
                 return error
             except Exception as error:  # httpx's own, and what names and sockets raise below it
-                return ServerError(f"{url} {_reason(error)}")
-            described = _described(url, response, body)
-            return body if response.status_code == 200 else ServerError(described, response.status_code)
+                return ServerError(f"{url} {reason(error)}")
 
         async def every() -> list[bytes | ServerError]:
             return await asyncio.gather(*map(one, self.urls))
@@ -256,15 +250,15 @@ class ServerPool:
             # As a whole: a server that sends a byte a second would never run into httpx's own timeouts.
             async with asyncio.timeout(seconds):
                 async with server.client.stream(method, server.url + path, content=content, headers=headers) as answer:
-                    body = await _read(answer, server.url)
+                    body = await read_body(answer, server.url)
         except TimeoutError:
             raise _Unusable(f"{server.url} did not answer within {seconds:g} s") from None
         except httpx2.RequestError as error:
-            raise _Unusable(f"{server.url} {_reason(error)}") from error
+            raise _Unusable(f"{server.url} {reason(error)}") from error
         except ServerError:
             raise
         except Exception as error:  # what names and sockets raise below httpx
-            raise ServerError(f"{server.url} {_reason(error)}") from error
+            raise ServerError(f"{server.url} {reason(error)}") from error
         finally:
             server.in_flight -= 1
             self._changed.set()
@@ -276,7 +270,7 @@ class ServerPool:
                     server.refusals = 0
                     server.allowed = min(self._concurrency, server.allowed + 1 / server.allowed)
             return body
-        said = _described(server.url, answer, body)
+        said = described(server.url, answer, body)
         if not is_passing(answer.status_code):
             raise ServerError(said, answer.status_code)
         raise _Unusable(said, answer.status_code, rest_asked_for(answer.headers))
@@ -313,36 +307,3 @@ def check_seconds(name: str, seconds: float) -> None:
     """Raises UserError unless it is a time that can be waited for."""
     if not 0 < seconds < 1e6:
         raise UserError(f"{name} is {seconds:g} seconds; more than 0 and less than a million are needed.")
-
-
-async def _read(response: httpx2.Response, url: str) -> bytes:
-    body = bytearray()
-    async for chunk in response.aiter_bytes():
-        body += chunk
-        if len(body) > _MOST_ANSWER_BYTES:
-            raise ServerError(f"{url} answered with more than {_MOST_ANSWER_BYTES} bytes")
-    return bytes(body)
-
-
-def _described(url: str, response: httpx2.Response, body: bytes) -> str:
-    """What a server said instead of 200, in one line: our own servers' sentence, or the beginning of whatever it is."""
-    text = body.decode("utf-8", "replace")
-    with contextlib.suppress(ValueError, RecursionError):
-        content = json.loads(text)
-        error = content.get("error") if isinstance(content, Mapping) else None
-        error = error.get("message") if isinstance(error, Mapping) else error  # as OpenAI's format has it
-        text = error if isinstance(error, str) else text
-    said = " ".join(text.split())
-    said = f": {said if len(said) <= 300 else said[:297] + '...'}" if said else ""
-    return f"{url} answered {response.status_code}{said}".rstrip(".")
-
-
-def _reason(error: Exception) -> str:
-    while isinstance(error, ExceptionGroup):
-        error = error.exceptions[0]
-    said = str(error).rstrip(".") or type(error).__name__
-    if isinstance(error, httpx2.TimeoutException) and not isinstance(error, httpx2.ConnectTimeout):
-        return "did not answer in time"
-    if isinstance(error, httpx2.RequestError) and not isinstance(error, httpx2.ConnectTimeout | httpx2.ConnectError):
-        return f"broke the connection off ({said})"
-    return f"cannot be reached ({said})"

@@ -92,6 +92,13 @@ def test_a_name_that_there_is_not_is_refused_with_the_nearest(typed, here):
 # score ---------------------------------------------------------------------------------------------------------------
 
 
+def test_a_column_that_no_picture_has_is_refused(typed, here):
+    (here / "trl.py").write_text("def trl(prompts, completions, **columns): return [1.0] * len(prompts)\n")
+    said = refused(typed, "score", "trl.py:trl", "--image", "drawn")
+    assert "reward 'trl': the function takes the column 'completions', which no prompt has; " in said
+    assert said.rstrip().endswith("Did you mean 'images'?")
+
+
 def test_a_picture_is_scored_as_in_a_recipe(typed, here):
     status, said = typed("score", "color", "color=black", "tolerance=0.25", "--image", "drawn/c.webp")
     assert status == 0

@@ -139,6 +139,14 @@ def test_a_busy_server_gets_fewer_requests_at_a_time():
     assert len(server.posts) < 24 + 40
 
 
+def test_a_server_that_is_busy_when_it_is_asked_what_it_serves():
+    with hostile_server(good, 429) as server:
+        threading.Timer(0.7, setattr, (server, "listing", LISTING)).start()
+        table, _ = score(suite_of(server, deadline=ENOUGH), make_batch(2))
+    assert table.values.flatten().tolist() == [0, 1]
+    assert 2 <= server.gets.count("/v1/rewards") <= 5
+
+
 # Proxies -------------------------------------------------------------------------------------------------------------
 
 

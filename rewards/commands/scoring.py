@@ -46,6 +46,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError(f"--batch-size is {arguments.batch_size}; at least 1 is needed.")
     pictures = read_pictures(arguments.image, arguments.prompt, arguments.task, _metadata(arguments.metadata))
     suite = build_entry(arguments)
+    suite.check_columns([picture.task for picture in pictures], [picture.metadata for picture in pictures])
     [name] = suite.names
     suite.load()
     scores: list[float] = []
