@@ -5,7 +5,7 @@ Order of prompts, checkpoints that are whole or not there, seconds of each phase
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from trl.trainer.utils import RepeatSampler
 
 from rl.checkpoints import PREFIX, SAVING, publish, rotate, writing
 from rl.keeper import Keeper
+from rl.metrics import EXTREMES, Kind
 from rl.resume import forward_schedule
 from rl.run_folder import RunFolder
 from uniar.seeds import seed_of
@@ -198,9 +199,10 @@ class Chassis(GRPOTrainer):
             self._logged_step = self.state.global_step
         super().log(logs, start_time)
 
-    def _record(self, metrics: dict[str, float]) -> None:
+    def _record(self, metrics: Mapping[str, float], kinds: Mapping[str, Kind] | None = None) -> None:
+        """For the next log: it has means over its updates, but for what `kinds` says is the largest or smallest."""
         for name, value in metrics.items():
-            self._metrics["train"][name].append(float(value))
-
-    def _mean_over_ranks(self, value: Tensor) -> float:
-        return self.accelerator.gather(value.detach().float().reshape(1)).mean().item()
+            logged = self._metrics["train"][name]
+            logged.append(float(value))
+            if (extreme := EXTREMES.get((kinds or {}).get(name))) is not None:
+                logged[:] = [float(extreme(logged))]

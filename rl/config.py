@@ -230,7 +230,8 @@ class UnderstandingSection:
 @dataclasses.dataclass(frozen=True)
 class WatchSection:
     """What interrupts or ends a run that goes wrong. stop: before the update is made; skip: that update is not made;
-    warn: it is. Batches are kept in the run's bad_batches/; of a limit that is passed again and again, the first."""
+    warn: it is. The batch is kept in the run's bad_batches/, for each setting the first one. A run that skipped all its
+    updates ends with an error and exports nothing."""
 
     nonfinite: WatchAction = setting(
         "A loss or a gradient that is NaN or infinite. DeepSpeed makes no such update even where this is warn.", "stop"
@@ -244,6 +245,9 @@ class WatchSection:
     kl_limit: float | None = setting("Largest KL to the reference, nats a bit; null: not watched.", None, gt=0)
     entropy_limit: float | None = setting("Smallest entropy, nats a bit; null: not watched.", None, gt=0)
     action: WatchAction = setting("What to do past one of the three limits above.", "stop")
+    skip_limit: int = setting(
+        "Updates in a row that are skipped, for whatever reason, at which the run stops all the same.", 10, ge=1
+    )
 
 
 @dataclasses.dataclass(frozen=True)

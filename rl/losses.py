@@ -19,6 +19,7 @@ from rl import bernoulli
 from rl.bernoulli import MAX_LOG_RATIO, KLEstimator
 from rl.config_algorithm import Loss, RatioLevel
 from rl.loss_settings import CISPO_CAP, misfit
+from rl.metrics import Kind
 from uniar.errors import UserError
 
 EPSILON = 0.2
@@ -36,6 +37,20 @@ AGGREGATION: dict[Loss, Aggregation] = {
     "cispo": "batch",
     "dppo_tv": "batch",
 }
+METRICS: dict[str, Kind] = {
+    "policy_loss": "mean",
+    "ratio/mean": "mean",
+    "ratio/max": "max",
+    "clip_ratio/low_mean": "mean",
+    "clip_ratio/high_mean": "mean",
+    "clip_ratio/region_mean": "mean",
+    "approx_kl": "mean",
+    "tv/mean": "mean",
+    "tv/max": "max",
+    "kl": "mean",
+    "entropy": "mean",
+}
+"""what `policy_loss` measures, and how several measurements of it make one"""
 
 
 @dataclass

@@ -197,6 +197,7 @@ def _train(recipe: Recipe, resume: bool, lock: FolderLock) -> RunFolder | None:
         saved = "nothing is saved" if args.save_strategy == "no" else "go on with --resume"
         print(f"stopped by {stopper.stopped} after update {state.global_step}; {saved}", flush=True)
         return None
+    trainer.watch.require_updates()
     lock.require_there()
     early_stop, said = trainer.features.early_stop, None
     if early_stop is not None and args.process_index == 0:

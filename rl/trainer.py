@@ -17,21 +17,21 @@ from trl import GRPOConfig
 
 from rewards import RewardTable
 from rl.advantages import compute_advantages, group_deviations
-from rl.bernoulli import log_prob
 from rl.chassis import Chassis
 from rl.config import Recipe
 from rl.dynamic_sampling import DynamicSampling
 from rl.features import Features
 from rl.groups import begin_in_groups
 from rl.guidance import conditional_mismatch, policy_gap
-from rl.losses import LossInputs, policy_loss
+from rl.losses import METRICS, LossInputs, policy_loss
+from rl.metrics import UpdateMetrics
 from rl.policy import Branch, Gaps, replay
 from rl.prompts import PromptRecord
 from rl.reference import Reference
 from rl.rollout import Drawn, DrawSettings, Sample, branches, draw
 from rl.scorer import Scorer, Scores
 from rl.sharing import gathered
-from rl.step1_check import mismatch_of
+from rl.step1_check import DIFFERENCES, differences, mismatch_of
 from rl.text_kl import TextKL
 from rl.watch import Watch
 from uniar.generation import Rollout
@@ -65,6 +65,8 @@ class UniARTrainer(Chassis):
         self.processor = processor
         self.last_scored: tuple[list[Sample], RewardTable] | None = None
         self._first_rollout_step: int | None = None
+        others = {"guidance/mismatch": "mean", "understanding/kl": "mean", "loss": "mean"}
+        self._of_update = UpdateMetrics({**METRICS, **DIFFERENCES, **others})
         prompts = Dataset.from_dict(
             {"prompt": [record.prompt for record in self.records], "number": list(range(len(self.records)))}
         )
@@ -74,14 +76,13 @@ class UniARTrainer(Chassis):
             args=args,
             train_dataset=prompts,
             processing_class=processor,
-            keepers=self.features.keepers,
-            callbacks=[*callbacks, watch],
+            keepers=[*self.features.keepers, watch],
+            callbacks=callbacks,
             only_weights=only_weights,
         )
         self.dynamic_sampling: DynamicSampling | None = None
         if (prompts := self.features.prompts) is not None:
             self.dynamic_sampling = DynamicSampling(recipe.rollout.dynamic_sampling, prompts, self.accelerator)
-        watch.attach(self)
 
     def evaluated_weights(self) -> AbstractContextManager:
         """The weights that the recipe has evaluated and exported are the policy's inside the block. Collective."""
@@ -205,8 +206,9 @@ class UniARTrainer(Chassis):
         divergence = None if self.text_kl is None else self._text_divergence(model)
         gap = self._policy_gap(self._replay(model, inputs))
         drawn_with = self._policy_gap(_from(inputs, "rollout_"))
+        found: dict[str, Tensor] = {}
         if self._step % self._micro_batches_of_rollout < self.args.gradient_accumulation_steps:
-            self._compare_with_rollout(bits, gap.detach(), drawn_with, inputs)
+            found |= self._compared_with_rollout(gap.detach(), drawn_with, inputs)
         if algorithm.old_logp == "rollout":
             old_gap = drawn_with
         else:
@@ -232,15 +234,30 @@ class UniARTrainer(Chassis):
             importance_cap=algorithm.importance_cap if algorithm.old_logp == "rollout" else None,
         )
         loss = loss * algorithm.loss_scale
-        if divergence is not None:
-            loss = loss + self.text_kl.beta * divergence
-        metrics = {name: self._mean_over_ranks(value) for name, value in metrics.items()}
+        if self.text_kl is not None:
+            found["understanding/kl"] = loss.new_zeros(()) if divergence is None else divergence
+            loss = loss if divergence is None else loss + self.text_kl.beta * divergence
+        self._of_update.add({**metrics, **found, "loss": loss}, count=len(bits))
+        self.watch.micro_batch(loss.detach(), inputs)
+        if self.accelerator.sync_gradients:
+            loss = self._end_of_update(loss)
+        return loss / self.current_gradient_accumulation_steps
+
+    def _end_of_update(self, loss: Tensor) -> Tensor:
+        """Before the last backward pass of an update: its metrics are logged, and looked at. Returns the loss to go on
+        with."""
+        metrics, kl_control = self._of_update.reduce(self.accelerator), self.features.kl_control
+        mismatch = None
+        if self.state.global_step == self._first_rollout_step:
+            precision = torch.bfloat16 if self.args.bf16 else self.bare_policy.dtype
+            mismatch = mismatch_of(metrics, self.recipe, precision)
+        loss = self.watch.update(loss, metrics, mismatch)
         if kl_control is not None:
             kl_control.measure(metrics["kl"])
             metrics["beta"] = kl_control.beta
-        self._record(metrics)
-        loss = self.watch.loss(loss, inputs, metrics)
-        return loss / self.current_gradient_accumulation_steps
+        del metrics["loss"]
+        self._record(metrics, self._of_update.kinds)
+        return loss
 
     def _text_divergence(self, model: Any) -> Tensor | None:
         """This micro-batch's part of the text-KL term; None where it has none."""
@@ -259,9 +276,7 @@ class UniARTrainer(Chassis):
                     processes=accelerator.num_processes,
                     micro_batches=self.current_gradient_accumulation_steps,
                 )
-        divergence = text.divergence(model)
-        self._record({"understanding/kl": 0.0 if divergence is None else self._mean_over_ranks(divergence)})
-        return divergence
+        return text.divergence(model)
 
     def _policy_gap(self, gaps: Gaps) -> Tensor:
         drawn = self.recipe.rollout
@@ -269,22 +284,15 @@ class UniARTrainer(Chassis):
             gaps.cond, gaps.uncond, convention=drawn.guidance, scale=drawn.guidance_scale, temperature=drawn.temperature
         )
 
-    def _compare_with_rollout(self, bits: Tensor, gap: Tensor, drawn_with: Tensor, inputs: dict[str, Any]) -> None:
-        """Logs mean |Δ log π| a bit between rollout and replay; at the first step, has the watch act if it is too
-        large."""
-        difference = (log_prob(bits, gap) - log_prob(bits, drawn_with)).abs().mean()
-        difference = self._mean_over_ranks(difference)
-        self._record({"rollout/logp_difference": difference})
+    def _compared_with_rollout(self, gap: Tensor, drawn_with: Tensor, inputs: dict[str, Any]) -> dict[str, Tensor]:
+        """Metrics of what lies between rollout and replay."""
         drawn = self.recipe.rollout
+        found = differences(gap, drawn_with)
         if drawn.guidance == "conditional":
             raw = _from(inputs, "rollout_")
             mismatch = conditional_mismatch(raw.cond, raw.uncond, drawn.guidance_scale, drawn.temperature)
-            self._record({"guidance/mismatch": self._mean_over_ranks(mismatch.mean())})
-        if self.state.global_step != self._first_rollout_step:
-            return
-        precision = torch.bfloat16 if self.args.bf16 else self.bare_policy.dtype
-        if (error := mismatch_of(difference, self.recipe, precision)) is not None:
-            self.watch.mismatch(error, inputs)
+            found["guidance/mismatch"] = mismatch.mean()
+        return found
 
 
 def _named(prefix: str, gaps: Gaps) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """Runs that go wrong stop, skip the update, or warn, as the recipe says; the bad batch is kept."""
 
+import json
 import logging
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import training_runs
 from safetensors.torch import load_file
 from training_runs import changed, deepspeed, launch, logged, small_recipe, weights
 
+from rl.cli import main
 from rl.run_folder import RunFolder
 from rl.step1_check import RolloutMismatch
 from rl.trainer import UniARTrainer
@@ -115,13 +117,109 @@ def test_a_policy_that_is_not_the_one_that_drew(settings, caplog):
     settings["trainer"] |= {"max_steps": 1}
     with pytest.raises(RolloutMismatch, match=r"wrong importance ratios; its batch is in .*/bad_batches\."):
         run(settings)
-    before = weights(Path(settings["model"]["path"]))
-    for action, trains in (("warn", True), ("skip", False)):
-        settings["output_dir"] += f"-{action}"
-        with caplog.at_level(logging.WARNING):
-            after = weights(run(settings, step1=action).final)
-        assert trains != all(torch.equal(before[name], after[name]) for name in before), action
-    assert caplog.text.count("the replayed policy differs from the one that drew") == 2
+    settings["output_dir"] += "-warn"
+    with caplog.at_level(logging.WARNING):
+        run(settings, step1="warn")
+    assert caplog.text.count("the replayed policy differs from the one that drew") == 1
+
+
+# Bounds of skipping --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def broken_updates(monkeypatch):
+    """`broken_updates(numbers)`: from now on the loss of these updates, counted from 1, is NaN."""
+    sound = UniARTrainer._replay
+
+    def break_(numbers) -> None:
+        def replay(self, model, batch):
+            gaps = sound(self, model, batch)
+            broken = self.state.global_step + 1 in numbers and gaps.cond.requires_grad
+            return gaps._replace(cond=gaps.cond * float("nan")) if broken else gaps
+
+        monkeypatch.setattr(UniARTrainer, "_replay", replay)
+
+    return break_
+
+
+def test_skipping_has_a_bound(settings, broken_updates, caplog):
+    broken_updates(range(2, 100))
+    settings["trainer"] |= {"max_steps": 8}
+    with pytest.raises(RunError, match=r"update 4: 3 updates in a row were skipped \(watch.skip_limit is 3\)"):
+        run(settings, nonfinite="skip", skip_limit=3)
+    assert not (Path(settings["output_dir"]) / "final").exists()
+    assert caplog.text.count("the loss is nan") == 3
+    saved = [file.name for file in Path(settings["output_dir"]).glob("bad_batches/*")]
+    assert saved == ["step-000002-rank-0-0.safetensors"]  # the first one tells as much as the others
+
+
+def test_updates_between_skipped_ones_are_made(settings, broken_updates, caplog):
+    broken_updates({1, 2, 4, 5})
+    settings["trainer"] |= {"max_steps": 6}
+    folder = run(settings, nonfinite="skip", skip_limit=3)
+    assert caplog.text.count("the update is skipped") == 4
+    assert len(list(folder.path.glob("bad_batches/*"))) == 1
+    before, after = weights(Path(settings["model"]["path"])), weights(folder.final)
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("why", ["loss", "step1"])
+def test_a_run_that_made_no_update_exports_nothing(settings, broken_updates, tmp_path, capsys, why):
+    settings["trainer"] |= {"max_steps": 1}
+    if why == "step1":
+        settings |= {"algorithm": {"step1_tolerance": 1e-12}, "watch": {"step1": "skip"}}
+    else:
+        broken_updates(range(100))
+        settings |= {"watch": {"nonfinite": "skip"}}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(settings))
+    assert main(["train", str(tmp_path / "recipe.yaml")]) == 1
+    assert "all 1 updates were skipped, so nothing was learnt and no model is exported" in capsys.readouterr().err
+    assert not (Path(settings["output_dir"]) / "final").exists()
+
+
+def test_skipped_updates_are_counted_on_after_a_resume(settings, broken_updates):
+    broken_updates(range(1, 100))
+    settings["resume"] = "auto"
+    settings["trainer"] |= {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+    with pytest.raises(RunError, match="all 2 updates were skipped"):
+        run(settings, nonfinite="skip", skip_limit=3)
+    settings["trainer"] |= {"max_steps": 8}
+    with pytest.raises(RunError, match="update 3: 3 updates in a row were skipped"):
+        run(settings, nonfinite="skip", skip_limit=3)
+    saved = [file.name for file in Path(settings["output_dir"]).glob("bad_batches/*")]
+    assert saved == ["step-000001-rank-0-0.safetensors"]
+
+
+ONE_RANK = """
+import sys
+from rl.train import main
+from rl.trainer import UniARTrainer
+
+sound = UniARTrainer._replay
+
+def replay(self, model, batch):
+    gaps = sound(self, model, batch)
+    broken = self.accelerator.process_index == 1 and gaps.cond.requires_grad and self.state.global_step > 0
+    return gaps._replace(cond=gaps.cond * float("nan")) if broken else gaps
+
+UniARTrainer._replay = replay
+sys.exit(main())
+"""
+
+
+def test_processes_stop_together_where_one_has_no_loss(settings, tmp_path):
+    (tmp_path / "one_rank.py").write_text(ONE_RANK)
+    trainer = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "max_steps": 8}
+    watch = {"nonfinite": "skip", "skip_limit": 2}
+    folder, said = launch(
+        settings, 2, fails=True, program=[str(tmp_path / "one_rank.py")], trainer=trainer, watch=watch
+    )
+    assert said.count("update 3: 2 updates in a row were skipped") == 2  # each process says it
+    assert "has ended, so rank" not in said
+    assert len(logged(folder, "reward")) == 2
+    assert not folder.final.exists()
+    saved = sorted(file.name for file in folder.path.glob("bad_batches/*"))
+    assert saved == [f"step-000002-rank-1-{number}.safetensors" for number in range(2)]
 
 
 def test_rewards_that_never_differ(settings, tmp_path, caplog):
