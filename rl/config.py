@@ -97,8 +97,8 @@ class RolloutSection:
         "Replace groups without variance in their rewards, which teach nothing; null: keep them.", None
     )
     memory_budget_gb: float | None = setting(
-        "Memory in GB (10⁹ bytes) that the key-value caches of a rollout may take; larger batches are drawn in parts. "
-        "null: one part.",
+        "Memory in GB (10⁹ bytes) that the key-value caches of a rollout may take; larger batches are drawn in parts, "
+        "in float32 with the same bits, in bfloat16 with about one in a thousand changed. null: one part.",
         None,
         gt=0,
     )

@@ -53,6 +53,11 @@ class AlgorithmSection:
         "null: sequence for gspo, else bit.",
         None,
     )
+    centred_ratio: bool = setting(
+        "Of a ratio that is a mean over bits: take the KL divergence from the old policy out of it, so that it is 1 on "
+        "average however far the policy has moved. false: GSPO's own form.",
+        True,
+    )
     epsilon: float | None = setting(
         "Clip range of the ratio, downwards (and upwards where epsilon_high is null); null: the default of the ratio "
         "level, 0.2 for a bit, smaller by the square root of the number of bits for a visual token or an image.",
@@ -98,8 +103,9 @@ class AlgorithmSection:
     )
     importance_cap: float = setting("Cap of those importance weights, with old_logp rollout.", 2.0, gt=0)
     step1_tolerance: float | None = setting(
-        "Mean |Δ log π| a bit between rollout and replay at which the first step stops the run; null: 1e-5 in float32, "
-        "0.02 in bfloat16, times (2·guidance_scale − 1) / temperature.",
+        "How far the replayed policy may be from the one that drew, at the first step: mean |Δ log π| per bit, as a "
+        "share of the entropy and divided by √(s² + (s − 1)²)/T of guidance and temperature; and how far the scale of "
+        "its logit gaps may be from 1. null: 1e-3 in float32, 0.05 in bfloat16.",
         None,
         gt=0,
     )

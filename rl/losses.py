@@ -105,7 +105,7 @@ class LossInputs:
         self.logp = self._log_prob(self.logp, self.gap)
         self.old_logp = self._log_prob(self.old_logp, self.old_gap)
         if self.old_logp is None:
-            self.old_logp = self.logp
+            self.old_logp, self.old_gap = self.logp, self.gap
         self.old_logp = self.old_logp.detach()
 
     def _log_prob(self, logp: Tensor | None, gap: Tensor | None) -> Tensor | None:
@@ -122,6 +122,13 @@ class LossInputs:
             return bernoulli.kl(self.gap, self.ref_gap) if known else None
         ref_logp = self._log_prob(self.ref_logp, self.ref_gap)
         return None if ref_logp is None else bernoulli.kl_estimate(self.logp, ref_logp, kind)
+
+    def kl_from_old(self) -> Tensor:
+        """KL(π_old‖π) of each bit without gradient, as logp is shaped. Raises ValueError without gaps."""
+        if self.gap is None or self.old_gap is None:
+            raise ValueError("a centred ratio needs gap and old_gap.")
+        with torch.no_grad():
+            return bernoulli.kl(self.old_gap, self.gap)
 
 
 class Terms(NamedTuple):
@@ -143,6 +150,7 @@ def policy_loss(
     beta: float = 0.0,
     kl: Literal["exact"] | KLEstimator = "exact",
     entropy_coef: float = 0.0,
+    centred: bool = False,
     importance_cap: float | None = None,
     normalizer: float | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -153,6 +161,8 @@ def policy_loss(
     delta: dppo_tv's bound on the change of a bit's probability; None: 0.1.
     beta, kl: weight and kind of the KL term to the reference, averaged as the policy term is.
     entropy_coef: weight of the mean entropy of a bit, subtracted.
+    centred: take a ratio that is a mean over bits without the drift that it has from distance alone, see
+        `importance_ratio`; needs gaps.
     importance_cap: largest ratio (None: none). Where the old log-probabilities are the rollout's own, the ratio also
         carries the numerical mismatch between rollout and update: it is then their truncated importance weight.
     normalizer: of dr_grpo: what each sample's sum is divided by (None: N). Of dapo, cispo, dppo_tv: what the sum over
@@ -174,7 +184,8 @@ def policy_loss(
     mask = torch.ones_like(logp) if inputs.mask is None else _tokens(inputs.mask).to(logp.dtype)
     advantages = inputs.advantages.to(logp.dtype)[:, None, None]
 
-    ratio = importance_ratio(logp, old_logp, level, mask)
+    drift = _tokens(inputs.kl_from_old()) if centred and level != "bit" else None
+    ratio = importance_ratio(logp, old_logp, level, mask, drift)
     if importance_cap is not None:
         ratio = ratio.clamp(max=importance_cap)
     low, high = clip_range(loss, level, epsilon, epsilon_high, logp.shape[2], logp.shape[1] * logp.shape[2])
@@ -232,14 +243,22 @@ def clip_range(
     return low, epsilon_high
 
 
-def importance_ratio(logp: Tensor, old_logp: Tensor, level: RatioLevel, mask: Tensor) -> Tensor:
+def importance_ratio(
+    logp: Tensor, old_logp: Tensor, level: RatioLevel, mask: Tensor, drift: Tensor | None = None
+) -> Tensor:
     """(B, T, M) π/π_old of each bit: its own, or exp of the mean log-ratio over its visual token or its sample.
+
+    drift: KL(π_old‖π) of each bit, without gradient, which is taken out of the mean. Drawn from π_old, a log-ratio is
+    -KL on average, whatever the advantage. Over many bits the mean narrows to that, and leaves a clip range that
+    narrows with it on the lower side.
 
     The gradient is that of the mean: it reaches every bit of the token or the sample in equal parts, and summed over
     the bits again it is, on policy, the gradient of the bit level. Log-ratios are kept within ±20: an overflowing
     ratio times a zero gradient would be NaN.
     """
     log_ratio = logp - old_logp
+    if drift is not None:
+        log_ratio = log_ratio + drift
     if level != "bit":
         dims = (2,) if level == "visual_token" else (1, 2)
         mean = (log_ratio * mask).sum(dims, keepdim=True) / mask.sum(dims, keepdim=True).clamp(min=1)

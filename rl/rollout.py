@@ -102,7 +102,8 @@ def draw(
     step: int = 0,
     return_gaps: bool = False,
 ) -> Drawn:
-    """Draws B samples. Each prompt is prefilled once, however many of its samples are here and in whatever order.
+    """Draws B samples. Each prompt is prefilled once, however many of its samples are here and in whatever order. In
+    float32 a sample is the same whatever it is drawn with; in bfloat16 some bits depend on how many are drawn at once.
 
     Raises UserError for an input image that cannot be opened, and for prompts with and without one in the same batch.
     """

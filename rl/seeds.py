@@ -1,5 +1,6 @@
 """Noise belongs to the sample, not to the process (uniar/seeds.py): a recipe gives the same samples on 1, 2 or 8
-processes, and a resumed run needs no generator state."""
+processes, and a resumed run needs no generator state. In bfloat16 some bits also depend on the size of the batch that a
+process draws (docs/architecture.md)."""
 
 from uniar.seeds import seed_of
 

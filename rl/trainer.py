@@ -31,7 +31,7 @@ from rl.reference import Reference
 from rl.rollout import Drawn, DrawSettings, Sample, branches, draw
 from rl.scorer import Scorer, Scores
 from rl.sharing import gathered
-from rl.step1_check import DIFFERENCES, differences, mismatch_of
+from rl.step1_check import PARTS, compared, mismatch_of, parts
 from rl.text_kl import TextKL
 from rl.watch import Watch
 from uniar.generation import Rollout
@@ -66,7 +66,7 @@ class UniARTrainer(Chassis):
         self.last_scored: tuple[list[Sample], RewardTable] | None = None
         self._first_rollout_step: int | None = None
         others = {"guidance/mismatch": "mean", "understanding/kl": "mean", "loss": "mean"}
-        self._of_update = UpdateMetrics({**METRICS, **DIFFERENCES, **others})
+        self._of_update = UpdateMetrics({**METRICS, **PARTS, **others})
         prompts = Dataset.from_dict(
             {"prompt": [record.prompt for record in self.records], "number": list(range(len(self.records)))}
         )
@@ -225,6 +225,7 @@ class UniARTrainer(Chassis):
             ),
             loss=algorithm.loss,
             level=algorithm.level,
+            centred=algorithm.centred_ratio,
             epsilon=algorithm.epsilon,
             epsilon_high=algorithm.epsilon_high,
             delta=algorithm.delta,
@@ -246,8 +247,10 @@ class UniARTrainer(Chassis):
     def _end_of_update(self, loss: Tensor) -> Tensor:
         """Before the last backward pass of an update: its metrics are logged, and looked at. Returns the loss to go on
         with."""
-        metrics, kl_control = self._of_update.reduce(self.accelerator), self.features.kl_control
-        mismatch = None
+        found, kl_control, mismatch = self._of_update.reduce(self.accelerator), self.features.kl_control, None
+        metrics = {name: value for name, value in found.items() if name not in PARTS}
+        if PARTS.keys() <= found.keys():
+            metrics |= compared(found)
         if self.state.global_step == self._first_rollout_step:
             precision = torch.bfloat16 if self.args.bf16 else self.bare_policy.dtype
             mismatch = mismatch_of(metrics, self.recipe, precision)
@@ -285,9 +288,8 @@ class UniARTrainer(Chassis):
         )
 
     def _compared_with_rollout(self, gap: Tensor, drawn_with: Tensor, inputs: dict[str, Any]) -> dict[str, Tensor]:
-        """Metrics of what lies between rollout and replay."""
-        drawn = self.recipe.rollout
-        found = differences(gap, drawn_with)
+        """What lies between rollout and replay."""
+        drawn, found = self.recipe.rollout, parts(gap, drawn_with)
         if drawn.guidance == "conditional":
             raw = _from(inputs, "rollout_")
             mismatch = conditional_mismatch(raw.cond, raw.uncond, drawn.guidance_scale, drawn.temperature)

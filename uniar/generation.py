@@ -64,7 +64,8 @@ def rollout(
     A bit is 1 where σ(d*) > u, with d* = (d_u + s·(d_c - d_u)) / T in float32; temperature 0 is greedy.
     `guidance_scale` None runs the conditional branch alone; otherwise `prompt.unconditional` must be there, and both
     branches read the same bits. `memory_budget` (bytes) bounds caches and activations: samples are drawn in as many
-    batches as it takes, with the same result. Returned tensors live on the model's device.
+    batches as it takes. In float32 the bits are the same; in bfloat16 logits depend in their last digits on the size of
+    the batch, so about one bit in a thousand is another. Returned tensors live on the model's device.
 
     Raises UserError when the budget does not hold one sample, ValueError for noise, owners or prompts that don't fit.
     """

@@ -121,7 +121,8 @@ def add_drawing_options(parser: argparse.ArgumentParser) -> None:
         "--memory-budget-gb",
         type=float,
         metavar="GB",
-        help="splits a batch where drawing its visual tokens would take more; default: no limit",
+        help="splits a batch where drawing its visual tokens would take more, which in bfloat16 may change some bits; "
+        "default: no limit",
     )
 
 
