@@ -16,7 +16,7 @@ STEP1_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05}
 CERTAIN = 1e-7
 """nats per bit, added to an entropy that is divided by: a policy that is certain of every bit has none"""
 
-PARTS: dict[str, Kind] = dict.fromkeys(("difference", "entropy", "replayed_size", "drawn_size"), "mean")
+PARTS: dict[str, Kind] = dict.fromkeys(("difference", "drawn_entropy", "replayed_size", "drawn_size"), "mean")
 """what `parts` measures; `compared` makes metrics of it"""
 
 
@@ -39,7 +39,7 @@ def parts(gap: Tensor, drawn_with: Tensor) -> dict[str, Tensor]:
     weight = torch.sigmoid(between) * torch.sigmoid(-between)
     return {
         "difference": (torch.sigmoid(drawn_with) * one + torch.sigmoid(-drawn_with) * zero).mean(),
-        "entropy": entropy(drawn_with).mean(),
+        "drawn_entropy": entropy(drawn_with).mean(),
         "replayed_size": (weight * gap.square()).mean(),
         "drawn_size": (weight * drawn_with.square()).mean(),
     }
@@ -50,7 +50,7 @@ def compared(parts: Mapping[str, float]) -> dict[str, float]:
     than drawn ones."""
     return {
         "rollout/logp_difference": parts["difference"],
-        "rollout/logp_difference_share": parts["difference"] / (parts["entropy"] + CERTAIN),
+        "rollout/logp_difference_share": parts["difference"] / (parts["drawn_entropy"] + CERTAIN),
         "rollout/gap_scale": math.sqrt((parts["replayed_size"] + CERTAIN) / (parts["drawn_size"] + CERTAIN)),
     }
 

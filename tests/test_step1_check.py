@@ -103,15 +103,20 @@ def nano(nano_checkpoint: Path, tmp_path: Path) -> dict:
     return changed(recipe, rollout={"guidance": "guided", "guidance_scale": 2.0}, trainer={"save_strategy": "no"})
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("fault", NAMED + OTHERS)
+@pytest.mark.parametrize(
+    ("fault", "precision"),
+    [
+        *[(fault, precision) for fault in NAMED + OTHERS[:2] for precision in PRECISIONS],
+        *[(fault, "float32") for fault in OTHERS[2:]],  # random weights hardly look at where a token is
+    ],
+)
 def test_nano(nano, inject, capsys, fault, precision):
     inject(fault)
     refuse(changed(nano, trainer=PRECISIONS[precision]), capsys)
 
 
 def quickstart(folder: Path, *, seed: int = 0, **trainer) -> dict:
-    """Its first update, with a quarter of its samples and nothing beside it."""
+    """Its first update, with an eighth of its samples and nothing beside it."""
     recipe = load_recipe(ROOT / "configs" / "quickstart.yaml").to_mapping()
     recipe["data"]["prompts"] = str(ROOT / recipe["data"]["prompts"])
     recipe["model"]["path"] = str(ROOT / recipe["model"]["path"])
@@ -121,7 +126,7 @@ def quickstart(folder: Path, *, seed: int = 0, **trainer) -> dict:
         decode={"num_inference_steps": 1},
         evaluate={"prompts": None, "at_start": False},
         understanding={"questions": None},
-        trainer={"max_steps": 1, "per_device_train_batch_size": 16, "save_strategy": "no", **trainer},
+        trainer={"max_steps": 1, "per_device_train_batch_size": 8, "save_strategy": "no", **trainer},
         output_dir=str(folder / "run"),
         seed=seed,
     )
