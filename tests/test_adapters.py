@@ -9,6 +9,7 @@ from peft import LoraConfig, get_peft_model
 from training_runs import nudge
 
 from rl.adapters import MergedAdapter, merge_checkpoint, merge_state, require_plain_lora
+from rl.cli import main
 from rl.config_model import LoraSection
 from rl.policy_model import LORA_TARGETS, trainable
 from rl.tensor_files import TensorFiles
@@ -79,6 +80,19 @@ def test_an_adapter_that_peft_has_made_plain_merges_to_what_was_trained(nano_che
     model.save_pretrained(tmp_path / "plain", path_initial_model_for_weight_conversion=str(start))
     found, expected = merge_checkpoint(tmp_path / "plain", nano_checkpoint), model.merge_and_unload().state_dict()
     assert all(torch.allclose(found[name], expected[name], atol=1e-5) for name in expected)
+
+
+def test_exporting_somebody_elses_adapter(nano_checkpoint, tmp_path, capsys):
+    model = adapted(nano_checkpoint, use_rslora=True)
+    model.save_pretrained(tmp_path / "adapter")
+    command = ["export", str(tmp_path / "adapter"), "--source", str(nano_checkpoint), "--output", str(tmp_path / "out")]
+    assert main(command) == 0
+    found, expected = TensorFiles(tmp_path / "out"), model.merge_and_unload().state_dict()
+    assert all(torch.allclose(found[name], expected[name], atol=1e-6) for name in found)
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps({**config, "init_lora_weights": "pissa"}))
+    assert main(command) == 2
+    assert "init_lora_weights 'pissa', which changes the weights" in capsys.readouterr().err
 
 
 CONFIG = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "rank_pattern": {}, "use_dora": False, "bias": "none"}

@@ -12,6 +12,7 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
 from rl.adapters import trained_adapter
+from rl.cli import main
 from rl.export import trained_weights
 from rl.tensor_files import TensorFiles, main_dtype
 from uniar.checkpoint import copy_untrained_parts, require_parts
@@ -170,9 +171,19 @@ def test_what_is_not_a_whole_checkpoint(checkpoint):
     (checkpoint / "adapter_config.json").write_text("{}")  # with which transformers would load another model
     with pytest.raises(UserError, match="holds an adapter, not a whole model"):
         require_parts(checkpoint, decoder=True)
+    with pytest.raises(UserError, match="holds an adapter, not a whole model"):
+        UniARForConditionalGeneration.from_pretrained(checkpoint)
     (checkpoint / "trainer_state.json").write_text("{}")
     with pytest.raises(UserError, match=r"uniar-rl export \S+checkpoint --output FOLDER"):
         require_parts(checkpoint, decoder=True)
+
+
+def test_an_export_holds_the_shards_of_the_index(checkpoint, nano_checkpoint, tmp_path):
+    tensors = split(checkpoint)
+    write(checkpoint / "model-00003-of-00003.safetensors", dict(list(other(tensors).items())[:37]))
+    command = ["export", str(checkpoint), "--source", str(nano_checkpoint), "--output", str(tmp_path / "out")]
+    assert main(command) == 0
+    assert same(load_file(tmp_path / "out" / "model.safetensors"), tensors)
 
 
 def test_nobody_takes_whatever_lies_in_a_folder():

@@ -149,8 +149,7 @@ def require_parts(folder: Path, *, decoder: bool) -> None:
 
 
 def _require_parts(folder: Path, decoder: bool) -> None:
-    if (folder / "adapter_config.json").is_file():  # transformers would load the model that it names
-        raise UserError(f"{folder} has an adapter_config.json: it holds an adapter, not a whole model.")
+    _refuse_adapter(folder)
     required = ("config.json", "tokenizer_config.json", "preprocessor_config.json")
     for name in required:
         if not (folder / name).is_file():
@@ -224,6 +223,7 @@ class StrictLoading:
 
 def require_model_type(folder: Path, expected: str) -> None:
     """Raises UserError unless `folder` has weights and the config of a model of type `expected`."""
+    _refuse_adapter(folder)
     config_file = folder / "config.json"
     if not config_file.is_file():
         raise UserError(f"{folder} has no config.json.")
@@ -231,6 +231,15 @@ def require_model_type(folder: Path, expected: str) -> None:
     if found != expected:
         raise UserError(f"{config_file} says model_type {found!r}; it must be {expected!r}.")
     stored_tensors(folder)
+
+
+def _refuse_adapter(folder: Path) -> None:
+    """transformers would load the model that an adapter names, whatever weights lie beside it."""
+    if (folder / "adapter_config.json").is_file():
+        raise UserError(
+            f"{folder} has an adapter_config.json: it holds an adapter, not a whole model; `uniar-rl export` with "
+            "--source merges it into its own."
+        )
 
 
 def require_exact_tensors(source: Path | str, model: nn.Module, info: dict[str, Any], *, whole: bool = True) -> None:

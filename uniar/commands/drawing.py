@@ -6,7 +6,6 @@ where it was: batches are the same again, to the last rounding, and those whose 
 """
 
 import argparse
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 from tqdm import tqdm
 
+from uniar.commands.layout import LAYOUTS, Output
 from uniar.commands.loading import Checkpoint, check_number, memory_advice
 from uniar.commands.processes import Processes
-from uniar.commands.record import check_manifest, difference, read_record, write_image, write_manifest
+from uniar.commands.record import check_manifest, difference, read_record, write_image
 from uniar.commands.requests import Request
 from uniar.errors import UserError
-from uniar.files import write_whole
 from uniar.generation import draw_noise, rollout
 from uniar.pictures import picture_to_edit
 from uniar.processing import build_visual_prompt
@@ -30,10 +29,6 @@ from uniar.shareable import shareable
 if TYPE_CHECKING:
     from uniar.modeling_decoder import UniARVisualDecoder
     from uniar.modeling_uniar import UniARForConditionalGeneration
-
-LAYOUTS = {"flat": "*.png", "uniar": "*/samples/*.png"}
-"""Which images of a folder are a layout's."""
-OTHER_FORMATS = (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
@@ -158,10 +153,13 @@ def draw_requests(arguments: argparse.Namespace, checkpoint: Checkpoint, request
         dtype=checkpoint.dtype_name,
         weights=checkpoint.fingerprint(),
     )
-    into_folder = arguments.output.suffix.lower() != ".png"
-    samples = _samples(requests, arguments, into_folder=into_folder)
-    folder = arguments.output if into_folder else arguments.output.parent
-    _claim(arguments.output, folder, into_folder=into_folder)
+    output = Output(arguments.output, arguments.layout)
+    samples = [Sample(r, k, output.place(r, k)) for r in requests for k in range(arguments.images_per_prompt)]
+    if not output.is_folder and len(samples) > 1:
+        raise UserError(
+            f"--output {output.path} is one file, and there are {len(samples)} images to draw; name a folder."
+        )
+    _claim(output)
     records = {sample.path: sample.record(settings, checkpoint.name) for sample in samples}
     there = set() if arguments.overwrite else {path for path, record in records.items() if _is_drawn(path, record)}
     # The batches are fixed before they are shared: what is drawn does not depend on the number of processes.
@@ -178,10 +176,8 @@ def draw_requests(arguments: argparse.Namespace, checkpoint: Checkpoint, request
                         write_image(image, sample.path, records[sample.path])
             processes.wait()
         finally:
-            if into_folder and processes.rank == 0:
-                if arguments.layout == "uniar":
-                    _write_metadata(folder, requests)
-                write_manifest(folder, [sample.path for sample in samples], LAYOUTS[arguments.layout])
+            if processes.rank == 0:
+                output.describe(requests, [sample.path for sample in samples])
     if not arguments.quiet and processes.rank == 0:
         already = f" ({len(there)} already there)" if there else ""
         print(f"{len(samples)} image{'s' * (len(samples) > 1)} in {arguments.output}{already}")
@@ -260,44 +256,20 @@ def draw_batch(
     )
 
 
-def _samples(requests: Sequence[Request], arguments: argparse.Namespace, *, into_folder: bool) -> list[Sample]:
-    output, each = arguments.output, arguments.images_per_prompt
-    if output.suffix.lower() in OTHER_FORMATS:
-        raise UserError(f"--output {output}: images are written as PNG; end the name in .png or name a folder.")
-    if into_folder:
-        uniar = arguments.layout == "uniar"
-        return [
-            Sample(request, k, output / (f"{request.name}/samples/{k:04d}.png" if uniar else f"{request.name}-{k}.png"))
-            for request in requests
-            for k in range(each)
-        ]
-    if arguments.layout != "flat":
-        raise UserError(f"--output {output} is one file; name a folder for the layout {arguments.layout}.")
-    if (count := len(requests) * each) > 1:
-        raise UserError(f"--output {output} is one file, and there are {count} images to draw; name a folder.")
-    return [Sample(requests[0], 0, output)]
-
-
-def _write_metadata(folder: Path, requests: Sequence[Request]) -> None:
-    """UniAR's metadata.json beside the samples of each prompt: its line, with idx and prompt."""
-    for request in requests:
-        (folder / request.name).mkdir(exist_ok=True)
-        content = {**request.fields, "idx": int(request.name), "prompt": request.prompt}
-        write_whole(folder / request.name / "metadata.json", json.dumps(content, indent=2, ensure_ascii=False))
-
-
-def _claim(output: Path, folder: Path, *, into_folder: bool) -> None:
+def _claim(output: Output) -> None:
     """Makes the folder. Raises UserError if something of another kind is in the way."""
-    if not into_folder and output.is_dir():
-        raise UserError(f"--output {output} is a folder; name a file in it, or a folder whose name has no .png.")
+    if not output.is_folder and output.path.is_dir():
+        raise UserError(f"--output {output.path} is a folder; name a file in it, or a folder whose name has no .png.")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        output.folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        raise UserError(f"--output {output}: {folder} is a file where a folder is needed; name another.") from None
+        raise UserError(
+            f"--output {output.path}: {output.folder} is a file where a folder is needed; name another."
+        ) from None
     except OSError as error:
-        raise UserError(f"--output {output}: {folder} cannot be made ({error.strerror}).") from error
-    if into_folder:
-        check_manifest(folder)
+        raise UserError(f"--output {output.path}: {output.folder} cannot be made ({error.strerror}).") from error
+    if output.is_folder:
+        check_manifest(output.folder)
 
 
 def _is_drawn(path: Path, record: dict[str, Any]) -> bool:

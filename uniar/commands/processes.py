@@ -21,6 +21,8 @@ class Processes:
 
     @classmethod
     def here(cls) -> "Processes":
+        if "LOCAL_RANK" not in os.environ:  # as in a pod of a cluster, where nobody started the others
+            return cls(0, 1)
         return cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
 
     @contextmanager

@@ -1,0 +1,56 @@
+"""Where drawn images go: one file, a flat folder, or the folders that UniAR's own generate_batch.py writes."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from uniar.commands.record import write_manifest
+from uniar.commands.requests import Request
+from uniar.errors import UserError
+from uniar.files import write_whole
+
+LAYOUTS = {"flat": "*.png", "uniar": "*/samples/*.png"}
+"""Which images of a folder are a layout's."""
+_OTHER_FORMATS = (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+
+
+@dataclass(frozen=True)
+class Output:
+    """`--output` and `--layout`. Raises UserError for two that do not go together."""
+
+    path: Path
+    layout: str = "flat"
+
+    def __post_init__(self) -> None:
+        if self.path.suffix.lower() in _OTHER_FORMATS:
+            raise UserError(f"--output {self.path}: images are written as PNG; end the name in .png or name a folder.")
+        if not self.is_folder and self.layout != "flat":
+            raise UserError(f"--output {self.path} is one file; name a folder for the layout {self.layout}.")
+
+    @property
+    def is_folder(self) -> bool:
+        return self.path.suffix.lower() != ".png"
+
+    @property
+    def folder(self) -> Path:
+        return self.path if self.is_folder else self.path.parent
+
+    def place(self, request: Request, index: int) -> Path:
+        """The file of image number `index` of a request."""
+        if not self.is_folder:
+            return self.path
+        if self.layout == "uniar":
+            return self.path / request.name / "samples" / f"{index:04d}.png"
+        return self.path / f"{request.name}-{index}.png"
+
+    def describe(self, requests: Sequence[Request], drawn: Sequence[Path]) -> None:
+        """Writes what a folder has beside its images: manifest.jsonl, and UniAR's metadata.json of each prompt (its
+        line with idx and prompt)."""
+        if not self.is_folder:
+            return
+        for request in requests if self.layout == "uniar" else ():
+            (self.path / request.name).mkdir(exist_ok=True)
+            content = {**request.fields, "idx": int(request.name), "prompt": request.prompt}
+            write_whole(self.path / request.name / "metadata.json", json.dumps(content, indent=2, ensure_ascii=False))
+        write_manifest(self.path, drawn, LAYOUTS[self.layout])
