@@ -214,7 +214,7 @@ def _take(rows: list[_Row], ratio: float, seed: int) -> list[_Row]:
     seed and content alone decide."""
     if ratio > 1 and not ratio.is_integer():
         raise UserError(
-            f"sampled_ratio is {ratio:g}; expected a part of the file, up to 1, or a whole number of its rows."
+            f"sampled_ratio is {ratio}; expected a part of the file, up to 1, or a whole number of its rows."
         )
     counts: Counter[str] = Counter()
     ranked = []

@@ -50,7 +50,7 @@ def _record(line: JsonLine, root: Path) -> QuestionRecord:
     line.refuse_slips(FIELDS)
     texts = {}
     for name in FIELDS:
-        text = line.get(name, str, "the path of a picture" if name == "image" else "a text")
+        text = line.get(name, str, "the path of a picture" if name == "image" else "a string")
         if text is None:
             raise UserError(f"{line.where}: the field '{name}' is missing; a question has {', '.join(FIELDS)}.")
         check_text(text, f"{line.where}: '{name}'")

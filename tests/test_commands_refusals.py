@@ -10,14 +10,14 @@ from PIL import Image
 
 LINE_FAULTS = {
     "broken": ('{"prompt": "a"', "line 2: not valid JSON", "column"),
-    "no object": ('"a cat"', 'line 2: found "a cat" (a text)', "an object"),
+    "no object": ('"a cat"', 'line 2: found "a cat" (a string)', "an object"),
     "no prompt": ('{"text": "a"}', "line 2", "'prompt' (or 'instruction') is missing"),
     "two prompts": ('{"prompt": "a", "instruction": "b"}', "line 2", "two names of one field"),
-    "no text": ('{"prompt": 3}', "line 2: 'prompt' is 3 (a number)", "a text"),
+    "no text": ('{"prompt": 3}', "line 2: 'prompt' is 3 (a number)", "a string"),
     "empty prompt": ('{"prompt": " "}', "line 2", "the prompt is empty"),
     "slip": ('{"prompt": "a", "heigth": 64}', "unknown field 'heigth'", "'height'"),
     "size": ('{"prompt": "a", "height": 65}', "line 2: height 65 is not a multiple of 32", "64 and 96"),
-    "size kind": ('{"prompt": "a", "width": "64"}', "line 2: 'width' is \"64\" (a text)", "pixels"),
+    "size kind": ('{"prompt": "a", "width": "64"}', "line 2: 'width' is \"64\" (a string)", "pixels"),
     "size zero": ('{"prompt": "a", "width": 0}', "line 2: 'width' is 0", "above 0"),
     "same id": ('{"prompt": "a", "id": 1}', "line 2: its name '1' is already that of line 1", ""),
     "path as id": ('{"prompt": "a", "id": "../a"}', "line 2: the id '../a' cannot be a file name", ""),

@@ -209,6 +209,21 @@ def test_a_damaged_file_gives_a_picture_or_a_sentence(format):
             assert load_picture(bytes(broken), "it").mode == "RGB"
 
 
+def test_nothing_else_opens_pictures_of_others():
+    """Elsewhere Pillow reads what this project wrote itself, as PNG, or stands in for torchvision's own decoder."""
+    root = Path(__file__).parents[1]
+    files = [file for room in ("uniar", "rewards", "rl", "tiny") for file in (root / room).rglob("*.py")]
+    opening = {file.relative_to(root).as_posix(): file.read_text(encoding="utf-8") for file in files}
+    opening = {name: code for name, code in opening.items() if "Image.open(" in code}
+    allowed = {"uniar/pictures.py", "uniar/commands/record.py", "rl/callbacks.py", "uniar/torchvision_compat.py"}
+    assert set(opening) <= allowed
+    assert all(
+        code.count("Image.open(") == code.count('formats=("PNG",)')
+        for name, code in opening.items()
+        if name in ("uniar/commands/record.py", "rl/callbacks.py")
+    )
+
+
 def test_an_edit_and_a_training_prompt_see_the_same_pixels(tmp_path):
     from rl.prompts import PromptRecord
 

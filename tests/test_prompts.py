@@ -99,21 +99,21 @@ def test_ids_ignore_key_order_line_numbers_and_spelling_of_the_field(tmp_path):
     [
         ('{"prompt": "x"', "line 2: not valid JSON: Expecting ',' delimiter at column 15."),
         ("[1, 2]", "line 2: found [1, 2] (a list), expected an object."),
-        ('"x"', 'line 2: found "x" (a text), expected an object'),
+        ('"x"', 'line 2: found "x" (a string), expected an object'),
         ('{"task": "ocr"}', "line 2: the field 'prompt' (or 'instruction') is missing; there are 'task'"),
         ('{"promt": "x"}', "line 2: unknown field 'promt'. Did you mean 'prompt'?"),
         ('{"prompt": null}', "line 2: the field 'prompt' (or 'instruction') is missing."),
-        ('{"prompt": 3}', "line 2: 'prompt' is 3 (a number), expected a text."),
-        ('{"instruction": ["x"]}', "line 2: 'instruction' is [\"x\"] (a list), expected a text."),
+        ('{"prompt": 3}', "line 2: 'prompt' is 3 (a number), expected a string."),
+        ('{"instruction": ["x"]}', "line 2: 'instruction' is [\"x\"] (a list), expected a string."),
         ('{"prompt": "  "}', "line 2: the prompt is empty."),
         ('{"prompt": "x", "instruction": "y"}', "line 2: 'prompt' and 'instruction' are two names of one field"),
-        ('{"prompt": "x", "task": 1}', "line 2: 'task' is 1 (a number), expected a text."),
-        ('{"prompt": "x", "metadata": "red"}', "line 2: 'metadata' is \"red\" (a text), expected an object."),
+        ('{"prompt": "x", "task": 1}', "line 2: 'task' is 1 (a number), expected a string."),
+        ('{"prompt": "x", "metadata": "red"}', "line 2: 'metadata' is \"red\" (a string), expected an object."),
         ('{"prompt": "x", "metdata": {}}', "line 2: unknown field 'metdata'. Did you mean 'metadata'?"),
         ('{"prompt": "x", "tag": 1, "metadata": {"tag": 2}}', "'tag' is given both as a field and in metadata."),
         ('{"prompt": "x", "image": 5}', "line 2: 'image' is 5 (a number), expected the path of a picture."),
         ('{"prompt": "x", "image": "gone.png"}', "gone.png' does not exist."),
-        ('{"prompt": "x", "id": true}', "line 2: 'id' is true (true or false), expected a text or a whole number."),
+        ('{"prompt": "x", "id": true}', "line 2: 'id' is true (true or false), expected a string or a whole number."),
         ('{"prompt": "x", "id": "a"}', "line 2: the id 'a' was given in line 1."),
     ],
 )
@@ -236,13 +236,13 @@ def test_mix_finds_its_files(tmp_path, monkeypatch):
         ("- a.jsonl\n", "needs the key 'datasets' with a list of files."),
         ("datasets: []\n", "are empty; at least one prompt is needed."),
         ("datasets: [{json_path: a.jsonl}]\nseed: 1\n", "line 2: unknown key 'seed'."),
-        ("datasets:\n- name: a\n", "line 2: datasets.0.json_path is missing; expected a text."),
+        ("datasets:\n- name: a\n", "line 2: datasets.0.json_path is missing; expected a string."),
         ("datasets:\n- json_path: gone.jsonl\n", "line 2: the file 'gone.jsonl' of the mix does not exist."),
         ("datasets:\n- json_path: a.jsonl\n  sampled_ratio: 0\n", "line 3: datasets.0.sampled_ratio is 0, expected"),
         ("datasets:\n- json_path: a.jsonl\n  sampled_ratio: -1\n", "sampled_ratio is -1, expected a number > 0."),
         (
             "datasets:\n- json_path: a.jsonl\n  sampled_ratio: half\n",
-            "sampled_ratio is 'half' (a text), expected a number",
+            "sampled_ratio is 'half' (a string), expected a number",
         ),
         (
             "datasets:\n- json_path: a.jsonl\n  sampled_ratio: 2.5\n",
@@ -253,7 +253,7 @@ def test_mix_finds_its_files(tmp_path, monkeypatch):
         ("datasets:\n- json_path: a.jsonl\n- json_path: a.jsonl\n", "line 3: the name 'a' was given to the file of"),
         ("datasets:\n- json_path: empty.jsonl\n", "line 2: the prompts '{folder}/empty.jsonl' are empty; at least one"),
         ("datasets:\n- json_path: broken.jsonl\n", "broken.jsonl, line 1: not valid JSON"),
-        ("datasets: [a.jsonl]\n", "line 1: datasets.0 is 'a.jsonl' (a text), expected a mapping of settings."),
+        ("datasets: [a.jsonl]\n", "line 1: datasets.0 is 'a.jsonl' (a string), expected a mapping of settings."),
         ("datasets: {\n", "not valid YAML"),
     ],
 )
@@ -308,6 +308,36 @@ def test_saved_dataset(tmp_path):
     datasets.Dataset.from_dict({"prompt": ["x"], "metadata": ["{"]}).save_to_disk(tmp_path / "broken")
     with pytest.raises(UserError, match=r"broken', row 0: metadata: not valid JSON"):
         load_prompts(f"datasets:{tmp_path / 'broken'}")
+
+
+def test_a_mix_names_datasets_folders_and_tables(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    parts = {
+        split: datasets.Dataset.from_dict({"prompt": [f"{split} {n}" for n in range(4)]}) for split in ("train", "b")
+    }
+    datasets.DatasetDict(parts).save_to_disk(tmp_path / "data" / "saved")
+    (tmp_path / "data" / "texts").mkdir()
+    (tmp_path / "data" / "texts" / "7.txt").write_text("a field")
+    (tmp_path / "data" / "table.csv").write_text("caption,id\na hill,3\n")
+    mix = write_mix(
+        tmp_path / "data" / "m.yaml",
+        "json_path: 'datasets:saved:b', sampled_ratio: 2",
+        "name: all, json_path: 'datasets:data/saved'",
+        "json_path: texts",
+        "json_path: table.csv, prompt_key: caption",
+    )
+    monkeypatch.chdir(tmp_path)
+    records = load_prompts(mix)
+    assert sorted(record.prompt[0] for record in records) == ["a", "a", "b", "b", "t", "t", "t", "t"]
+    assert ids(records)[-2:] == ["texts/7", "table/3"]
+    assert "data/saved:b', row " in records[0].where
+    gone = write_mix(tmp_path / "gone.yaml", "json_path: 'datasets:no/such:train'")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(
+        UserError, match=r"gone.yaml, line 2: the dataset 'no/such' with split 'train' cannot be loaded"
+    ):
+        load_prompts(gone)
 
 
 # Real files ----------------------------------------------------------------------------------------------------------

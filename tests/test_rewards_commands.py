@@ -155,6 +155,17 @@ def test_a_picture_that_the_reward_fails_on_is_named_and_the_others_are_scored(t
     assert "it is broken" in record["failed"]
 
 
+def test_separators_inside_strings_end_no_line(typed, here):
+    rows = [{"image": "drawn/a.jpg", "prompt": f"a{mark}b"} for mark in "\u2028\u2029\u0085\x0b"]
+    (here / "s.jsonl").write_text(
+        "".join(json.dumps(row, ensure_ascii=False) + "\r\n" for row in rows), encoding="utf-8"
+    )
+    assert typed("score", "mine.py:Darkness", "--image", "s.jsonl", "--output", "out.jsonl")[0] == 0
+    written = [json.loads(line) for line in (here / "out.jsonl").read_text(encoding="utf-8").split("\n")[:-1]]
+    assert [line["prompt"] for line in written] == [row["prompt"] for row in rows]
+    assert typed("check", "mine.py", "--samples", "s.jsonl")[0] == 0
+
+
 SCORE_FAULTS = {
     "no picture": (["--image", "none.png"], "the picture 'none.png' does not exist"),
     "no picture in the folder": (["--image", "empty"], "the folder 'empty' has no picture (.png, .jpg"),
@@ -165,7 +176,7 @@ SCORE_FAULTS = {
         ["--image", "odd.jsonl"],
         'odd.jsonl, line 1: found ["drawn/a.jpg"] (a list), expected an object',
     ),
-    "odd prompt": (["--image", "prompt.jsonl"], "prompt.jsonl, line 1: 'prompt' is 3 (a number), expected a text"),
+    "odd prompt": (["--image", "prompt.jsonl"], "prompt.jsonl, line 1: 'prompt' is 3 (a number), expected a string"),
     "metadata": (["--image", "drawn", "--metadata", "{"], "--metadata is not valid JSON"),
     "metadata list": (["--image", "drawn", "--metadata", "[1]"], "a JSON object is needed"),
     "batch": (["--image", "drawn", "--batch-size", "0"], "--batch-size is 0; at least 1"),

@@ -90,7 +90,7 @@ BROKEN = {
         "line 2: the field 'answer' is missing; a question has image, question, answer.",
     ),
     "misspelt field": ({"answer": None, "anwser": "red"}, "line 2: unknown field 'anwser'. Did you mean 'answer'?"),
-    "wrong type": ({"answer": 3}, "line 2: 'answer' is 3 (a number), expected a text."),
+    "wrong type": ({"answer": 3}, "line 2: 'answer' is 3 (a number), expected a string."),
     "empty text": ({"question": " "}, "line 2: 'question' is empty."),
     "token of a picture": (
         {"question": "see <|image_pad|>"},

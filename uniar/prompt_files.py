@@ -114,13 +114,13 @@ def read_record(
         used.add(name)
         return line.get(name, kinds, expected)
 
-    prompt = take(_prompt_key(line, keys.prompt, prompt_needed), str, "a text")
+    prompt = take(_prompt_key(line, keys.prompt, prompt_needed), str, "a string")
     if prompt is not None and prompt_needed:
         check_text(prompt, f"{where}: the prompt")
-    own_id = take("id", (str, int), "a text or a whole number")
+    own_id = take("id", (str, int), "a string or a whole number")
     if own_id is None and type(values.get("idx")) in (str, int):
         own_id = take("idx", (str, int), "")
-    task = take("task", str, "a text")
+    task = take("task", str, "a string")
     if task is None and isinstance(values.get("task_type"), str):
         task = take("task_type", str, "")
     metadata = take("metadata", dict, "an object")
