@@ -1,16 +1,25 @@
-"""A training run that kills itself, with SIGKILL and all its processes, when it comes to a given place.
+"""Training runs that kill themselves, with SIGKILL and all their processes, when they come to a given place.
 
-    python tests/kill_at.py PLACE RECIPE [more arguments of `uniar-rl train`]
+    python tests/kill_at.py
 
-Each process of the run is started like this; rank 0 is the one that gets there. The place `nowhere` is never come to.
+Reads from its standard input a line of JSON for each run, starts the run's processes, waits for them, and writes their
+exit codes as a line of JSON:
+
+    {"place": "export", "arguments": ["recipe.yaml", "--resume"], "processes": 2, "log": "file for what they print"}
+
+The processes are forked, so that libraries are imported once. Rank 0 is the one that gets to the place, a name that
+`places` knows, or `nowhere`.
 """
 
 import functools
+import json
 import os
 import signal
+import socket
 import sys
+import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import uniar  # noqa: F401  (first: makes torchvision importable)
 
@@ -18,16 +27,9 @@ LAST = 3
 """updates of the runs that are killed"""
 
 
-def kill(*_: Any, **__: Any) -> None:
-    """This process and, started by torchrun, the other ones: their launcher is their parent."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        import psutil
-
-        launcher = psutil.Process(os.getppid())
-        for process in [launcher, *launcher.children(recursive=True)]:
-            if process.pid != os.getpid():
-                process.kill()
-    os.kill(os.getpid(), signal.SIGKILL)
+def kill() -> None:
+    """This process and the others of its run: they are a group."""
+    os.killpg(0, signal.SIGKILL)
 
 
 def around(owner: Any, name: str, when: Callable[..., bool], *, after: bool) -> None:
@@ -40,7 +42,9 @@ def around(owner: Any, name: str, when: Callable[..., bool], *, after: bool) -> 
         if dies and not after:
             kill()
         result = called(*args, **kwargs)
-        return kill() if dies else result
+        if dies and after:
+            kill()
+        return result
 
     setattr(owner, name, calling)
 
@@ -81,10 +85,48 @@ def places() -> dict[str, tuple[Any, str, Callable[..., bool], bool]]:
     }
 
 
-if __name__ == "__main__":
+def begin(place: str, arguments: list[str], processes: int, log: str) -> list[int]:
+    """Starts the processes of a run; their numbers."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = str(probe.getsockname()[1])
+    started: list[int] = []
+    for rank in range(processes):
+        child = os.fork()
+        if not child:
+            os.setpgid(0, started[0] if started else 0)
+            run(place, arguments, log, rank, processes, port)
+        os.setpgid(child, started[0] if started else child)
+        started.append(child)
+    return started
+
+
+def run(place: str, arguments: list[str], log: str, rank: int, processes: int, port: str) -> NoReturn:
+    """What a process does, from its fork to its end."""
     from rl.cli import main
 
-    if sys.argv[1] != "nowhere":
-        owner, name, when, after = places()[sys.argv[1]]
-        around(owner, name, when, after=after)
-    sys.exit(main(["train", *sys.argv[2:]]))
+    for stream in (1, 2):
+        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+    code = 1
+    try:
+        if processes > 1:
+            shared = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+            os.environ.update({name: str(value) for name, value in shared.items()})
+            os.environ.update({"MASTER_ADDR": "localhost", "MASTER_PORT": port})
+        if place != "nowhere":
+            owner, name, when, after = places()[place]
+            around(owner, name, when, after=after)
+        code = main(["train", *arguments])
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    places()
+    for line in sys.stdin:
+        children = begin(**json.loads(line))
+        print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]), flush=True)

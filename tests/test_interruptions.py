@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -217,22 +217,32 @@ def evaluated(nano_checkpoint: Path, tmp_path: Path) -> dict:
     )
 
 
-def go_to(place: str, recipe: dict, folder: Path, processes: int = 1, *more: str) -> str:
+@pytest.fixture
+def go_to() -> Iterator[Callable]:
     """Runs until the place, where it is killed, or to the end; returns what was printed."""
-    path = folder.with_suffix(".yaml")
-    path.write_text(json.dumps({**recipe, "output_dir": str(folder)}))
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    done = subprocess.run(
-        [sys.executable, *(launcher if processes > 1 else []), str(ROOT / "tests/kill_at.py"), place, str(path), *more],
+    with subprocess.Popen(
+        [sys.executable, str(ROOT / "tests" / "kill_at.py")],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
         text=True,
-        timeout=900,
-    )
-    assert done.returncode == (0 if place == "nowhere" else -signal.SIGKILL), f"{place}: {done.stdout[-3000:]}"
-    return done.stdout
+    ) as starter:
+
+        def go(place: str, recipe: dict, folder: Path, processes: int = 1, *more: str) -> str:
+            path, log = folder.with_suffix(".yaml"), folder.with_suffix(".log")
+            path.write_text(json.dumps({**recipe, "output_dir": str(folder)}))
+            log.write_text("")
+            run = {"place": place, "arguments": [str(path), *more], "processes": processes, "log": str(log)}
+            starter.stdin.write(json.dumps(run) + "\n")
+            starter.stdin.flush()
+            codes, output = json.loads(starter.stdout.readline()), log.read_text()
+            expected = 0 if place == "nowhere" else -signal.SIGKILL
+            assert codes == [expected] * processes, f"{place}: {output[-3000:]}"
+            return output
+
+        yield go
+        starter.stdin.close()
 
 
 def require_as_if_never_killed(killed: Path, whole: Path) -> None:
@@ -252,7 +262,7 @@ def require_as_if_never_killed(killed: Path, whole: Path) -> None:
 
 
 @pytest.mark.parametrize("place", ["first update", "export"])
-def test_killed_before_the_first_checkpoint_and_in_the_export(evaluated, tmp_path, place):
+def test_killed_before_the_first_checkpoint_and_in_the_export(evaluated, go_to, tmp_path, place):
     whole, killed = tmp_path / "a" / "run", tmp_path / "b" / "run"
     for folder in (whole, killed):
         folder.parent.mkdir()
@@ -265,7 +275,7 @@ def test_killed_before_the_first_checkpoint_and_in_the_export(evaluated, tmp_pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("processes", "engine"), [(1, None), (2, "zero2")])
-def test_killed_at_twelve_places(evaluated, tmp_path, processes, engine):
+def test_killed_at_twelve_places(evaluated, go_to, tmp_path, processes, engine):
     """One run, killed at each of them one after the other, against one that was left alone."""
     if engine is not None:
         evaluated["trainer"] |= {"per_device_train_batch_size": 4, "deepspeed": deepspeed(engine)}
