@@ -69,6 +69,7 @@ class ScoringThread:
                     self._suite.close()  # here, where the event loop of their connections still is
                     return
                 self._score(jobs, loop)
+                del jobs  # their images would stay until the next ones come
 
     def _take(self) -> list[_Job]:
         """The next jobs that can be scored together; none at the end."""

@@ -20,7 +20,7 @@ import base64
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,7 +29,16 @@ import torch
 from PIL import Image
 
 from rewards.base import RewardBatch
-from rewards.wire_images import BadRequest, Limits, decode_image, encode_image, open_image
+from rewards.wire_images import (
+    BYTES_PER_PIXEL,
+    SCORING_BYTES_PER_PIXEL,
+    BadRequest,
+    Limits,
+    decode_image,
+    decoding_bytes,
+    encode_image,
+    open_image,
+)
 from uniar.errors import did_you_mean
 
 _SAMPLE_KEYS = ("prompt", "image", "task", "metadata", "bits")
@@ -50,6 +59,17 @@ class ScoreRequest:
 
     batch: RewardBatch
     rewards: tuple[str, ...]
+
+    @property
+    def batch_bytes(self) -> int:
+        """That the images take, and the bits, twice: once more with those of other requests in one batch."""
+        bits = 0 if self.batch.bits is None else self.batch.bits.numel()
+        return BYTES_PER_PIXEL * sum(image.width * image.height for image in self.batch.images) + 2 * bits
+
+    @property
+    def scoring_bytes(self) -> int:
+        """That scoring takes for a moment, of the largest image."""
+        return SCORING_BYTES_PER_PIXEL * max(image.width * image.height for image in self.batch.images)
 
 
 @dataclass
@@ -104,10 +124,13 @@ def _listed(value: Any) -> Any:
     return value.tolist()
 
 
-def read_request(body: bytes, known: Sequence[str], limits: Limits) -> ScoreRequest:
+def read_request(
+    body: bytes | bytearray, known: Sequence[str], limits: Limits, admit: Callable[[int], None] = lambda count: None
+) -> ScoreRequest:
     """The request in a body, checked from the cheap to the costly: sizes of all images before the first is decoded.
 
-    Raises BadRequest, which names the sample and what is wrong with it.
+    A bytearray is emptied on the way, to spare its memory. `admit` is told how many bytes the images and bits will
+    take, before they do, and may refuse. Raises BadRequest, which names the sample and what is wrong with it.
     """
     content = _mapping(_parse(body, limits), "the request", _REQUEST_KEYS)
     samples = content.get("samples")
@@ -122,21 +145,34 @@ def read_request(body: bytes, known: Sequence[str], limits: Limits) -> ScoreRequ
     prompts = [_prompt(sample, where, limits) for sample, where in zip(samples, places, strict=True)]
     tasks = [_task(sample, where, limits) for sample, where in zip(samples, places, strict=True)]
     metadata = [_metadata(sample, where, limits) for sample, where in zip(samples, places, strict=True)]
-    bits = _bits(samples, limits)
-    images = _images(samples, limits)
+    shape, packed = _packed_bits(samples, limits)
+    files = [
+        _base64(sample.pop("image", None), f"{where}.image") for sample, where in zip(samples, places, strict=True)
+    ]
+    opened = _opened(files, limits)
+    own = sum(map(len, files)) + sum(map(len, packed)) + 2 * len(packed) * math.prod(shape)
+    own += BYTES_PER_PIXEL * sum(image.width * image.height for image in opened)
+    admit(own + max(map(decoding_bytes, opened)))
+    del files
+    bits, images = _bits(shape, packed), []
+    while opened:  # each is let go when its pixels are there
+        images.append(decode_image(opened.pop(0), f"samples[{len(images)}].image"))
     return ScoreRequest(RewardBatch(prompts, images, tasks, metadata, bits), rewards)
 
 
-def _parse(body: bytes, limits: Limits) -> Any:
+def _parse(body: bytes | bytearray, limits: Limits) -> Any:
     # Every JSON value but the first follows one of these bytes, none of which base64 has.
     if body.count(b",") + body.count(b"[") + body.count(b"{") > limits.json_values:
         raise BadRequest(f"the body has more than the {limits.json_values} JSON values that are taken.", 413)
     try:
-        return json.loads(body.decode("utf-8"), parse_constant=_no_constant)
+        text = body.decode("utf-8")
+        if isinstance(body, bytearray):
+            body.clear()
+        return json.loads(text, parse_constant=_no_constant)
     except RecursionError:
         raise BadRequest("the body is JSON nested too deeply.") from None
     except ValueError as error:
-        raise BadRequest(f"the body is not JSON in UTF-8: {error}.") from error
+        raise BadRequest(f"the body is not JSON in UTF-8: {error}.") from None  # the error holds the body
 
 
 def _no_constant(name: str) -> None:
@@ -213,11 +249,11 @@ def _base64(value: Any, where: str) -> bytes:
         raise BadRequest(f"{where} is not base64: {str(error).rstrip('.')}.") from error
 
 
-def _bits(samples: Sequence[Mapping[str, Any]], limits: Limits) -> torch.Tensor | None:
-    """(B, T, L, S, K) uint8, or None where no sample has bits."""
-    given = [sample.get("bits") for sample in samples]
+def _packed_bits(samples: Sequence[dict[str, Any]], limits: Limits) -> tuple[list[int], list[bytes]]:
+    """The shape (T, L, S, K) that all samples' bits have, and each one's, eight to a byte; none where no sample has."""
+    given = [sample.pop("bits", None) for sample in samples]
     if all(bits is None for bits in given):
-        return None
+        return [], []
     rows, shape = [], None
     for row, bits in enumerate(given):
         where = f"samples[{row}].bits"
@@ -232,11 +268,21 @@ def _bits(samples: Sequence[Mapping[str, Any]], limits: Limits) -> torch.Tensor 
             )
         if bits["shape"] != shape:
             raise BadRequest(f"{where}.shape is {bits['shape']}, that of the first sample {shape}; they must be equal.")
-        packed, count = _base64(bits.get("packed"), f"{where}.packed"), math.prod(shape)
+        packed, count = _base64(bits.pop("packed", None), f"{where}.packed"), math.prod(shape)
         if len(packed) != math.ceil(count / 8):
             raise BadRequest(f"{where}.packed has {len(packed)} bytes; the shape {shape} needs {math.ceil(count / 8)}.")
-        rows.append(np.unpackbits(np.frombuffer(packed, dtype=np.uint8), count=count).reshape(shape))
-    return torch.from_numpy(np.stack(rows))
+        rows.append(packed)
+    return shape, rows
+
+
+def _bits(shape: Sequence[int], packed: Sequence[bytes]) -> torch.Tensor | None:
+    """(B, T, L, S, K) uint8, or None where no sample has bits."""
+    if not packed:
+        return None
+    bits_BN = np.empty((len(packed), math.prod(shape)), dtype=np.uint8)
+    for row, data in enumerate(packed):
+        bits_BN[row] = np.unpackbits(np.frombuffer(data, dtype=np.uint8), count=bits_BN.shape[1])
+    return torch.from_numpy(bits_BN.reshape(len(packed), *shape))
 
 
 def _is_shape(shape: Any, most: int) -> bool:
@@ -246,18 +292,14 @@ def _is_shape(shape: Any, most: int) -> bool:
     return whole and math.prod(shape) <= most
 
 
-def _images(samples: Sequence[Mapping[str, Any]], limits: Limits) -> list[Image.Image]:
-    opened, pixels = [], 0
-    for row, sample in enumerate(samples):
-        where = f"samples[{row}].image"
-        image = open_image(_base64(sample.get("image"), where), where, limits)
-        opened.append((image, where))
-        pixels += image.width * image.height
+def _opened(files: Sequence[bytes], limits: Limits) -> list[Image.Image]:
+    opened = [open_image(data, f"samples[{row}].image", limits) for row, data in enumerate(files)]
+    pixels = sum(image.width * image.height for image in opened)
     if pixels > limits.request_pixels:
         raise BadRequest(
             f"the images have {pixels} pixels together; at most {limits.request_pixels} are taken in a request.", 413
         )
-    return [decode_image(image, where) for image, where in opened]
+    return opened
 
 
 # Answers -------------------------------------------------------------------------------------------------------------

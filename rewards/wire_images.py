@@ -11,6 +11,10 @@ from uniar.pictures import PictureTooLarge, in_rgb, open_picture
 
 # 16-bit and float images are left out: scaling them takes several times their memory.
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+BYTES_PER_PIXEL = 4
+"""of an RGB image in Pillow"""
+SCORING_BYTES_PER_PIXEL = 48
+"""of the image being scored: its pixels as float32 or float64, and some steps of arithmetic on them"""
 _SCAN = b"\xff\xda"  # the marker before each scan of a JPEG; its compressed data cannot contain it
 
 
@@ -24,11 +28,15 @@ class BadRequest(Exception):
 
 @dataclass(frozen=True)
 class Limits:
-    """What a server takes in one request. `resident_bytes` bounds the requests it holds at a time, together."""
+    """What a server takes in one request, and of all together."""
 
     body_bytes: int = 64 * 2**20
+    head_seconds: float = 10.0
+    """for the head of a request to arrive in, and the beginning of its body"""
     body_seconds: float = 60.0
     """for a body to arrive in"""
+    body_rate: int = 10_000
+    """bytes per second that a body has to come with, from its beginning"""
     samples: int = 64
     image_pixels: int = 2**24
     request_pixels: int = 2**26
@@ -44,8 +52,23 @@ class Limits:
     """a million empty lists are two bytes each in a body and fifty times that in memory"""
     bits: int = 2**24
     """of one sample"""
+    wait_seconds: float = 10.0
+    """for room among `resident_bytes`; then a client is told to come back"""
     resident_bytes: int = 2**30
-    """bodies that have begun to arrive and images that wait for their scores; beyond it, clients are told to wait"""
+    """that requests take at a time, beside the rewards' weights: what has come of their bodies, with the copies made
+    when they are unpacked, pictures as Pillow holds them, and what scoring the largest takes for a moment; beyond it,
+    clients are told to wait"""
+    connections: int = 2048
+    """at a time, or as many as the process may open files, less some that it needs itself"""
+    unproven_connections: int = 256
+    """of those, the ones from which no request has come yet that was allowed and read"""
+
+
+def decoding_bytes(image: Image.Image) -> int:
+    """That decoding an opened image takes for a moment, beside its pixels: Pillow's copies on the way to RGB, and
+    a progressive JPEG's coefficients."""
+    per_pixel = (8 if image.mode == "RGB" else 20) + 6 * (image.format != "PNG")
+    return per_pixel * image.width * image.height
 
 
 def encode_image(image: Image.Image) -> bytes:

@@ -16,7 +16,8 @@ from served_rewards import Gate, Red, jpeg, picture, png, post, sample, suite_of
 from rewards import Reward, RewardBatch, RewardSpec, RewardSuite
 from rewards.batching import ScoringThread
 from rewards.commands.serving import read_suite
-from rewards.server import bind, build_server, check_access, create_app, run_server, running
+from rewards.connections import build_server
+from rewards.server import bind, check_access, create_app, run_server, running
 from rewards.wire import Column, ScoreRequest, encode_answer, encode_request, read_answer, read_request
 from rewards.wire_images import Limits
 from uniar.errors import UserError
@@ -181,7 +182,7 @@ def test_a_server_whose_weights_do_not_fit_on_the_gpu_does_not_start(monkeypatch
     monkeypatch.setattr("rewards.suite.default_device", lambda: torch.device("meta"))  # stands for a GPU
     suite = RewardSuite([RewardSpec(Large, offload=True)])
     with bind("127.0.0.1", 0) as listener, pytest.raises(SystemExit, match="3"):
-        run_server(build_server(create_app(suite), drain_seconds=1), listener)
+        run_server(build_server(create_app(suite), 1, Limits()), listener)
 
 
 def test_a_client_that_hangs_up_while_it_waits_is_not_scored():

@@ -38,6 +38,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-pixels", type=int, default=2**24, metavar="N", help="of a picture; default: %(default)s, 4096 × 4096"
     )
     parser.add_argument(
+        "--max-memory-mb",
+        type=float,
+        default=1074,
+        metavar="MB",
+        help="that requests take at a time, beside the rewards' weights; default: %(default)s, enough for the largest "
+        "that the other defaults allow",
+    )
+    parser.add_argument(
         "--drain-seconds",
         type=float,
         default=60,
@@ -48,10 +56,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Raises UserError for bad input; returns when the server has ended."""
-    from rewards.server import bind, build_server, check_access, create_app, run_server
+    from rewards.connections import build_server, raise_file_limit
+    from rewards.memory import return_large_blocks
+    from rewards.server import bind, check_access, create_app, run_server
+    from rewards.sparse_log import log_sparsely
     from rewards.wire_images import Limits
 
-    for name, least in (("max_body_mb", 0.001), ("max_samples", 1), ("max_pixels", 1), ("drain_seconds", 0)):
+    least_of = {"max_body_mb": 0.001, "max_samples": 1, "max_pixels": 1, "max_memory_mb": 0.001, "drain_seconds": 0}
+    for name, least in least_of.items():
         if not least <= getattr(arguments, name) < 1e9:
             raise UserError(f"--{name.replace('_', '-')} is {getattr(arguments, name):g}; at least {least} is needed.")
     # Pillow warns of pictures that the limit on pixels refuses, or that it was raised for.
@@ -64,11 +76,15 @@ def run(arguments: argparse.Namespace) -> None:
         samples=arguments.max_samples,
         image_pixels=arguments.max_pixels,
         request_pixels=max(arguments.max_pixels, Limits.request_pixels),
+        resident_bytes=round(arguments.max_memory_mb * 1e6),
     )
     listener = bind(arguments.host, arguments.port)
     print(f"loading {', '.join(suite.names)} ...", flush=True)
     suite.load()
-    server = build_server(create_app(suite, limits=limits, token=token), arguments.drain_seconds)
+    raise_file_limit()
+    return_large_blocks()
+    log_sparsely()
+    server = build_server(create_app(suite, limits=limits, token=token), arguments.drain_seconds, limits)
     listener.listen(128)
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
