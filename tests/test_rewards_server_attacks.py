@@ -125,7 +125,7 @@ def score(url: str, images: int, token: str = "", kept: httpx2.Client | None = N
         try:
             client = kept or httpx2.Client(timeout=60, trust_env=False)
             answer = client.post(f"{url}/v1/score", json=body, headers=headers)
-        except httpx2.TransportError:
+        except (httpx2.NetworkError, httpx2.RemoteProtocolError):
             continue
         finally:
             if kept is None:
@@ -158,7 +158,7 @@ def besiege(server: Served, *, files: int, half_open: int, slow: int, images: in
 
 def crowd(server: Served, bodies: list[bytes], most: float, token: str = "") -> None:
     """All bodies at once, again where the server says later, until all have scores."""
-    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {token}"}
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
     with httpx2.Client(timeout=300, trust_env=False, headers=headers) as client:
         score(server.url, 8, token, client)  # what is imported and made at the first request is none of the growth
         before, later = server.memory("VmRSS"), []
