@@ -5,7 +5,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_MMAP_THRESHOLD, _LARGE = -3, 2**22  # glibc's M_MMAP_THRESHOLD
+_MMAP_THRESHOLD, _LARGE = -3, 2**20  # glibc's M_MMAP_THRESHOLD
 
 
 class Memory:
