@@ -127,8 +127,8 @@ def planned_model(section: ModelSection) -> PlannedModel:
         if section.path in RELEASED:
             return _released(section.path)
         raise UserError(
-            f"model.path {section.path} is no folder, and its configs could not be had from the hub "
-            f"({type(error).__name__}); put its config.json files into a folder, as they lie in the checkpoint."
+            f"model.path {section.path} is no folder, and its configs could not be had from the hub; put its "
+            "config.json files into a folder, as they lie in the checkpoint."
         ) from error
     return _from_folder(folder, section.path)
 

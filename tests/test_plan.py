@@ -388,7 +388,7 @@ def test_config_files_are_enough(settings, nano_checkpoint, tmp_path):
     shutil.rmtree(bare / "sd3_pipeline")
     assert "no decoder configs" in planned_model(recipe.model).origin
     (bare / "config.json").write_text('{"model_type": "qwen3_vl"}')
-    with pytest.raises(UserError, match=r"not there or not a UniAR model's"):
+    with pytest.raises(UserError, match=r"is not a UniAR model's"):
         planned_model(recipe.model)
     with pytest.raises(UserError, match="someone/something is no folder, and its configs could not be had"):
         planned_model(recipe_of(settings, model={"path": "someone/something"}).model)

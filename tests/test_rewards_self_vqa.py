@@ -185,7 +185,7 @@ def test_the_grid_follows_the_shape_of_the_image():
 def test_what_cannot_work_is_said(nano_checkpoint, nano_model, tmp_path):
     with pytest.raises(UserError, match="parameter 'judge' is missing"):
         RewardSuite.from_recipe(["self_vqa"])
-    with pytest.raises(UserError, match="is no checkpoint folder, and as a hub id it could not be downloaded"):
+    with pytest.raises(UserError, match="there is no folder owner/nothing; as a hub id it is not in the cache"):
         RewardSuite.from_recipe([entry("owner/nothing")]).load()
     with pytest.raises(UserError, match=r"has no config\.json"):
         RewardSuite.from_recipe([entry(tmp_path)]).load()
