@@ -21,7 +21,7 @@ from trl.trainer.utils import RepeatSampler
 from rl.checkpoints import PREFIX, SAVING, publish, rotate, writing
 from rl.keeper import Keeper
 from rl.metrics import EXTREMES, Kind
-from rl.resume import forward_schedule
+from rl.resume import apply_settings, forward_schedule, settings_of_groups
 from rl.run_folder import RunFolder
 from uniar.seeds import seed_of
 
@@ -148,10 +148,20 @@ class Chassis(GRPOTrainer):
 
     def _prepare_for_training(self, max_steps: int, dataloader: Any, checkpoint: str | None) -> tuple[Any, Any]:
         if not self.only_weights:
-            return super()._prepare_for_training(max_steps, dataloader, checkpoint)
+            prepared = super()._prepare_for_training(max_steps, dataloader, checkpoint)
+            if checkpoint is not None:
+                apply_settings(self.optimizer, self.lr_scheduler, self._new_settings)
+            return prepared
         prepared = super()._prepare_for_training(max_steps, dataloader, None)
         forward_schedule(self.lr_scheduler, self.state.global_step)
         return prepared
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The last that is made before a checkpoint's state replaces what the recipe says of the optimizer."""
+        scheduler = super().create_scheduler(num_training_steps, optimizer)
+        if optimizer is None:  # else DeepSpeed asks, which has no optimizer yet
+            self._new_settings = settings_of_groups(self.optimizer)
+        return scheduler
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Written under another name and renamed when complete (rl/checkpoints.py). Raises UserError where it can't be.

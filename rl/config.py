@@ -161,7 +161,9 @@ class EarlyStopSection:
     """When held-out scores stop rising."""
 
     metric: str = setting(
-        "What must rise: reward, the total, or the name of one of the evaluation's rewards.", "reward"
+        "What must rise: reward, the total, or the name of one of the evaluation's rewards.",
+        "reward",
+        fixed="the best score so far is another metric's",
     )
     patience: int = setting("Evaluations in a row without an improvement that end training.", 3, ge=1)
     min_delta: float = setting("An improvement is a gain over the best so far by more than this.", 0.0, ge=0)

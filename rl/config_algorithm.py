@@ -76,7 +76,12 @@ class AlgorithmSection:
         gt=0,
         le=1,
     )
-    beta: float = setting("Weight of the KL divergence of what is drawn to the reference policy; 0: none.", 0.01, ge=0)
+    beta: float = setting(
+        "Weight of the KL divergence of what is drawn to the reference policy; 0: none.",
+        0.01,
+        ge=0,
+        fixed="algorithm.kl_control has steered it since",
+    )
     kl: Literal["exact", "k1", "k2", "k3"] = setting(
         "The KL divergence in closed form, or one of the sampled estimators, for comparison with other work.", "exact"
     )

@@ -57,7 +57,8 @@ FORMS = "all read into the same records.\n"
 """where the part of uniar/prompt_files.py's own text begins that the page repeats"""
 FIXED = """\
 A run that is resumed may change the others: learning rate, schedule, decay, betas and whatever else the optimizer is
-given are the new recipe's from its next update on, under DeepSpeed too. These it cannot change:
+given are the new recipe's from its next update on, under DeepSpeed too. These it cannot change, nor the model, its
+adapters, the metric of early_stop, and beta under kl_control:
 """
 
 MIX = """\

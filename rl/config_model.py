@@ -8,6 +8,8 @@ from typing import Literal
 from rl.settings import LARGEST_SEED, setting
 
 Place = Literal["gpu", "cpu"]
+_WEIGHTS = "the trained weights are the checkpoint's, only the reference would be another"
+_ADAPTERS = "the checkpoint's weights go with its own adapters"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,8 +17,10 @@ class LoraSection:
     """Low-rank adapters on the text layers instead of full fine-tuning; the reference policy is the model with its
     adapters switched off."""
 
-    r: int = setting("Rank of the adapters.", 16, ge=1)
-    alpha: float = setting("Scale of the adapters: their output is multiplied by alpha / r.", 32.0, gt=0)
+    r: int = setting("Rank of the adapters.", 16, ge=1, fixed=_ADAPTERS)
+    alpha: float = setting(
+        "Scale of the adapters: their output is multiplied by alpha / r.", 32.0, gt=0, fixed=_ADAPTERS
+    )
     dropout: float = setting(
         "Must be 0: with dropout the update would not see the log-probabilities that the rollout was drawn with.", 0.0
     )
@@ -24,6 +28,7 @@ class LoraSection:
         "Names of the linear layers that get an adapter; null: all attention and MLP projections of the text layers "
         "and of the visual decoder.",
         None,
+        fixed=_ADAPTERS,
     )
 
 
@@ -53,14 +58,15 @@ class ModelSection:
         "A UniAR checkpoint: a folder, or a model id on the Hugging Face hub. Exactly one of path and preset is given.",
         None,
         path=True,
+        fixed=_WEIGHTS,
     )
-    preset: str | None = setting("Name of a small model with random weights, built at first use.", None)
-    seed: int = setting("Seed of the random weights of a preset.", 0, ge=0, le=LARGEST_SEED)
+    preset: str | None = setting("Name of a small model with random weights, built at first use.", None, fixed=_WEIGHTS)
+    seed: int = setting("Seed of the random weights of a preset.", 0, ge=0, le=LARGEST_SEED, fixed=_WEIGHTS)
     dtype: Literal["float32", "bfloat16"] = setting("Type of the weights.", "bfloat16")
     attention: Literal["eager", "sdpa", "flash_attention_2"] = setting(
         "Attention implementation; flash_attention_2 needs the flash-attn package.", "sdpa"
     )
-    lora: LoraSection | None = setting("Train adapters; null: full fine-tuning.", None)
+    lora: LoraSection | None = setting("Train adapters; null: full fine-tuning.", None, fixed=_ADAPTERS)
     ema: EmaSection | None = setting(
         "Keep an average of the weights; `evaluate.ema` and `uniar-rl export --ema` use it. null: none.", None
     )

@@ -6,13 +6,14 @@ then weights, schedule, counters and the place in the data are taken along, and 
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from trl import GRPOConfig
 
 from rl.adapters import ADAPTER_CONFIG, trained_adapter
@@ -100,6 +101,33 @@ def load_weights(model: nn.Module, checkpoint: Path, source: Path) -> None:
                     found, expected = tuple(stored.shape), tuple(parameter.shape)
                     raise UserError(f"{checkpoint}: {names[name]} has shape {found}, expected {expected}.")
                 parameter.copy_(stored)
+
+
+def settings_of_groups(optimizer: Any) -> list[dict[str, Any]]:
+    """What each group of an optimizer is set to, its weights left out."""
+    return [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+
+
+def apply_settings(optimizer: Any, scheduler: Any, settings: Sequence[Mapping[str, Any]]) -> None:
+    """Puts the settings of a new optimizer's groups, whose schedule had just been made, over those that were restored
+    with a checkpoint, and the learning rate to where the schedule is. What the recipe has not changed stays as it is to
+    the bit: a schedule is a function of its step and of the rate at its start.
+
+    optimizer, scheduler: as transformers has them, in accelerate's wrappers under DeepSpeed.
+    """
+    scheduler = getattr(scheduler, "scheduler", scheduler)
+    for group, new in zip(optimizer.param_groups, settings, strict=True):
+        group.update(new)
+    if not isinstance(scheduler, LambdaLR):  # one of DeepSpeed's own, which reads its settings from the configuration
+        scheduler.step(scheduler.last_batch_iteration)
+        return
+    scheduler.base_lrs = [new["initial_lr"] for new in settings]
+    scheduler._last_lr = [
+        base * factor(scheduler.last_epoch)
+        for base, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+    ]
+    for group, rate in zip(optimizer.param_groups, scheduler._last_lr, strict=True):
+        group["lr"] = rate
 
 
 def forward_schedule(scheduler: Any, updates: int) -> None:
