@@ -102,7 +102,7 @@ def _read_with_base(path: Path, children: tuple[Path, ...]) -> tuple[dict[str, A
     where = origin_of(("base",), origins)
     if not isinstance(base, str):
         raise UserError(f"{where}: base is {base!r}, expected the path of a recipe.")
-    base_path = path.parent / user_path(base)
+    base_path = path.parent / home_expanded(base, ("base",), origins)
     chain = (*children, path.resolve())
     if base_path.resolve() in chain:
         raise UserError(f"{where}: the base '{base}' builds on this recipe itself.")

@@ -165,7 +165,8 @@ def check_model(recipe: Recipe, source: Path) -> None:
         with blamed_on(recipe, f"rollout.{side}"):
             unit = sizes.pixels_per_token
             check_size(**{"height": unit, "width": unit, side: getattr(rollout, side)}, pixels_per_token=unit)
-    with blamed_on(recipe, "rollout.height" if ratio == 1 else "decode.upsampling_ratio"):
+    larger = "rollout.height" if rollout.height >= rollout.width else "rollout.width"
+    with blamed_on(recipe, larger if ratio == 1 else "decode.upsampling_ratio"):
         sizes.output(rollout.height, rollout.width, ratio)
     if recipe.model.attention == "flash_attention_2" and find_spec("flash_attn") is None:
         raise UserError(

@@ -94,11 +94,14 @@ def build(
             hint = did_you_mean(str(name), fields, elsewhere) or f" Valid here: {', '.join(fields)}."
             raise UserError(f"{origin_of(full, origins)}: unknown key '{key_of(full)}'.{hint}")
     hints = typing.get_type_hints(cls)
-    values = {}
+    values = {
+        name: check_type(data[name], hints[name], (*path, name), origins, field.metadata, elsewhere)
+        for name, field in fields.items()
+        if name in data
+    }
     for name, field in fields.items():
-        if name in data:
-            values[name] = check_type(data[name], hints[name], (*path, name), origins, field.metadata, elsewhere)
-        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and name not in values:
             raise UserError(f"{where}: {key_of((*path, name))} is missing; expected {expected(hints[name])}.")
     return cls(**values)
 
