@@ -13,8 +13,11 @@ from rl.export import require_replaceable
 from rl.finished import finished, require_a_way_on
 from rl.folder_lock import FolderLock
 from rl.grpo_config import RunConfig
+from rl.recipe import blamed_on
+from rl.resumed_recipe import check_resumed
 from rl.run_folder import RunFolder
 from uniar.errors import UserError
+from uniar.files import require_writable
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,17 @@ class Claimed:
     checkpoint: Path | None = None
     """to go on from; None: from the start"""
     finished: bool = False
+
+
+def check_claim(recipe: Recipe, resume: bool) -> None:
+    """Raises UserError for what a look at the run's folder can refuse before anything is loaded: a place that cannot be
+    written, another run, and a changed setting over which a checkpoint's state would win. For the first process."""
+    goes_on = resume or recipe.resume == "auto"
+    with blamed_on(recipe, "output_dir"):
+        require_writable(Path(recipe.output_dir))
+        folder = RunFolder.chosen(recipe, resume=goes_on)
+    if goes_on and (saved := checkpoints(folder.path)):
+        check_resumed(recipe, saved[-1])
 
 
 def claim_folder(

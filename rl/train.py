@@ -21,7 +21,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from rl.callbacks import RunCallback
 from rl.checkpoints import writing_records
-from rl.claim import claim_folder
+from rl.claim import check_claim, claim_folder
 from rl.config import Recipe
 from rl.data_state import data_state
 from rl.decoder_process import DecoderProcess
@@ -68,7 +68,6 @@ from rl.trainer import UniARTrainer
 from rl.trainer_check import check_trainer
 from rl.watch import Watch
 from uniar.checkpoint import load_processor
-from uniar.files import require_writable
 
 logger = logging.getLogger(__name__)
 
@@ -90,8 +89,8 @@ def _train(recipe: Recipe, resume: bool, lock: FolderLock) -> RunFolder | None:
     decoding = DecoderProcess(role.socket, role.clients) if role is not None and role.decodes else None
     check_batches(recipe, world_size())
     check_trainer(recipe)
-    with blamed_on(recipe, "output_dir"):
-        require_writable(Path(recipe.output_dir))
+    if is_first_process():
+        check_claim(recipe, resume)
     records = training_prompts(recipe)
     check_batches(recipe, world_size(), len(records))
     for risk in (rounding_risk(recipe), refresh_risk(recipe)):

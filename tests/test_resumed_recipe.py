@@ -53,6 +53,12 @@ def test_whatever_the_optimizer_is_given_counts(resumable):
     assert {group["eps"] for group in groups(folder)} == {1e-6}
 
 
+def test_what_cannot_be_changed_is_found_before_anything_is_loaded(resumable, monkeypatch):
+    monkeypatch.setattr("rl.train.load_decoder", None)
+    with pytest.raises(UserError, match="trainer.optim is 'sgd', and .*checkpoint-2 was trained with 'adamw_torch_f"):
+        run(resumable, resume=True, trainer={"optim": "sgd"})
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["zero2", "zero3"])
 def test_a_rate_that_is_changed_counts_under_deepspeed(nano_checkpoint, tmp_path, stage):

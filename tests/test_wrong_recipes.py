@@ -83,12 +83,12 @@ def require_refused(cases, recipe, attempt) -> None:
     assert not wrong
 
 
-@pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.slow) for part in (1, 2, 3))])
+@pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.slow) for part in range(1, 6))])
 def test_generated(part, recipe, attempt):
-    """Types and ranges of every setting, and every argument of TRL's that is not offered; the other parts when asked."""
+    """Types and ranges of every setting, and every argument that is not offered; the other parts when asked."""
     cases = [*mistyped(), *out_of_range(), *not_offered()]
     assert len(cases) > 1500
-    require_refused(cases[part::4], recipe, attempt)
+    require_refused(cases[part::6], recipe, attempt)
 
 
 @pytest.mark.parametrize("table", [MISSPELT, TOGETHER, LIBRARIES], ids=["misspelt", "together", "libraries"])
