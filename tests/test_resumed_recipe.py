@@ -55,7 +55,7 @@ def test_whatever_the_optimizer_is_given_counts(resumable):
 
 def test_what_cannot_be_changed_is_found_before_anything_is_loaded(resumable, monkeypatch):
     monkeypatch.setattr("rl.train.load_decoder", None)
-    with pytest.raises(UserError, match="trainer.optim is 'sgd', and .*checkpoint-2 was trained with 'adamw_torch_f"):
+    with pytest.raises(UserError, match=r"trainer.optim is 'sgd', and .*checkpoint-2 was trained with 'adamw_torch_f"):
         run(resumable, resume=True, trainer={"optim": "sgd"})
 
 
