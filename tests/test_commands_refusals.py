@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from command_line import chat, draw, write_lines
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 LINE_FAULTS = {
     "broken": ('{"prompt": "a"', "line 2: not valid JSON", "column"),
@@ -108,6 +109,9 @@ def test_a_checkpoint_without_a_part_or_of_another_model(nano_checkpoint, tmp_pa
     assert "says model_type 'qwen3_vl'; it must be 'uniar'" in capsys.readouterr().err
     shutil.copytree(nano_checkpoint / "sd3_transformer", checkpoint / "sd3_transformer")
     (checkpoint / "config.json").write_text(json.dumps({**config, "vistok_pred": False}))
+    weights = load_file(checkpoint / "model.safetensors")
+    reader = {name: tensor for name, tensor in weights.items() if not name.startswith("output_layer_vistok.")}
+    save_file(reader, checkpoint / "model.safetensors", {"format": "pt"})
     assert draw(checkpoint, *options) == 2
     assert "has no head to draw" in capsys.readouterr().err
 

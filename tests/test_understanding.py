@@ -118,12 +118,12 @@ def test_other_bad_input(settings, tmp_path, capsys):
     assert said.endswith("the file 'none.jsonl' does not exist.")
     said = refused(settings, tmp_path, capsys, "understanding.kl_beta=1", "understanding.kl_questions=null")
     assert "understanding.kl_beta is 1, and understanding.kl_questions is null" in said
+    reward = "eval_rewards=[{use: compressibility, name: understanding}]"
+    assert "is called 'understanding', which they use themselves" in refused(settings, tmp_path, capsys, reward)
     (tmp_path / "red.png").write_bytes(b"no picture")
     said = refused(settings, tmp_path, capsys)
     assert "line 1: the image '" in said
     assert "red.png' is not a whole picture in a format that is read (PNG, JPEG, " in said
-    reward = "eval_rewards=[{use: compressibility, name: understanding}]"
-    assert "is called 'understanding', which they use themselves" in refused(settings, tmp_path, capsys, reward)
 
 
 def refused(settings: dict, tmp_path: Path, capsys, *overrides: str) -> str:
