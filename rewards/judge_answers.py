@@ -18,7 +18,7 @@ NUMBER = r"[-+−]?[0-9]+(?:\.[0-9]+)?"
 _ROUNDING = 1e-3  # log-probabilities of near certain tokens may come out above 0 by this much
 _MARKS = r"(?:[*_`\s]|<[^<>\n]{1,40}>)*+"  # Markdown and tags such as <answer>
 _BARE = re.compile(rf"\A{_MARKS}({NUMBER}){_MARKS}(?:(?:/|out of\b|of\b)\s*+{NUMBER})?{_MARKS}\.?+{_MARKS}\Z")
-_OUT_OF = re.compile(rf"[*_`\s]*+(?:/|out of\b|of\b)[*_`\s]*+({NUMBER})")
+_OUT_OF = re.compile(rf"[*_`\s]*+\(?(?:/|out of\b|of\b)[*_`\s]*+({NUMBER})")
 _UNIT = re.compile(r"(?i)[*_`]*+(?:\s*+(?:points?|pts|stars?|分|点|점))?+(?:[*_`)\]}»”\"'|]|<[^<>\n]{1,40}>)*+")
 _SENTENCE_ENDS = re.compile(r"[.!。！][*_`)\]}»”\"']*+(?:\s+|\Z)|[。！]")
 _CLAUSE = re.compile(r"\s*+[,;:，；、(（—–]|\s+-\s|\s+(?=(?i:because|since|due|given|based)\b)")
@@ -130,7 +130,7 @@ def _stands_alone(rest: str) -> bool:
     """Whether the rest of a number's line leaves it as it is: a unit, the end of a sentence, or a clause without
     another number. "4 or 5", "4th", "4½", "4 dogs" and "4, maybe 5" do not."""
     rest = rest[_UNIT.match(rest).end() :]
-    if not rest.strip():
+    if not rest.strip(" \t|"):
         return True
     if ends := _SENTENCE_ENDS.match(rest):
         begins = rest[ends.end() :]

@@ -39,6 +39,8 @@ def read(answer, label="Score", scale=SCALE):
         ("Score: +3", 3),
         ("- **Score:** 3 stars", 3),
         ("Score: 4 of 5", 4),
+        ("Score: 4 (out of 5)", 4),
+        ("| Score: 4 |", 4),
         ("Score: **4**/5", 4),
         ("<answer>Score: 4</answer>", 4),
         ("Score: 4 (all of it)", 4),
@@ -98,6 +100,7 @@ def test_a_labelled_number_is_read(answer, value):
         ("Score: -4", "Score is -4"),
         ("Score: 44", "Score is 44"),
         ("Score: 4/10", "is out of 10, the scale ends at 5"),
+        ("Score: 4 (out of 10)", "is out of 10"),
         ("Score: 4 out of 10", "is out of 10"),
     ],
 )
