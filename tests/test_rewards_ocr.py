@@ -321,7 +321,7 @@ def test_another_recognition_model(reader, tmp_path):
     own = tmp_path / "recognizer.onnx"
     own.write_bytes(bundled.read_bytes())
     reward = OCR(recognizer=str(own), threads=1)
-    assert scores(reward, ['"Bread"'], [Drawn("Bread").image()]) == [1]
+    assert scores(reward, ['a sign "Bread"'], [Drawn("Bread").image()]) == [1]
     own.write_bytes(b"no model")
     with pytest.raises(UserError, match=r"recognizer .*recognizer.onnx cannot be read as a recognition model: "):
         OCR(recognizer=str(own)).load()
