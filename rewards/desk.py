@@ -51,7 +51,7 @@ class Desk:
                 )
                 asked = await asyncio.get_running_loop().run_in_executor(self.parsers, unpack)
                 lease.claim(asked.batch_bytes, asked.scoring_bytes)
-                await _until(lease.may_score, self.limits.wait_seconds)
+                await _until(lambda: lease.has_room(lease.own), self.limits.wait_seconds)
             except BadRequest:
                 lease.claim(0, 0)
                 await arriving.discard()
@@ -81,13 +81,13 @@ class _Body:
     async def read(self, lease: Lease) -> bytearray:
         """All of it. Raises BadRequest where it is too large or too slow, or finds no room.
 
-        A proven client waits until there is room for what it announces. Of others only what has come is held: to
-        announce costs nothing.
+        It waits until there is room for what it announces, and a proven client is given that. Of others only what has
+        come is held: to announce costs nothing.
         """
         body, limits, loop = bytearray(), self._limits, asyncio.get_running_loop()
         announced = self._announced()
-        if is_proven(self._request):
-            await _until(lambda: lease.hold(_COPIES * announced), limits.wait_seconds)
+        take = lease.hold if is_proven(self._request) else lease.has_room
+        await _until(lambda: take(_COPIES * announced), limits.wait_seconds)
         started = loop.time()
         try:
             while not self._ended:

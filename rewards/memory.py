@@ -45,13 +45,14 @@ class Lease:
             return True
 
     def claim(self, own: int, scoring: int) -> None:
-        """Holds less, and keeps others from growing until there is room to score this, which `may_score` tells."""
+        """Holds less, and keeps others from growing until there is room to score this, which `has_room` tells."""
         with self._memory.lock:
             self.own, self.scoring = min(own, self.own), scoring
 
-    def may_score(self) -> bool:
+    def has_room(self, own: int) -> bool:
+        """Whether it could hold so many bytes."""
         with self._memory.lock:
-            return self._fits(self.own)
+            return self._fits(own)
 
     def _fits(self, own: int) -> bool:
         """A request that is alone always does, as its limits bound it."""

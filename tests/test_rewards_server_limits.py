@@ -108,13 +108,13 @@ def test_memory_is_had_by_one_alone_and_else_where_there_is_room():
             assert two.hold(40)
             assert not two.hold(41)
             one.claim(20, 50)
-            assert not one.may_score()  # 20 + 40 + 50
+            assert not one.has_room(one.own)  # 20 + 40 + 50
             assert not two.hold(41)
             assert two.hold(30)
-            assert one.may_score()
+            assert one.has_room(one.own)
             two.claim(10, 40)  # one is scored at a time: 50, not 90
-            assert one.may_score()
-            assert two.may_score()
+            assert one.has_room(one.own)
+            assert two.has_room(two.own)
         assert one.hold(100)
     with memory.lease() as three:
         assert three.hold(100)

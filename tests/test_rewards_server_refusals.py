@@ -193,7 +193,7 @@ def test_paths_methods_and_headers_that_are_not_served(client, small, method, pa
 def test_too_many_bytes_at_a_time_have_to_wait(client):
     gate = Gate()
     big = text(png(picture(size=(100, 100))))
-    app = create_app(suite_of(gate=gate), limits=Limits(resident_bytes=40_000))
+    app = create_app(suite_of(gate=gate), limits=Limits(resident_bytes=40_000, wait_seconds=0.2))
     with running(app) as url, ThreadPoolExecutor(1) as pool:
         first = pool.submit(post, client, url, {"samples": [sample(prompt="1", image=big)]})
         assert gate.begun.wait(10)
