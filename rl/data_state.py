@@ -4,8 +4,10 @@ A file of prompts that was replaced would go unnoticed otherwise: the run would 
 places, and its evaluations would be compared as if they were of the same samples.
 """
 
+import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -36,7 +38,7 @@ def data_state(
         "understanding.kl_questions": (kl_questions, [asked.kl_questions, asked.image_root]),
     }
     return {
-        key: {"from": [None if value is None else str(value) for value in said], **_told_by(found)}
+        key: {"from": [None if value is None else str(value) for value in said], **told_by(found)}
         for key, (found, said) in named.items()
     }
 
@@ -63,17 +65,17 @@ def check_unchanged(before: Path, now: dict[str, dict[str, Any]]) -> None:
         print(f"{key}: other data than before the run was resumed ({changed}).", flush=True)
 
 
-def _told_by(records: Sequence[PromptRecord | QuestionRecord]) -> dict[str, Any]:
+def told_by(records: Sequence[PromptRecord | QuestionRecord]) -> dict[str, Any]:
     """Number and hash of records in their order; pictures count with their name and size."""
     digest = hashlib.sha256()
     for record in records:
-        fields = {**vars(record), "image": _picture(record.image)}
+        fields = {field.name: getattr(record, field.name) for field in dataclasses.fields(record) if field.compare}
+        fields["image"] = _picture(record.image)
         digest.update(json.dumps(fields, sort_keys=True, default=str).encode() + b"\n")
     return {"records": len(records), "sha256": digest.hexdigest()}
 
 
 def _picture(image: Any) -> list[Any] | str | None:
-    if isinstance(image, str | Path):
-        path = Path(image)
-        return [path.name, path.stat().st_size if path.is_file() else None]
+    if isinstance(image, str | Path) and os.path.isfile(image):
+        return [os.path.basename(image), os.path.getsize(image)]
     return None if image is None else str(image)

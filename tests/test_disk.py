@@ -189,16 +189,23 @@ def test_a_disk_that_is_full_while_anything_is_written(evaluated, monkeypatch, o
     monkeypatch.undo()
     folder = Path(evaluated["output_dir"])
     assert not list(folder.rglob("*.partial"))
+    if name in ("sample_grid", "plot_metrics"):
+        return  # which nothing reads back
     again = run(evaluated)
     assert [(line["step"], "reward" in line) for line in again.read()] == [(0, False), (1, False), (1, True)]
     assert set(again.evaluated_totals()) == {0, 1}
 
 
-@pytest.mark.parametrize("how", ["renamed", "removed", "renamed, and another in its place"])
-@pytest.mark.parametrize("where", ["before the update", "before the metrics", "before the save"])
+@pytest.mark.parametrize(
+    ("how", "where"),
+    [
+        ("renamed", "before the update"),
+        ("renamed", "before the save"),
+        ("removed", "before the metrics"),
+        ("renamed, and another in its place", "before the update"),
+    ],
+)
 def test_a_folder_that_is_taken_away_from_a_run(settings, monkeypatch, tmp_path, how, where):
-    if where != "before the update" and how.endswith("place"):
-        pytest.skip("is noticed at the next update")
     folder, away = Path(settings["output_dir"]), tmp_path / "away"
 
     def take_away():

@@ -7,14 +7,18 @@ import shutil
 
 import pytest
 import torch
+from PIL import Image
 from training_runs import changed, run, small_recipe, weights
 
 from rl.checkpoints import fault, saved_step
 from rl.config import EarlyStopSection
+from rl.data_state import told_by
 from rl.early_stop import EarlyStop
 from rl.finished import report
 from rl.kl_control import KLControl
 from rl.prompt_stream import PromptStream
+from rl.prompts import PromptRecord
+from rl.questions import load_questions
 from rl.records import read_evaluation, read_lines
 from rl.run_folder import RunFolder
 from uniar.errors import UserError
@@ -185,3 +189,18 @@ def test_a_manifest_that_is_none_seals_nothing(tmp_path, listed):
         file.write_bytes(b"weights")
     (folder / "manifest.json").write_text(json.dumps({"files": listed} if listed is not None else {}))
     assert fault(folder) is not None
+
+
+def test_data_is_the_same_wherever_it_lies(tmp_path):
+    told = []
+    for place, answer, size in (("here", "yes", 8), ("there", "yes", 8), ("here", "no", 8), ("here", "yes", 9)):
+        (tmp_path / place).mkdir(exist_ok=True)
+        Image.new("RGB", (size, 8)).save(tmp_path / place / "a.bmp")
+        (tmp_path / place / "asked.jsonl").write_text(
+            json.dumps({"image": "a.bmp", "question": "red?", "answer": answer}) + "\n"
+        )
+        told.append(told_by(load_questions(tmp_path / place / "asked.jsonl")))
+    prompts = [PromptRecord("a", image="data:image/png;base64," + "A" * 5000), PromptRecord("b", metadata={"n": 1})]
+    told += [told_by(prompts), told_by(prompts[::-1])]
+    assert told[0] == told[1]
+    assert len({entry["sha256"] for entry in told}) == 5
