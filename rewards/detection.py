@@ -5,7 +5,6 @@ transformers' own post-processing resizes to 384 × 384 and removes overlaps, wh
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,6 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from uniar.errors import UserError
+from uniar.files import user_path
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of 0 to 255, RGB
 TOP = 100  # pairs of query and class that count, an image
@@ -136,7 +136,7 @@ def load_mask2former(weights: str, names: Sequence[str]) -> torch.nn.Module:
 
     from uniar.checkpoint import require_exact_tensors
 
-    local = Path(weights).expanduser()
+    local = user_path(weights)
     if not local.is_dir() and (local.is_absolute() or weights.startswith((".", "~")) or weights.count("/") != 1):
         raise UserError(f"detector {weights!r} is neither a folder nor a hub id such as owner/name.")
     source = str(local) if local.is_dir() else weights

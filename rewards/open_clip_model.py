@@ -12,6 +12,7 @@ from PIL import Image
 
 from rewards.weights import check_weights, read_weights
 from uniar.errors import UserError, did_you_mean
+from uniar.files import user_path
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +110,7 @@ class OpenClip:
 
     def _weight_file(self, tags: list[str]) -> Path:
         if self.weights is not None:
-            path = Path(self.weights).expanduser()
+            path = user_path(self.weights)
             if not path.is_file() and path.suffix not in _SUFFIXES and len(path.parts) == 1:
                 listed = ", ".join(tags) or "none"
                 raise UserError(

@@ -1,7 +1,6 @@
 """`pickscore`: which image people would pick for a prompt (Kirstain et al. 2023, arXiv:2305.01569)."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from PIL import Image
@@ -10,6 +9,7 @@ from rewards.base import RewardBatch
 from rewards.model_reward import ModelReward, Precision, cosines, numbers_only
 from rewards.pixels import center_cropped
 from rewards.weights import find_file, load_weights, read_weights
+from uniar.files import user_path
 
 PUBLISHED = {  # CLIP ViT-H/14; what is not named is as in every CLIP
     "projection_dim": 1024,
@@ -60,7 +60,7 @@ class PickScore(ModelReward):
         from open_clip.tokenizer import SimpleTokenizer
         from transformers import CLIPConfig, CLIPModel
 
-        if Path(self.weights).expanduser().is_file():
+        if user_path(self.weights).is_file():
             config = CLIPConfig(**PUBLISHED)
         else:
             config = CLIPConfig.from_json_file(find_file(self.weights, "config.json"))

@@ -14,6 +14,7 @@ from types import ModuleType
 from rewards.base import Reward
 from rewards.contract import described
 from uniar.errors import UserError, did_you_mean
+from uniar.files import user_path
 
 _BUILT_IN = {
     "aesthetic": "rewards.aesthetic:Aesthetic",
@@ -192,7 +193,7 @@ def from_current_folder(use: str, folder: Path) -> str:
 
 def _candidates(source: str, folder: Path | None) -> list[Path]:
     """Where a plug-in file may be: from the current folder, else from the recipe's."""
-    path = Path(source).expanduser()
+    path = user_path(source)
     return [path] if folder is None or path.is_absolute() else [path, Path(folder) / path]
 
 

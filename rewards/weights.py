@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from uniar.errors import UserError
+from uniar.files import user_path
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".json")
@@ -23,7 +24,7 @@ def find_file(where: str | Path, *names: str) -> Path:
 
     Raises UserError where there is none.
     """
-    path = Path(where).expanduser()
+    path = user_path(where)
     if path.is_file():
         return path
     if path.is_dir():

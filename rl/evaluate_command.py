@@ -36,7 +36,7 @@ from rl.understanding import Understanding
 from uniar.checkpoint import load_processor, resolve_checkpoint
 from uniar.commands.loading import choose_device
 from uniar.errors import UserError
-from uniar.files import write_whole
+from uniar.files import user_path, write_whole
 from uniar.inspection import inspect_checkpoint
 
 
@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "overrides", nargs="*", metavar="key.sub=value", help="settings over the recipe's, read as YAML"
     )
     parser.add_argument("--model", help="checkpoint folder or hub id to evaluate; default: the recipe's own")
-    parser.add_argument("--output", type=Path, help="folder for scores.json, details and samples.png")
+    parser.add_argument("--output", type=user_path, help="folder for scores.json, details and samples.png")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, …; default: a GPU if there is one")
 
 

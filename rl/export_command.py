@@ -4,9 +4,8 @@ import argparse
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
-from rl.checkpoints import MANIFEST, fault
+from rl.checkpoints import MANIFEST, checkpoints, fault
 from rl.export import MAX_SHARD_SIZE, export_adapter, export_checkpoint
 from rl.model_card import model_card, origin_of
 from rl.policy_model import checkpoint_of
@@ -15,11 +14,12 @@ from rl.tensor_files import main_dtype, parse_size
 from rl.verify import verify
 from uniar.checkpoint import resolve_checkpoint
 from uniar.errors import UserError
+from uniar.files import reason_of, user_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", type=Path, help="a run's checkpoint-N folder")
-    parser.add_argument("--output", type=Path, required=True, help="folder to write")
+    parser.add_argument("checkpoint", type=user_path, help="a run's checkpoint-N folder")
+    parser.add_argument("--output", type=user_path, required=True, help="folder to write")
     parser.add_argument(
         "--source", help="checkpoint that training started from; default: the one the run's config.yaml names"
     )
@@ -50,6 +50,8 @@ def run(arguments: argparse.Namespace) -> None:
     checkpoint, output, repository = arguments.checkpoint, arguments.output, arguments.push_to_hub
     if not checkpoint.is_dir():
         raise UserError(f"{checkpoint} is no folder; name a run's checkpoint-N folder.")
+    if saved := checkpoints(checkpoint):
+        raise UserError(f"{checkpoint} is a run's folder; name one of its checkpoints, such as {saved[-1]}.")
     if (checkpoint / MANIFEST).is_file() and (wrong := fault(checkpoint)) is not None:
         raise UserError(f"{checkpoint} is damaged: {wrong}.")
     max_shard_size = parse_size(arguments.max_shard_size)
@@ -84,11 +86,10 @@ def push_to_hub(folder: Path, repository: str, *, private: bool = False) -> str:
     try:
         address = api.create_repo(repository, private=private, exist_ok=True)
         api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Checkpoint exported by uniar-rl")
-    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except Exception as error:  # the hub's, or those of the client that its version has: refused, offline, timed out
         raise UserError(
-            f"{folder} is written, but could not be uploaded to {repository}: {reason} (log in with `hf auth login` or "
-            "HF_TOKEN, as someone who may write there)."
+            f"{folder} is written, but could not be uploaded to {repository}: {reason_of(error)} (log in with "
+            "`hf auth login` or HF_TOKEN, as someone who may write there)."
         ) from error
     return str(address)
 

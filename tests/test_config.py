@@ -353,3 +353,25 @@ def test_every_argument_of_the_installed_libraries_has_been_decided_upon():
     assert {field.name for field in dataclasses.fields(TrainingArguments)} <= known
     assert known - {*OWNED, *REFUSED, *TAKEN} == set()
     assert len({*OWNED, *REFUSED, *TAKEN}) == len(OWNED) + len(REFUSED) + len(TAKEN)
+
+
+def test_home_folders_are_expanded_in_every_path_of_a_recipe(write, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(MINIMAL, "base.yaml")
+    write("base: ~/base.yaml\n", "mine.yaml")
+    overrides = [
+        "output_dir=~/run",
+        "data={prompts: 'datasets:~/saved:train', image_root: ~/pictures}",
+        "evaluate.prompts=~/held.jsonl",
+        "rewards=[{use: '~/mine.py:f', weights: ~/w.pt}, '~/other.py:g']",
+        "trainer.deepspeed=~/zero.json",
+        "model={path: ~/checkpoint, preset: null}",
+    ]
+    loaded = load_recipe("~/mine.yaml", overrides)
+    assert loaded.output_dir == f"{tmp_path}/run"
+    assert (loaded.data.prompts, loaded.data.image_root) == (f"datasets:{tmp_path}/saved:train", f"{tmp_path}/pictures")
+    assert loaded.evaluate.prompts == f"{tmp_path}/held.jsonl"
+    assert loaded.rewards[0] == {"use": f"{tmp_path}/mine.py:f", "weights": f"{tmp_path}/w.pt"}
+    assert loaded.rewards[1] == {"use": f"{tmp_path}/other.py:g"}
+    assert loaded.trainer["deepspeed"] == f"{tmp_path}/zero.json"
+    assert loaded.model.path == f"{tmp_path}/checkpoint"

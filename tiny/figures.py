@@ -29,6 +29,7 @@ from tiny.shapes import Shapes, scene_faults
 from tiny.training import randomness
 from tiny.world import free_scene, render
 from uniar.answering import Drawing, Picture, answer
+from uniar.files import user_path
 from uniar.generation import draw_noise, rollout
 from uniar.modeling_decoder import UniARVisualDecoder
 from uniar.modeling_uniar import UniARForConditionalGeneration
@@ -155,8 +156,8 @@ def _share(right: Sequence[bool]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True, help="checkpoint folder")
-    parser.add_argument("--output", type=Path, help="JSON file for the figures")
+    parser.add_argument("--model", type=user_path, required=True, help="checkpoint folder")
+    parser.add_argument("--output", type=user_path, help="JSON file for the figures")
     parser.add_argument("--count", type=int, default=600, help="samples for each figure (default 600)")
     parser.add_argument("--temperature", type=float, default=TEMPERATURE, help=f"of drawing (default {TEMPERATURE})")
     parser.add_argument("--guidance", type=float, default=GUIDANCE, help=f"scale of drawing (default {GUIDANCE})")

@@ -20,6 +20,7 @@ from tiny.questions import question
 from tiny.splits import SPLITS, Split
 from tiny.world import Scene, render
 from uniar.errors import UserError
+from uniar.files import user_path
 
 PICTURES = "images"
 TRIES = 500  # in a row without a new text, after which there are taken to be no more
@@ -42,7 +43,7 @@ Line = dict[str, Any]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog, parser.formatter_class = FILES, argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="new folder to write")
+    parser.add_argument("--output", type=user_path, required=True, metavar="FOLDER", help="new folder to write")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other prompts; default: %(default)s")
     for name, default, what in (
         ("--train", 2000, "captions to train on"),

@@ -25,6 +25,7 @@ from tiny.train_policy import train_policy
 from tiny.train_tokenizer import train_tokenizer
 from tiny.train_vae import train_vae
 from uniar.errors import UserError
+from uniar.files import user_path
 
 STAGES = {
     "vae": train_vae,
@@ -69,7 +70,7 @@ def train(folder: Path, *, seed: int, stage: str | None = None, steps: int | Non
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True, help="folder of the checkpoint")
+    parser.add_argument("--output", type=user_path, required=True, help="folder of the checkpoint")
     parser.add_argument("--stage", choices=STAGES, help="this stage alone (default: all that are not done yet)")
     parser.add_argument("--seed", type=int, default=0, help="of weights, pictures and noise (default 0)")
     parser.add_argument("--steps", type=int, help="of each stage, for a trial (default: each stage's own)")

@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import json
 from collections.abc import Iterator
-from pathlib import Path
 
 from rewards.base import RewardBatch
 from rewards.commands.entries import read_parameters
@@ -12,6 +11,7 @@ from rewards.commands.pictures import batches, read_pictures
 from rewards.contract_checks import Finding, check_reward, made_up_samples
 from rewards.registry import plugin_rewards
 from uniar.errors import UserError
+from uniar.files import user_path
 
 EXAMPLES = """\
 examples:
@@ -27,7 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog, parser.formatter_class = EXAMPLES, argparse.RawDescriptionHelpFormatter
     parser.add_argument("file", help="a .py file, checked for all its rewards; file.py:Name, or any name of a reward")
     parser.add_argument("parameters", nargs="*", metavar="key=value", help="the reward's parameters, read as YAML")
-    parser.add_argument("--samples", type=Path, metavar="FILE.jsonl", help="pictures, as for `rewards score`; 2 to 16")
+    parser.add_argument(
+        "--samples", type=user_path, metavar="FILE.jsonl", help="pictures, as for `rewards score`; 2 to 16"
+    )
     parser.add_argument("--metadata", metavar="JSON", help="for all made-up samples, where the reward needs some")
 
 

@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import json
 import math
-from pathlib import Path
 from typing import Any
 
 from rewards.batching import ScoringThread
@@ -12,6 +11,7 @@ from rewards.commands.entries import add_entry, build_entry
 from rewards.commands.pictures import Picture, batches, read_pictures
 from rewards.wire import Column, ScoreRequest
 from uniar.errors import UserError
+from uniar.files import user_path
 
 EXAMPLES = """\
 examples:
@@ -29,12 +29,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog, parser.formatter_class = EXAMPLES, argparse.RawDescriptionHelpFormatter
     add_entry(parser)
     parser.add_argument(
-        "--image", type=Path, action="append", required=True, help="a picture, a folder or a JSONL file; repeatable"
+        "--image",
+        type=user_path,
+        action="append",
+        required=True,
+        help="a picture, a folder or a JSONL file; repeatable",
     )
     parser.add_argument("--prompt", default="", help="what the pictures were drawn from")
     parser.add_argument("--task", help="their task")
     parser.add_argument("--metadata", default="{}", metavar="JSON", help='what rewards may need, as {"text": "OPEN"}')
-    parser.add_argument("--output", type=Path, metavar="FILE.jsonl", help="where the scores go too, a line a picture")
+    parser.add_argument(
+        "--output", type=user_path, metavar="FILE.jsonl", help="where the scores go too, a line a picture"
+    )
     parser.add_argument(
         "--batch-size", type=int, default=32, metavar="N", help="scored at a time; default: %(default)s"
     )

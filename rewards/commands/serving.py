@@ -10,6 +10,7 @@ from PIL import Image
 
 from rewards.suite import RewardSuite
 from uniar.errors import UserError, did_you_mean
+from uniar.files import user_path
 
 TOKEN_VARIABLE = "UNIAR_REWARDS_TOKEN"
 
@@ -26,10 +27,10 @@ SIGINT and SIGTERM end the server when the requests that it has are answered.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog, parser.formatter_class = EXAMPLES, argparse.RawDescriptionHelpFormatter
-    parser.add_argument("config", type=Path, help="YAML file with a list under `rewards:`")
+    parser.add_argument("config", type=user_path, help="YAML file with a list under `rewards:`")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; default: %(default)s")
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one; default: %(default)s")
-    parser.add_argument("--token-file", type=Path, help=f"file with the token, in place of {TOKEN_VARIABLE}")
+    parser.add_argument("--token-file", type=user_path, help=f"file with the token, in place of {TOKEN_VARIABLE}")
     parser.add_argument(
         "--max-body-mb", type=float, default=64, metavar="MB", help="of a request; default: %(default)s"
     )

@@ -3,7 +3,6 @@
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from tqdm import tqdm
 
@@ -12,6 +11,7 @@ from uniar.commands.conversation import Conversation
 from uniar.commands.loading import Checkpoint, add_model_options, check_number
 from uniar.commands.requests import Question, add_prompt_options, read_questions
 from uniar.errors import UserError
+from uniar.files import user_path
 from uniar.pictures import load_picture
 from uniar.prompt_text import check_text
 from uniar.seeds import seed_of
@@ -30,9 +30,11 @@ file names its picture (or a list of them) in the field image, a path from the f
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog, parser.formatter_class = EXAMPLES, argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--image", type=Path, action="append", default=[], help="a picture to ask about; repeatable")
+    parser.add_argument(
+        "--image", type=user_path, action="append", default=[], help="a picture to ask about; repeatable"
+    )
     add_prompt_options(parser, "the question; without it, questions are read from the terminal", pictures=True)
-    parser.add_argument("--output", type=Path, metavar="FILE.jsonl", help="where the answers to --prompts go")
+    parser.add_argument("--output", type=user_path, metavar="FILE.jsonl", help="where the answers to --prompts go")
     parser.add_argument("--max-new-tokens", type=int, default=512, metavar="N", help="default: %(default)s")
     parser.add_argument(
         "--temperature", type=float, default=0.0, help="0: the likeliest token each time; default: %(default)s"

@@ -20,6 +20,7 @@ from uniar.commands.processes import Processes
 from uniar.commands.record import check_manifest, difference, read_record, write_image
 from uniar.commands.requests import Request
 from uniar.errors import UserError
+from uniar.files import user_path
 from uniar.generation import draw_noise, rollout
 from uniar.pictures import picture_to_edit
 from uniar.processing import build_visual_prompt
@@ -81,7 +82,7 @@ class Sample:
 def add_drawing_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output",
-        type=Path,
+        type=user_path,
         required=True,
         metavar="FILE.png|FOLDER",
         help="a PNG for a single image; else a folder, filled with <id or line number>-<k>.png and manifest.jsonl. "

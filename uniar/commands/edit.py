@@ -1,11 +1,11 @@
 """`uniar-rl edit`: pictures and instructions → edited images."""
 
 import argparse
-from pathlib import Path
 
 from uniar.commands.drawing import add_drawing_options, check_options, draw_requests
 from uniar.commands.loading import Checkpoint, add_model_options
 from uniar.commands.requests import add_prompt_options, editing_requests, numbered_as_uniar, read_questions
+from uniar.files import user_path
 
 EXAMPLES = """\
 examples:
@@ -20,7 +20,7 @@ Several GPUs share the work, and draw the same images: torchrun --nproc_per_node
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog, parser.formatter_class = EXAMPLES, argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--image", type=Path, help="the picture to edit")
+    parser.add_argument("--image", type=user_path, help="the picture to edit")
     add_prompt_options(parser, "the edit to make", pictures=True)
     parser.add_argument(
         "--height", type=int, help="in pixels; default: the picture's shape, no larger than the checkpoint was made for"

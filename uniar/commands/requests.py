@@ -61,7 +61,7 @@ def add_prompt_options(parser: argparse.ArgumentParser, what: str, *, pictures: 
     parser.add_argument("--prompt", help=what)
     parser.add_argument(
         "--prompts",
-        type=Path,
+        type=user_path,
         metavar="FILE",
         help=f"many of them: a {', '.join(SUFFIXES)} file or a folder of .txt files; as JSONL an object per line with "
         "`prompt` and optionally an `id`",
@@ -75,7 +75,10 @@ def add_prompt_options(parser: argparse.ArgumentParser, what: str, *, pictures: 
             help="field of --prompts, or of its metadata, with the picture; default: image",
         )
         parser.add_argument(
-            "--image-root", type=Path, metavar="FOLDER", help="where the paths of pictures start; default: at the file"
+            "--image-root",
+            type=user_path,
+            metavar="FOLDER",
+            help="where the paths of pictures start; default: at the file",
         )
 
 
