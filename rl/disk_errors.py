@@ -2,6 +2,7 @@
 
 import errno
 import re
+import shutil
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -25,6 +26,8 @@ _TORCH = ("inline_container", "Parent directory")
 
 def write_failure(error: BaseException) -> str | None:
     """What a library says, in one line, where it could not write a file; None for an error that is not of a file."""
+    if isinstance(error, shutil.Error):  # of copying a folder: source, target and reason of each file
+        return str(error.args[0][0][2] if isinstance(error.args[0], list) else error).rstrip(".")
     if isinstance(error, OSError):
         of_a_file = error.errno is not None and not isinstance(error, ConnectionError | TimeoutError | InterruptedError)
     elif type(error) is RuntimeError:
@@ -37,7 +40,7 @@ def write_failure(error: BaseException) -> str | None:
 def failure_within(error: BaseException, folder: Path) -> str | None:
     """The same where other things than writing go on: None too for what may be said of a file outside `folder`."""
     said = write_failure(error)
-    if said is None or type(error) is RuntimeError:
+    if said is None or isinstance(error, RuntimeError | shutil.Error):
         return said
     if isinstance(error, OSError):
         number, names = error.errno, [str(name) for name in (error.filename, error.filename2) if name is not None]

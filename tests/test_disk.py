@@ -1,5 +1,6 @@
 """Runs whose disk is full, cannot be written, or is another one: a clear error, and what was complete stays so."""
 
+import errno
 import json
 import os
 import re
@@ -11,6 +12,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 from training_runs import changed, run, small_recipe
 
 import rl.callbacks
@@ -18,6 +20,7 @@ import rl.finished
 import rl.train
 from rl.checkpoints import SAVING, checkpoints, fault, newest_good
 from rl.cli import main
+from rl.disk_errors import failure_within, write_failure
 from rl.run_folder import RunFolder
 from rl.trainer import UniARTrainer
 from uniar.errors import UserError
@@ -301,3 +304,24 @@ def require_same_run(found: RunFolder, expected: RunFolder) -> None:
     for name in names[1]:
         if name.endswith(".safetensors") or name.startswith("evaluations/"):
             assert (found.path / name).read_bytes() == (expected.path / name).read_bytes(), name
+
+
+def test_why_a_file_could_not_be_written(tmp_path):
+    full = OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "x"))
+    copied = shutil.Error([("a", str(tmp_path / "b"), str(full)), ("c", "d", "another")])
+    safetensors = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    torch_writer = RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534")
+    for error in (full, copied, safetensors, torch_writer):
+        assert "No space left on device" in write_failure(error) or "unexpected pos" in write_failure(error)
+        assert failure_within(error, tmp_path / "run") is not None
+    gone = FileNotFoundError(errno.ENOENT, "No such file or directory", str(tmp_path / "run" / "x"))
+    assert failure_within(gone, tmp_path / "run") is not None
+    for of_others in (
+        FileNotFoundError(errno.ENOENT, "No such file or directory", "/elsewhere"),
+        ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"),
+        RuntimeError("PytorchStreamReader failed reading zip archive [inline_container.cc]"),
+        RuntimeError("gloo: connection closed by peer"),
+        SafetensorError("Error while deserializing header: header too large"),
+        OSError("no number"),
+    ):
+        assert failure_within(of_others, tmp_path / "run") is None

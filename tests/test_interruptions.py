@@ -238,7 +238,8 @@ def go_to() -> Iterator[Callable]:
             starter.stdin.flush()
             codes, output = json.loads(starter.stdout.readline()), log.read_text()
             expected = 0 if place == "nowhere" else -signal.SIGKILL
-            assert codes == [expected] * processes, f"{place}: {output[-3000:]}"
+            ended = codes[:1] if place == "report" else codes  # then the others may have ended by themselves
+            assert set(ended) == {expected}, f"{place}: {output[-3000:]}"
             return output
 
         yield go
