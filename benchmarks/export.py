@@ -29,11 +29,11 @@ sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__fi
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from rl.config_model import LoraSection  # noqa: E402
-from rl.policy_model import trainable  # noqa: E402
-from rl.tensor_files import TensorFiles, save_tensors  # noqa: E402
+from rl.checkpoint.tensor_files import TensorFiles, save_tensors  # noqa: E402
+from rl.config.model import LoraSection  # noqa: E402
+from rl.policy.loading import trainable  # noqa: E402
 from uniar.modeling_uniar import UniARForConditionalGeneration  # noqa: E402
-from uniar.presets import PRESETS, build_preset  # noqa: E402
+from uniar.presets.build import PRESETS, build_preset  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 RANKS = 2
@@ -67,7 +67,8 @@ def write_whole(source: Path, checkpoint: Path) -> None:
 
 
 def write_shards(source: Path, checkpoint: Path, stage: int) -> None:
-    """The weights in float32 as DeepSpeed cuts them, beside two moments of the same size (rl/zero_shards.py)."""
+    """The weights in float32 as DeepSpeed cuts them, beside two moments of the same size
+    (rl/checkpoint/zero_shards.py)."""
     shards = checkpoint / "global_step1"
     shards.mkdir(parents=True)
     shutil.copyfile(source / "config.json", checkpoint / "config.json")

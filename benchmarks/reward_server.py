@@ -33,7 +33,7 @@ from PIL import Image
 sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
 
 from rewards import RewardBatch  # noqa: E402
-from rewards.wire import encode_request, read_answer  # noqa: E402
+from rewards.remote.wire import encode_request, read_answer  # noqa: E402
 
 SERVED = """
 rewards:

@@ -88,7 +88,7 @@ def clip_score(folder: Path) -> dict[str, Any]:
 def pickscore(folder: Path) -> dict[str, Any]:
     from transformers import CLIPConfig, CLIPModel
 
-    from rewards.pickscore import PUBLISHED
+    from rewards.models.pickscore import PUBLISHED
 
     torch.save(random_tensors(shapes_of(lambda: CLIPModel(CLIPConfig(**PUBLISHED)))), folder / "pytorch_model.bin")
     return {"use": "pickscore", "weights": str(folder / "pytorch_model.bin")}
@@ -99,7 +99,7 @@ def hpsv2(folder: Path) -> dict[str, Any]:
 
 
 def image_reward(folder: Path) -> dict[str, Any]:
-    from rewards.blip import LARGE, MED, BlipReward, published_name
+    from rewards.models.blip import LARGE, MED, BlipReward, published_name
 
     torch.save(random_tensors(shapes_of(lambda: BlipReward(LARGE, MED), published_name)), folder / "ImageReward.pt")
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
@@ -109,7 +109,7 @@ def image_reward(folder: Path) -> dict[str, Any]:
 
 
 def aesthetic(folder: Path) -> dict[str, Any]:
-    from rewards.linear_head import LinearHead
+    from rewards.models.linear_head import LinearHead
 
     torch.save(random_tensors(shapes_of(lambda: LinearHead(768))), folder / "head.pth")
     clip = {"model_weights": str(open_clip_file(folder, "ViT-L-14")), "model_weights_like": "openai"}
@@ -119,7 +119,7 @@ def aesthetic(folder: Path) -> dict[str, Any]:
 def geneval(folder: Path) -> dict[str, Any]:
     from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
 
-    from rewards.geneval_request import OBJECT_NAMES
+    from rewards.geneval.request import OBJECT_NAMES
 
     swin_small = SwinConfig(
         embed_dim=96,
@@ -176,7 +176,7 @@ def qwen3_vl_2b(folder: Path) -> dict[str, Any]:
 
 
 def small_uniar(folder: Path) -> str:
-    from uniar.presets import build_preset
+    from uniar.presets.build import build_preset
 
     return str(build_preset("small", folder / "small"))
 

@@ -20,12 +20,12 @@ from torch.utils.flop_counter import FlopCounterMode
 # The folder of this script comes first, where rewards.py would be taken for the package.
 sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
 
-from rl.config import Recipe  # noqa: E402
-from rl.memory import fused_attention  # noqa: E402
-from rl.plan import GIB, PREFIX, Plan, cache_bytes, make_plan  # noqa: E402
-from rl.planned_model import planned_model  # noqa: E402
-from rl.recipe import load_recipe  # noqa: E402
-from rl.simulation import Simulation, denoise, paint, visual_gap  # noqa: E402
+from rl.config.recipe import load_recipe  # noqa: E402
+from rl.config.sections import Recipe  # noqa: E402
+from rl.plan.estimate import GIB, PREFIX, Plan, cache_bytes, make_plan  # noqa: E402
+from rl.plan.memory import fused_attention  # noqa: E402
+from rl.plan.planned_model import planned_model  # noqa: E402
+from rl.plan.simulation import Simulation, denoise, paint, visual_gap  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "configs" / "uniar_sft_512.yaml"

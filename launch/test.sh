@@ -2,7 +2,7 @@
 # Lint, format check and the default tests, from a bare clone with only Python 3.11 or 3.12:
 #
 #     bash launch/test.sh                       # everything but the tests marked slow and gpu
-#     bash launch/test.sh tests/test_presets.py -k nano
+#     bash launch/test.sh tests/uniar/test_presets.py -k nano
 #     bash launch/test.sh -m slow
 #
 # Arguments go to pytest. PYTHON names the Python that .venv is made with. A second run starts at once.

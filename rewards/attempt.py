@@ -7,8 +7,8 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
-from rewards.base import Reward, RewardBatch
-from rewards.contract import BrokenContract, Details, described, read_scores, split_details
+from rewards.contract.base import Reward, RewardBatch
+from rewards.contract.protocol import BrokenContract, Details, described, read_scores, split_details
 from uniar.errors import UserError
 
 logger = logging.getLogger(__name__)

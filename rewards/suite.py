@@ -15,12 +15,12 @@ from typing import Any
 import torch
 
 from rewards.attempt import Fault, Outcome, score_samples
-from rewards.base import Reward, RewardBatch, RewardError
-from rewards.combine import term
-from rewards.contract import Details, counted, described
-from rewards.function import FunctionReward
-from rewards.model_reward import default_device
-from rewards.spec import RewardSpec
+from rewards.contract.base import Reward, RewardBatch, RewardError
+from rewards.contract.combine import term
+from rewards.contract.function import FunctionReward
+from rewards.contract.protocol import Details, counted, described
+from rewards.contract.spec import RewardSpec
+from rewards.models.model_reward import default_device
 from uniar.errors import UserError, did_you_mean
 
 logger = logging.getLogger(__name__)

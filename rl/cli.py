@@ -13,9 +13,9 @@ from uniar.errors import RunError, UserError, did_you_mean
 
 COMMANDS = {
     "train": ("rl.train", "train a checkpoint as a recipe says"),
-    "evaluate": ("rl.evaluate_command", "draw and score held-out prompts with any checkpoint"),
-    "plan": ("rl.plan_command", "say what a recipe needs, and whether it fits"),
-    "export": ("rl.export_command", "turn a training checkpoint into a self-contained folder"),
+    "evaluate": ("rl.commands.evaluate", "draw and score held-out prompts with any checkpoint"),
+    "plan": ("rl.commands.plan", "say what a recipe needs, and whether it fits"),
+    "export": ("rl.commands.export", "turn a training checkpoint into a self-contained folder"),
     "chat": ("uniar.commands.chat", "ask about images"),
     "generate": ("uniar.commands.generate", "draw images from prompts"),
     "edit": ("uniar.commands.edit", "edit images by instruction"),
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"uniar-rl {parsed.command}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
     except SystemExit as error:  # of a plug-in: no command ends in this way itself, least of all as if all were well
-        from rewards.contract import described  # brings torch, which is loaded by now
+        from rewards.contract.protocol import described  # brings torch, which is loaded by now
 
         print(f"uniar-rl {parsed.command}: ended by something that raised {described(error)}.", file=sys.stderr)
         return 1

@@ -19,35 +19,34 @@ from accelerate import PartialState
 from transformers import PrinterCallback, ProgressCallback, set_seed
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from rl.callbacks import RunCallback
-from rl.checkpoints import writing_records
-from rl.claim import check_claim, claim_folder
-from rl.config import Recipe
-from rl.data_state import data_state
-from rl.decoder_process import DecoderProcess
-from rl.distributed import (
+from rl.checkpoint.folder_lock import FolderLock
+from rl.checkpoint.folders import writing_records
+from rl.checkpoint.resume import load_weights, only_weights_of
+from rl.config.checks import check_batches, refresh_risk, rounding_risk
+from rl.config.grpo_config import grpo_config
+from rl.config.recipe import blamed_on, load_recipe
+from rl.config.sections import Recipe
+from rl.distributed.peers import Peers
+from rl.distributed.process_roles import check_rewards, take_role
+from rl.distributed.setup import (
     is_first_process,
     local_device,
     prepare_deepspeed_on_cpu,
     use_local_device,
     world_size,
 )
-from rl.early_stop import check_metric
-from rl.export import export_model
-from rl.features import Features
-from rl.finished import note_finished, report
-from rl.folder_lock import FolderLock
-from rl.grpo_config import grpo_config
-from rl.model_card import card_of_run
-from rl.peers import Peers
-from rl.policy_model import checkpoint_of, load_config, load_policy, reference_for, trainable
-from rl.process_roles import check_rewards, take_role
-from rl.recipe import blamed_on, load_recipe
-from rl.recipe_checks import check_batches, refresh_risk, rounding_risk
-from rl.resume import load_weights, only_weights_of
-from rl.rollout import DrawSettings
-from rl.run_folder import RunFolder
-from rl.run_parts import (
+from rl.export.model_card import card_of_run
+from rl.export.writing import export_model
+from rl.policy.loading import checkpoint_of, load_config, load_policy, reference_for, trainable
+from rl.policy.rollout import DrawSettings
+from rl.run.claim import check_claim, claim_folder
+from rl.run.data_state import data_state
+from rl.run.finished import note_finished, report
+from rl.run.folder import RunFolder
+from rl.scoring.decoder_process import DecoderProcess
+from rl.scoring.scorer import DecoderConnection, LocalScorer, RemoteScorer, ScoredList
+from rl.trainer.arguments_check import check_trainer
+from rl.trainer.build import (
     build_eval_rewards,
     build_evaluator,
     build_examiner,
@@ -62,11 +61,12 @@ from rl.run_parts import (
     text_kl_questions,
     training_prompts,
 )
-from rl.scorer import DecoderConnection, LocalScorer, RemoteScorer, ScoredList
-from rl.stopping import Stopper
-from rl.trainer import UniARTrainer
-from rl.trainer_check import check_trainer
-from rl.watch import Watch
+from rl.trainer.callbacks import RunCallback
+from rl.trainer.extensions.early_stop import check_metric
+from rl.trainer.features import Features
+from rl.trainer.stopping import Stopper
+from rl.trainer.trainer import UniARTrainer
+from rl.trainer.watch import Watch
 from uniar.checkpoint import load_processor
 
 logger = logging.getLogger(__name__)

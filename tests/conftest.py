@@ -70,7 +70,7 @@ def golden():
 @pytest.fixture(scope="session")
 def nano_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A complete checkpoint folder with random weights, float32."""
-    from uniar.presets import build_preset
+    from uniar.presets.build import build_preset
 
     return build_preset("nano", tmp_path_factory.mktemp("presets") / "nano")
 
@@ -100,7 +100,7 @@ def nano_model(nano_checkpoint: Path):
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder that `typed` types in: a plug-in, and pictures that are black, grey and white."""
-    from typed_rewards import fill
+    from support.typed_rewards import fill
 
     monkeypatch.chdir(tmp_path)
     return fill(tmp_path)

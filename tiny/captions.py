@@ -14,7 +14,7 @@ import random
 from dataclasses import dataclass, field
 from typing import Any
 
-from rewards.geneval_request import RELATIONS, SKILLS
+from rewards.geneval.request import RELATIONS, SKILLS
 from tiny.splits import Split, color_attr_split, color_split, pair_split, position_split, text_split
 from tiny.world import BACKGROUNDS, COLORS, SHAPES, USUAL_BACKGROUND, USUAL_COLORS, USUAL_SIZE, Scene, Thing
 

@@ -17,8 +17,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoProcessor
 
-from rewards.base import RewardBatch
-from rewards.geneval_request import SKILLS
+from rewards.contract.base import RewardBatch
+from rewards.geneval.request import SKILLS
 from tiny.captions import drawing
 from tiny.detector import detect, seen_scene
 from tiny.edits import KINDS, edit

@@ -15,9 +15,9 @@ from uniar.configuration_uniar import UniARConfig, UniARVisionConfig
 from uniar.modeling_sd3 import SD3Transformer2DModelWithSigLIP
 from uniar.modeling_uniar import UniARForConditionalGeneration
 from uniar.modeling_vision import UniARVisionModel
-from uniar.preset_decoder import write_pipeline
-from uniar.preset_processor import MODEL_MAX_LENGTH, write_processor
-from uniar.preset_weights import randomize
+from uniar.presets.decoder import write_pipeline
+from uniar.presets.processor import MODEL_MAX_LENGTH, write_processor
+from uniar.presets.weights import randomize
 
 SIDE = 64
 PATCH = 8

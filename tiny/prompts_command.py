@@ -1,8 +1,8 @@
 """`uniar-rl prompts`: prompts, questions and edits of UniAR-Tiny's world as JSONL files and pictures.
 
-The lines of captions and edits are those of `rl.prompts`, so the files are prompts for training and evaluation, for
-`uniar-rl generate` and `edit`; those of questions are a recipe's `understanding.questions`. What a file holds depends
-on the seed, its name and its own number of lines alone.
+The lines of captions and edits are those of `rl.data.prompts`, so the files are prompts for training and evaluation,
+for `uniar-rl generate` and `edit`; those of questions are a recipe's `understanding.questions`. What a file holds
+depends on the seed, its name and its own number of lines alone.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from rewards.geneval_request import SKILLS
+from rewards.geneval.request import SKILLS
 from tiny.captions import drawing
 from tiny.edits import KINDS, edit
 from tiny.questions import question

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from rewards.base import Reward, RewardBatch
-from rewards.geneval_clauses import Detection, Verdict, partial_credit, strict_credit
-from rewards.geneval_request import Request, read_request
+from rewards.contract.base import Reward, RewardBatch
+from rewards.geneval.clauses import Detection, Verdict, partial_credit, strict_credit
+from rewards.geneval.request import Request, read_request
 from tiny.detector import LIKENESS, Sighting, detect
 from tiny.world import COLORS, SHAPES, Scene
 from uniar.errors import UserError

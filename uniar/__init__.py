@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from uniar.modeling_uniar import UniARForConditionalGeneration, UniARModel
     from uniar.modeling_vision import UniARVisionModel
     from uniar.modeling_vision_decoder import UniARVisualDecoder
-    from uniar.preset_processor import CHAT_TEMPLATE
+    from uniar.presets.processor import CHAT_TEMPLATE
 
 switch_off()  # before the libraries that send reports are imported
 ensure_torchvision_imports()
 
 _MODULES = {
-    "CHAT_TEMPLATE": "uniar.preset_processor",
+    "CHAT_TEMPLATE": "uniar.presets.processor",
     "UniARConfig": "uniar.configuration_uniar",
     "UniARForConditionalGeneration": "uniar.modeling_uniar",
     "UniARModel": "uniar.modeling_uniar",

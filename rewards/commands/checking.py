@@ -5,11 +5,11 @@ import contextlib
 import json
 from collections.abc import Iterator
 
-from rewards.base import RewardBatch
+from rewards.commands.contract_checks import Finding, check_reward, made_up_samples
 from rewards.commands.entries import read_parameters
 from rewards.commands.pictures import batches, read_pictures
-from rewards.contract_checks import Finding, check_reward, made_up_samples
-from rewards.registry import plugin_rewards
+from rewards.contract.base import RewardBatch
+from rewards.contract.registry import plugin_rewards
 from uniar.errors import UserError
 from uniar.files import user_path
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from rewards.commands.entries import read_parameters
 from rewards.commands.listing import WIDTH, needs_in_words
-from rewards.function import OWN_COLUMNS
-from rewards.needs import needs_of
-from rewards.registry import resolve
+from rewards.contract.function import OWN_COLUMNS
+from rewards.contract.needs import needs_of
+from rewards.contract.registry import resolve
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

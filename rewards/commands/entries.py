@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from rewards.spec import RewardSpec
+from rewards.contract.spec import RewardSpec
 from rewards.suite import RewardSuite
 from uniar.errors import UserError
 

@@ -5,8 +5,8 @@ import inspect
 import re
 import textwrap
 
-from rewards.needs import Need, needs_of
-from rewards.registry import origin_of, resolve, reward_names
+from rewards.contract.needs import Need, needs_of
+from rewards.contract.registry import origin_of, resolve, reward_names
 from uniar.errors import UserError
 
 WIDTH = 110

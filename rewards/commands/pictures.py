@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rewards.base import RewardBatch
+from rewards.contract.base import RewardBatch
 from uniar.errors import UserError
 from uniar.json_lines import JsonLine, read_json_lines
 from uniar.pictures import check_picture, load_picture, picture_path

@@ -6,10 +6,10 @@ import json
 import math
 from typing import Any
 
-from rewards.batching import ScoringThread
 from rewards.commands.entries import add_entry, build_entry
 from rewards.commands.pictures import Picture, batches, read_pictures
-from rewards.wire import Column, ScoreRequest
+from rewards.remote.wire import Column, ScoreRequest
+from rewards.serving.batching import ScoringThread
 from uniar.errors import UserError
 from uniar.files import user_path
 

@@ -57,11 +57,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Raises UserError for bad input; returns when the server has ended."""
-    from rewards.connections import build_server, raise_file_limit
-    from rewards.memory import return_large_blocks
-    from rewards.server import bind, check_access, create_app, run_server
-    from rewards.sparse_log import log_sparsely
-    from rewards.wire_images import Limits
+    from rewards.remote.wire_images import Limits
+    from rewards.serving.connections import build_server, raise_file_limit
+    from rewards.serving.memory import return_large_blocks
+    from rewards.serving.server import bind, check_access, create_app, run_server
+    from rewards.serving.sparse_log import log_sparsely
 
     least_of = {"max_body_mb": 0.001, "max_samples": 1, "max_pixels": 1, "max_memory_mb": 0.001, "drain_seconds": 0}
     for name, least in least_of.items():

@@ -29,7 +29,7 @@ from uniar.errors import UserError
 from uniar.inspection import inspect_checkpoint
 from uniar.modeling_decoder import UniARVisualDecoder
 from uniar.modeling_uniar import UniARForConditionalGeneration
-from uniar.presets import preset_path
+from uniar.presets.build import preset_path
 from uniar.weight_files import weight_files
 
 PRESET_PREFIX = "preset:"

@@ -1,0 +1,1 @@
+"""What a reward is given and must return, and how a recipe's entry becomes one."""

@@ -1,0 +1,232 @@
+"""From the `use:` of a recipe to the class or function it means. Nothing is imported before it is used."""
+
+import functools
+import hashlib
+import importlib
+import importlib.metadata
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+from rewards.contract.base import Reward
+from rewards.contract.protocol import described
+from uniar.errors import UserError, did_you_mean
+from uniar.files import user_path
+
+_BUILT_IN = {
+    "aesthetic": "rewards.models.aesthetic:Aesthetic",
+    "clip_score": "rewards.models.clip_score:ClipScore",
+    "color": "rewards.pixels.color:Color",
+    "compressibility": "rewards.pixels.compressibility:Compressibility",
+    "diversity": "rewards.pixels.diversity:Diversity",
+    "geneval": "rewards.geneval.reward:GenEval",
+    "hpsv2": "rewards.models.hpsv2:HPSv2",
+    "image_reward": "rewards.models.image_reward:ImageReward",
+    "ocr": "rewards.ocr.reward:OCR",
+    "pickscore": "rewards.models.pickscore:PickScore",
+    "remote": "rewards.remote.reward:Remote",
+    "self_vqa": "rewards.vqa.self_vqa:SelfVQA",
+    "sharpness": "rewards.pixels.sharpness:Sharpness",
+    "vlm_judge": "rewards.judge.vlm_judge:VLMJudge",
+    "vqa_score": "rewards.vqa.vqa_score:VQAScore",
+}
+_registered: dict[str, type[Reward] | Callable] = {}
+
+ENTRY_POINTS = "uniar_rl.rewards"
+"""The group of entry points by which an installed package makes its rewards known."""
+
+_FORMS = "a registered name, package.module:Class or path/to/file.py:Class"
+
+
+def reward_names() -> list[str]:
+    """All names that `use:` knows, sorted; imports none of the rewards."""
+    return sorted({*_BUILT_IN, *_registered, *installed_rewards()})
+
+
+def origin_of(name: str) -> str:
+    """Where a known name comes from: "built in", "registered", or the package that brings it."""
+    if name in _registered:
+        return "registered"
+    return "built in" if name in _BUILT_IN else " and ".join(entry.dist.name for entry in installed_rewards()[name])
+
+
+@functools.cache
+def installed_rewards() -> dict[str, list[importlib.metadata.EntryPoint]]:
+    """The entry points of installed packages by name; more than one where packages disagree. A package cannot replace
+    a reward of this project."""
+    found: dict[str, list[importlib.metadata.EntryPoint]] = {}
+    for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
+        entries = found.setdefault(entry.name, [])
+        if entry.value not in [other.value for other in entries]:  # a package may be on the path twice
+            entries.append(entry)
+    return {name: entries for name, entries in found.items() if name not in _BUILT_IN}
+
+
+def register_reward(name: str) -> Callable:
+    """Decorator: makes a Reward subclass, or a function of prompts and images, known to recipes as `use: name`.
+
+    Raises UserError when the name is taken by something else.
+    """
+
+    def register(target: type[Reward] | Callable) -> type[Reward] | Callable:
+        if not isinstance(name, str) or not name or ":" in name:
+            raise UserError(f"a reward cannot be registered as {name!r}; a text without ':' is needed.")
+        check_target(target)
+        taken = _BUILT_IN.get(name) or _registered.get(name)
+        # The same definition run again (a notebook cell, a file loaded twice) replaces itself.
+        if taken is not None and _origin(taken) != _origin(target):
+            raise UserError(f"the reward name {name!r} is taken by {_origin(taken)}; register under another one.")
+        _registered[name] = target
+        return target
+
+    return register
+
+
+def resolve(use: str, folder: Path | None = None) -> type[Reward] | Callable:
+    """The class or function that `use` names.
+
+    Args:
+        use: a registered name, `package.module:Name`, or `path/to/file.py:Name`.
+        folder: where a relative file path is looked up if the current folder has no such file.
+
+    Raises UserError for an unknown name (with the nearest), a file that is missing, a plug-in that does not import
+    (with its cause and line), a name that it lacks, or one that is no reward.
+    """
+    source, colon, attribute = use.rpartition(":")
+    if not colon:
+        return _resolve_name(use)
+    if source.endswith(".py"):
+        module, where = _load_file(source, folder)
+    else:
+        module, where = _load_module(source)
+    if not hasattr(module, attribute):
+        own = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
+        raise UserError(f"plug-in {where} has no {attribute!r}.{did_you_mean(attribute, own)}")
+    target = getattr(module, attribute)
+    check_target(target)
+    return target
+
+
+def plugin_rewards(source: str) -> list[str]:
+    """`file.py:Name` of each reward that a plug-in file defines: its Reward classes (not those it only derives others
+    from), and its public functions that take prompts or images. Raises UserError for a file that is missing, does not
+    import or has none."""
+    module, _ = _load_file(source, None)
+    own = {
+        name: value
+        for name, value in vars(module).items()
+        if not name.startswith("_") and getattr(value, "__module__", None) == module.__name__
+    }
+    classes = [value for value in own.values() if inspect.isclass(value) and issubclass(value, Reward)]
+    bases = {value for value in classes if value.score is Reward.score and len(_derived(value, classes)) > 1}
+    functions = [
+        value
+        for value in own.values()
+        if inspect.isfunction(value) and {"prompts", "images"} & set(inspect.signature(value).parameters)
+    ]
+    found = [f"{source}:{name}" for name, value in own.items() if value in classes + functions and value not in bases]
+    if not found:
+        raise UserError(
+            f"plug-in {source} has no reward: no class that derives from rewards.Reward, and no function that takes "
+            "prompts or images."
+        )
+    return found
+
+
+def _derived(base: type, classes: list[type]) -> list[type]:
+    return [value for value in classes if issubclass(value, base)]
+
+
+def check_target(target: object) -> None:
+    """Raises UserError unless `target` is a Reward subclass with a score, or a function."""
+    if inspect.isclass(target):
+        if not issubclass(target, Reward):
+            raise UserError(f"{target.__name__} is not a reward: it must derive from rewards.Reward.")
+        if target.score is Reward.score:
+            raise UserError(f"{target.__name__} has no score method.")
+    elif not callable(target):
+        raise UserError(f"{target!r} is not a reward: a class deriving from rewards.Reward or a function is needed.")
+
+
+def _resolve_name(name: str) -> type[Reward] | Callable:
+    if name in _registered:
+        return _registered[name]
+    if name in _BUILT_IN:
+        module, _, attribute = _BUILT_IN[name].partition(":")
+        return getattr(importlib.import_module(module), attribute)
+    if name in installed_rewards():
+        return _resolve_installed(name)
+    if name.endswith(".py"):
+        raise UserError(f"{name!r} does not say which reward of the file to use; write {name}:ClassName.")
+    known = ", ".join(reward_names())
+    raise UserError(f"there is no reward {name!r}; known: {known} ({_FORMS}).{did_you_mean(name, reward_names())}")
+
+
+def _resolve_installed(name: str) -> type[Reward] | Callable:
+    entry, *others = installed_rewards()[name]
+    if others:
+        listed = " and ".join(f"{each.value} ({each.dist.name})" for each in (entry, *others))
+        raise UserError(f"the reward name {name!r} is that of {listed}; name the one you mean as package.module:Class.")
+    try:
+        target = entry.load()
+    except (Exception, SystemExit) as error:
+        raise UserError(f"reward {name!r} of package {entry.dist.name} does not import: {described(error)}.") from error
+    try:
+        check_target(target)
+    except UserError as error:
+        raise UserError(f"package {entry.dist.name}: {error}") from error
+    return target
+
+
+def from_current_folder(use: str, folder: Path) -> str:
+    """`use` for a recipe in another folder: a plug-in file found beside this recipe, in `folder`, gets its path from
+    the current folder; anything else stays as it is."""
+    source, colon, attribute = use.rpartition(":")
+    if not colon or not source.endswith(".py"):
+        return use
+    here, *beside = _candidates(source, folder)
+    return use if here.is_file() or not beside or not beside[0].is_file() else f"{beside[0]}:{attribute}"
+
+
+def _candidates(source: str, folder: Path | None) -> list[Path]:
+    """Where a plug-in file may be: from the current folder, else from the recipe's."""
+    path = user_path(source)
+    return [path] if folder is None or path.is_absolute() else [path, Path(folder) / path]
+
+
+def _load_file(source: str, folder: Path | None) -> tuple[ModuleType, str]:
+    candidates = _candidates(source, folder)
+    file = next((candidate.resolve() for candidate in candidates if candidate.is_file()), None)
+    if file is None:
+        looked = " and ".join(str(candidate.absolute()) for candidate in candidates)
+        raise UserError(f"plug-in {source} does not exist (looked for {looked}).")
+    name = f"_reward_plugin_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:12]}"
+    if name in sys.modules:
+        return sys.modules[name], source
+    spec = importlib.util.spec_from_file_location(name, file)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # before it runs: dataclasses and pickling look the module up
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
+        raise UserError(f"plug-in {source} does not import: {described(error)}.") from error
+    return module, source
+
+
+def _load_module(source: str) -> tuple[ModuleType, str]:
+    if not all(part.isidentifier() for part in source.split(".")):
+        raise UserError(f"{source!r} is neither a module nor a .py file; 'use' takes {_FORMS}.")
+    try:
+        return importlib.import_module(source), source
+    except (Exception, SystemExit) as error:
+        raise UserError(f"plug-in {source} does not import: {described(error)}.") from error
+
+
+def _origin(target: str | type | Callable) -> str:
+    if isinstance(target, str):
+        return target
+    return f"{inspect.getsourcefile(target) or target.__module__}:{target.__qualname__}"

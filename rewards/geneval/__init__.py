@@ -1,0 +1,1 @@
+"""GenEval without mmdet: what is asked for, credit, colors, objects."""

@@ -1,0 +1,1 @@
+"""Learned scores, and what rewards with a model share."""

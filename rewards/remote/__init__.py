@@ -1,0 +1,1 @@
+"""Rewards that others serve, over HTTP, and what travels."""

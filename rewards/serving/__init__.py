@@ -1,0 +1,1 @@
+"""Rewards served to other machines: the server, and requests scored together."""

@@ -1,0 +1,1 @@
+"""P(yes) of a model that looks."""

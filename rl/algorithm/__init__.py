@@ -1,0 +1,1 @@
+"""Pure functions of tensors: what a bit's policy is, advantages, losses. Imports no other room."""

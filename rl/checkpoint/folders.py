@@ -1,0 +1,191 @@
+"""Checkpoints that are whole or not there: written under another name, sealed with a manifest, then renamed.
+
+`manifest.json` holds the size and SHA-256 of every file. A checkpoint without one, or with a file that does not match,
+is never resumed from; the one before it is.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from safetensors import SafetensorError
+
+from rl.checkpoint.disk_errors import failure_within, write_failure
+from uniar.errors import UserError
+from uniar.files import read_json, reason_of, write_whole
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+PREFIX = "checkpoint-"
+SAVING = ".saving"
+"""Folder, inside the run's, in which a checkpoint is written."""
+STATE = "trainer_state.json"
+"""transformers' own, in a checkpoint"""
+
+
+@contextmanager
+def writing(run: Path, step: int) -> Iterator[None]:
+    """What happens inside writes the checkpoint of `step`. Raises UserError where the disk is full, the folder cannot
+    be written, …: libraries say each in their own way, and torch says little."""
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if (said := write_failure(error)) is None:
+            raise
+        require_there(run)
+        earlier = "earlier checkpoints are as they were" if checkpoints(run) else "there is no earlier one"
+        raise UserError(
+            f"the checkpoint of step {step} could not be written to {run} ({_free(run)} free there): {said}; {earlier}."
+        ) from error
+
+
+@contextmanager
+def writing_records(run: Path) -> Iterator[None]:
+    """A run goes on inside. Raises UserError where something of its folder besides a checkpoint cannot be written:
+    metrics, pictures, scores."""
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if (said := failure_within(error, run)) is None:
+            raise
+        require_there(run)
+        kept = "its checkpoints are as they were" if checkpoints(run) else "it has no checkpoint yet"
+        raise UserError(f"{run} cannot be written: {said}; {kept}.") from error
+
+
+def require_there(run: Path) -> None:
+    """Raises UserError where the folder of a run under way is not there any more."""
+    if not run.is_dir():
+        raise UserError(f"{run} is not there any more: it was renamed or removed while a run was writing to it.")
+
+
+def listed(folder: Path, *but: str) -> dict[str, dict[str, Any]]:
+    """Path → size and SHA-256 of every file in a folder, without those named; waits until they are on the disk."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in but)
+    with ThreadPoolExecutor() as threads:  # a large run's files are hundreds of GB
+        digests = list(threads.map(_digest, paths))
+    files = {}
+    for path, digest in zip(paths, digests, strict=True):
+        files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest}
+        _flush(path)
+    for path in (*(path for path in folder.rglob("*") if path.is_dir()), folder):
+        _flush(path)
+    return files
+
+
+def seal(folder: Path) -> None:
+    """Writes the manifest of a folder whose files are all there, and waits until they are on the disk."""
+    write_whole(folder / MANIFEST, json.dumps({"files": listed(folder, MANIFEST)}, indent=2) + "\n")
+    _flush(folder)
+
+
+def fault(folder: Path, manifest: Path | None = None) -> str | None:
+    """What is wrong with a checkpoint, in a few words; None for a good one. manifest: where it is not in the folder."""
+    manifest = manifest or folder / MANIFEST
+    if not manifest.is_file():
+        return f"it has no {manifest.name}, so its writing was never finished"
+    try:
+        files = read_json(manifest, "manifest")["files"]
+        if not files:
+            return f"its {manifest.name} lists no files"
+        for name, expected in files.items():
+            path = folder / name
+            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+                return f"its {manifest.name} lists {name}, which is not in its folder"
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != expected["bytes"]:
+                return f"{name} has {path.stat().st_size} bytes instead of {expected['bytes']}"
+        with ThreadPoolExecutor() as threads:
+            for name, digest in zip(files, threads.map(_digest, (folder / name for name in files)), strict=True):
+                if digest != files[name]["sha256"]:
+                    return f"{name} is not what was written (its SHA-256 differs)"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{manifest.name} cannot be read ({reason_of(error)})"
+    return None
+
+
+def saved_step(checkpoint: Path) -> int:
+    """The update that a checkpoint was saved after. Raises UserError where its state is not a Trainer's."""
+    state = read_json(checkpoint / STATE, "state of the run")
+    step = state.get("global_step") if isinstance(state, dict) else None
+    if not isinstance(step, int) or not isinstance(state.get("log_history"), list):
+        raise UserError(f"{checkpoint / STATE} is not the state of a run: it needs 'global_step' and 'log_history'.")
+    return step
+
+
+def publish(run: Path, name: str) -> Path:
+    """Seals `<run>/.saving/<name>` and gives it its place in the run. What is there already, such as a damaged one that
+    was passed over, is moved out of the way first and deleted after."""
+    written, place = run / SAVING / name, run / name
+    seal(written)
+    if place.exists():
+        os.replace(place, run / SAVING / f"{name}.replaced")
+    os.replace(written, place)
+    _flush(run)
+    shutil.rmtree(run / SAVING)
+    return place
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The run's checkpoint folders, oldest step first, good or not."""
+    numbered = [
+        (int(entry.name.removeprefix(PREFIX)), entry)
+        for entry in run.glob(f"{PREFIX}*")
+        if entry.is_dir() and entry.name.removeprefix(PREFIX).isdecimal()
+    ]
+    return [entry for _, entry in sorted(numbered)]
+
+
+def newest_good(run: Path) -> Path | None:
+    """The newest checkpoint that is whole, or None; each newer one that is not gets a warning that says why."""
+    for folder in reversed(checkpoints(run)):
+        if (wrong := fault(folder)) is None:
+            return folder
+        logger.warning("%s is passed over: %s.", folder, wrong)
+    return None
+
+
+def rotate(run: Path, keep: int | None, newest: Path) -> None:
+    """Deletes the oldest checkpoints so that `keep` are left (None: all), counted back from `newest`, which has just
+    been published.
+
+    Later ones count for nothing and stay: the run went on from before them, because they are damaged.
+    """
+    if keep is None:
+        return
+    folders = checkpoints(run)
+    for folder in folders[: folders.index(newest) + 1][: -max(keep, 1)]:
+        if folder.is_symlink():
+            folder.unlink()  # someone moved it elsewhere: what is there is theirs
+        else:
+            shutil.rmtree(folder)
+
+
+def _free(folder: Path) -> str:
+    try:
+        return f"{shutil.disk_usage(folder).free / 1e9:.3g} GB"
+    except OSError:
+        return "unknown space"
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """Waits until a file's contents, or a folder's entries, would survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

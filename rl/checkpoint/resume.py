@@ -1,0 +1,139 @@
+"""Going on from a checkpoint that other processes wrote: what can be taken along, and how.
+
+On the same number of processes, under the same engine, everything is (transformers and DeepSpeed load their own). An
+optimizer that ZeRO has cut into as many parts as there were processes is not put together again for another number:
+then weights, schedule, counters and the place in the data are taken along, and the optimizer's moments are lost.
+"""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from trl import GRPOConfig
+
+from rl.checkpoint.adapters import ADAPTER_CONFIG, trained_adapter
+from rl.distributed.weight_slices import whole
+from rl.export.writing import trained_weights
+from uniar.errors import UserError
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What divides an optimizer among processes."""
+
+    deepspeed: bool
+    stage: int
+    """ZeRO's; 0 where every process has the whole optimizer"""
+    processes: int
+
+    @classmethod
+    def of(cls, args: GRPOConfig) -> "Engine":
+        """This run's."""
+        plugin = args.deepspeed_plugin
+        return cls(plugin is not None, 0 if plugin is None else plugin.zero_stage, args.world_size)
+
+    @classmethod
+    def that_wrote(cls, checkpoint: Path) -> "Engine":
+        """A checkpoint's, told by its files. ZeRO-1 is not told from ZeRO-2, whose files are the same."""
+        processes = len(list(checkpoint.glob("rng_state_*.pth"))) or 1
+        if not (checkpoint / "latest").is_file():
+            return cls(False, 0, processes)
+        shards = len(list(checkpoint.glob("global_step*/*_optim_states.pt")))
+        if not shards:
+            return cls(True, 0, processes)
+        return cls(True, 2 if any(checkpoint.glob("global_step*/mp_rank_*_model_states.pt")) else 3, shards)
+
+    def reads(self, other: "Engine") -> bool:
+        """Whether a checkpoint that `other` wrote can be loaded whole."""
+        return self._layout == other._layout
+
+    @property
+    def _layout(self) -> tuple[bool, int, int | None]:
+        return self.deepspeed, max(self.stage, 2) if self.stage else 0, self.processes if self.stage else None
+
+    def __str__(self) -> str:
+        under = f" under ZeRO-{self.stage}" if self.stage else " under DeepSpeed" if self.deepspeed else ""
+        return f"{self.processes} process{'es' * (self.processes != 1)}{under}"
+
+
+def only_weights_of(checkpoint: Path, args: GRPOConfig) -> bool:
+    """Whether only the weights of a checkpoint can be loaded here; says on the console, loudly, what is lost."""
+    written, here = Engine.that_wrote(checkpoint), Engine.of(args)
+    if here.reads(written):
+        if written.processes != here.processes and args.process_index == 0:
+            print(f"{checkpoint.name} was written by {written}; it is loaded whole on {here}.", flush=True)
+        return False
+    if args.process_index == 0:
+        print(
+            f"WARNING: {checkpoint} was written by {written}, and this is {here}: ONLY ITS WEIGHTS are loaded. Lost "
+            "are the optimizer's moments, which start from zero, and what its float32 weights have more digits than "
+            "model.dtype. Kept are the weights, the step, the learning rate's schedule and the place in the data, "
+            "counted in updates.",
+            flush=True,
+        )
+    return True
+
+
+def load_weights(model: nn.Module, checkpoint: Path, source: Path) -> None:
+    """Puts a checkpoint's trained weights into a model that has just been made from `source`. Collective under ZeRO-3.
+
+    Raises UserError for a checkpoint of another model, or of adapters where the model has none.
+    """
+    adapters = (checkpoint / ADAPTER_CONFIG).is_file()
+    weights: Mapping[str, Tensor]
+    weights = trained_adapter(checkpoint) if adapters else trained_weights(checkpoint, source)
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    names = {name: name.replace(".default.", ".") if adapters else name for name in trained}
+    if missing := [name for name in names.values() if name not in weights]:
+        raise UserError(
+            f"{checkpoint} has no weight {missing[0]}, which this recipe trains; resume it as it was trained."
+        )
+    with torch.no_grad():
+        for name, parameter in trained.items():
+            with whole(parameter, changes=True):
+                stored = weights[names[name]]
+                if stored.shape != parameter.shape:
+                    found, expected = tuple(stored.shape), tuple(parameter.shape)
+                    raise UserError(f"{checkpoint}: {names[name]} has shape {found}, expected {expected}.")
+                parameter.copy_(stored)
+
+
+def settings_of_groups(optimizer: Any) -> list[dict[str, Any]]:
+    """What each group of an optimizer is set to, its weights left out."""
+    return [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+
+
+def apply_settings(optimizer: Any, scheduler: Any, settings: Sequence[Mapping[str, Any]]) -> None:
+    """Puts the settings of a new optimizer's groups, whose schedule had just been made, over those that were restored
+    with a checkpoint, and the learning rate to where the schedule is. What the recipe has not changed stays as it is to
+    the bit: a schedule is a function of its step and of the rate at its start.
+
+    optimizer, scheduler: as transformers has them, in accelerate's wrappers under DeepSpeed.
+    """
+    scheduler = getattr(scheduler, "scheduler", scheduler)
+    for group, new in zip(optimizer.param_groups, settings, strict=True):
+        group.update(new)
+    if not isinstance(scheduler, LambdaLR):  # one of DeepSpeed's own, which reads its settings from the configuration
+        scheduler.step(scheduler.last_batch_iteration)
+        return
+    scheduler.base_lrs = [new["initial_lr"] for new in settings]
+    scheduler._last_lr = [
+        base * factor(scheduler.last_epoch)
+        for base, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+    ]
+    for group, rate in zip(optimizer.param_groups, scheduler._last_lr, strict=True):
+        group["lr"] = rate
+
+
+def forward_schedule(scheduler: Any, updates: int) -> None:
+    """Brings a new learning-rate schedule to where it is after so many updates."""
+    scheduler = getattr(scheduler, "scheduler", scheduler)  # accelerate's wrapper under DeepSpeed lets its engine step
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # no update has been made yet
+        for _ in range(updates):
+            scheduler.step()

@@ -1,0 +1,91 @@
+"""What a resumed run may say otherwise than the recipe that its checkpoint was made with.
+
+Most of it counts from the next update on: rewards, rollout, loss and evaluation are read from the recipe, and what the
+recipe gives the optimizer is put over its restored state (rl/checkpoint/resume.py). What neither holds for is refused.
+"""
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rl.config.sections import Recipe
+from rl.config.settings import settings_of
+from rl.config.trainer_arguments import TAKEN, trl_arguments
+from rl.config.yaml_files import read_yaml
+from uniar.errors import UserError
+
+CONFIG = "config.yaml"  # in a checkpoint: the recipe as it was
+
+
+def check_resumed(recipe: Recipe, checkpoint: Path) -> None:
+    """Raises UserError for the first setting that differs from the checkpoint's and cannot.
+
+    checkpoint: a folder that holds the recipe it was made with; without one that can be read there is nothing to check.
+    """
+    try:
+        before = read_yaml(checkpoint / CONFIG)[0]
+    except UserError:
+        return
+    if not isinstance(before, Mapping):
+        return
+    now = recipe.to_mapping()
+    for key, reason in _fixed().items():
+        old, new = _value(before, key), _value(now, key)
+        if old is _ABSENT or new is _ABSENT or not _differ(key, old, new, before, now):
+            continue
+        raise UserError(
+            f"{recipe.where(key)}: {key} is {_shown(new)}, and {checkpoint} was trained with {_shown(old)}, which a "
+            f"resumed run cannot change: {reason}."
+        )
+
+
+_ABSENT = object()
+
+
+def _fixed() -> dict[str, str]:
+    """Key -> why it is fixed: of the recipe's sections, and of the arguments of `trainer`."""
+    found: dict[str, str] = {}
+
+    def collect(section: type, prefix: str) -> None:
+        hints = typing.get_type_hints(section)
+        for field in settings_of(section):
+            if field.metadata["fixed"] is not None:
+                found[f"{prefix}{field.name}"] = field.metadata["fixed"]
+            for kind in (hints[field.name], *typing.get_args(hints[field.name])):
+                if dataclasses.is_dataclass(kind):
+                    collect(kind, f"{prefix}{field.name}.")
+
+    collect(Recipe, "")
+    return found | {f"trainer.{name}": taken.fixed for name, taken in TAKEN.items() if taken.fixed}
+
+
+def _value(mapping: Mapping[str, Any], key: str) -> Any:
+    """The value under a dotted key; what `trainer` leaves out has TRL's default. _ABSENT where a section is null or
+    older than the key."""
+    section, _, name = key.partition(".")
+    if section == "trainer":
+        given = mapping.get("trainer") or {}
+        return given.get(name, trl_arguments().get(name, (None, None))[1]) if isinstance(given, Mapping) else _ABSENT
+    at: Any = mapping
+    for part in key.split("."):
+        if not isinstance(at, Mapping) or part not in at:
+            return _ABSENT
+        at = at[part]
+    return at
+
+
+def _differ(key: str, old: Any, new: Any, before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    if key == "model.lora":  # its settings have keys of their own
+        return (old is None) != (new is None)
+    if key == "model.path":  # the same checkpoint may have moved
+        places = [Path(place) for place in (old, new) if isinstance(place, str)]
+        return len(places) == 2 and all(place.is_dir() for place in places) and not places[0].samefile(places[1])
+    if key == "algorithm.beta":  # the checkpoint holds where the controller has steered it to
+        return old != new and all(_value(one, "algorithm.kl_control") not in (None, _ABSENT) for one in (before, now))
+    return old != new
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else "a mapping" if isinstance(value, dict) else repr(value)

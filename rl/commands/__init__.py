@@ -1,0 +1,1 @@
+"""The commands of `uniar-rl` that live here."""

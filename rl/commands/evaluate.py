@@ -1,0 +1,131 @@
+"""`uniar-rl evaluate`: held-out prompts of a recipe drawn and scored, its questions answered, with any checkpoint.
+
+uniar-rl evaluate RECIPE --model runs/NAME/final --output scores
+torchrun --nproc_per_node 8 -m rl.cli evaluate RECIPE --output scores        the same scores, sooner
+"""
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from rl.config.recipe import load_recipe
+from rl.config.sections import Recipe
+from rl.distributed.setup import world_size
+from rl.evaluation.evaluate import Evaluation
+from rl.evaluation.understanding import Understanding
+from rl.policy.loading import checkpoint_of, load_policy
+from rl.policy.rollout import DrawSettings
+from rl.run.pictures import sample_grid
+from rl.run.records import json_ready
+from rl.scoring.scorer import LocalScorer, ScoredList
+from rl.trainer.build import (
+    build_eval_rewards,
+    build_evaluator,
+    build_examiner,
+    check_model,
+    check_prompts,
+    held_out_prompts,
+    held_out_questions,
+    load_decoder,
+)
+from uniar.checkpoint import load_processor, resolve_checkpoint
+from uniar.commands.loading import choose_device
+from uniar.errors import UserError
+from uniar.files import user_path, write_whole
+from uniar.inspection import inspect_checkpoint
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "recipe", help="YAML recipe; its sections evaluate, decode, eval_rewards and understanding are used"
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key.sub=value", help="settings over the recipe's, read as YAML"
+    )
+    parser.add_argument("--model", help="checkpoint folder or hub id to evaluate; default: the recipe's own")
+    parser.add_argument("--output", type=user_path, help="folder for scores.json, details and samples.png")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, …; default: a GPU if there is one")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    records, questions = held_out_prompts(recipe), held_out_questions(recipe)
+    if not records and not questions:
+        raise UserError(
+            f"{recipe.source}: evaluate.prompts and understanding.questions are null; name what to evaluate on."
+        )
+    if arguments.output is not None:
+        with _writing(arguments.output):
+            arguments.output.mkdir(parents=True, exist_ok=True)
+    rewards = build_eval_rewards(recipe, records) if records else None
+    if arguments.model:
+        source = resolve_checkpoint(arguments.model)
+        inspect_checkpoint(source, decoder=bool(records))
+    else:
+        source = checkpoint_of(recipe.model)
+    if records:
+        check_model(recipe, source)
+    processor = load_processor(source)
+    check_prompts(recipe, processor, [], records, questions)
+    device = choose_device(arguments.device)
+    # Of several processes each has a device of its own, whichever was named.
+    accelerator = Accelerator(cpu=device.type == "cpu") if world_size() > 1 else None
+    device = device if accelerator is None else accelerator.device
+    model = load_policy(recipe.model, source).to(device).eval()
+    evaluation = understanding = None
+    if records:
+        decoder = load_decoder(recipe, source, device)
+        scorer = LocalScorer(decoder, ScoredList(rewards, DrawSettings.for_evaluation(recipe)), processor)
+        rewards.load()
+        try:
+            evaluation = build_evaluator(recipe, records, processor, scorer).run(model, accelerator)
+        finally:
+            rewards.close()
+    if questions:
+        understanding = build_examiner(recipe, questions, processor).run(model, accelerator)
+    if accelerator is None or accelerator.is_main_process:
+        _report(recipe, source, evaluation, understanding, arguments.output)
+    if accelerator is not None:
+        accelerator.end_training()
+
+
+def _report(
+    recipe: Recipe,
+    source: Path,
+    evaluation: Evaluation | None,
+    understanding: Understanding | None,
+    output: Path | None,
+) -> None:
+    metrics = {name: value for part in (evaluation, understanding) if part for name, value in part.metrics().items()}
+    for name, value in metrics.items():
+        print(f"{name.removeprefix('eval_')}: {value:.4f}")
+    if output is None:
+        return
+
+    def write(name: str, content: dict) -> None:
+        write_whole(output / name, json.dumps(json_ready(content), indent=2) + "\n")
+
+    settings = {name: dataclasses.asdict(getattr(recipe, name)) for name in ("evaluate", "understanding")}
+    with _writing(output):
+        write("scores.json", {"checkpoint": str(source), "recipe": recipe.source, **settings, "metrics": metrics})
+        if understanding is not None:
+            write("understanding.json", understanding.columns())
+        if evaluation is not None and evaluation.details:
+            write("details.json", evaluation.details)
+        if evaluation is not None and evaluation.shown:
+            tiles = [(image, record.prompt, total) for record, image, total in evaluation.shown]
+            sample_grid(tiles, output / "samples.png", notes=evaluation.notes)
+    print(f"written to {output}")
+
+
+@contextmanager
+def _writing(output: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"--output {output} cannot be written: {error.strerror or error}.") from error

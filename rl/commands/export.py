@@ -1,0 +1,100 @@
+"""`uniar-rl export`: a training checkpoint → a self-contained folder, a LoRA adapter alone, a hub repository."""
+
+import argparse
+from pathlib import Path
+
+from huggingface_hub import HfApi
+
+from rl.checkpoint.folders import MANIFEST, checkpoints, fault
+from rl.checkpoint.tensor_files import main_dtype, parse_size
+from rl.config.recipe import load_recipe
+from rl.export.model_card import model_card, origin_of
+from rl.export.verify import verify
+from rl.export.writing import MAX_SHARD_SIZE, export_adapter, export_checkpoint
+from rl.policy.loading import checkpoint_of
+from uniar.checkpoint import resolve_checkpoint
+from uniar.errors import UserError
+from uniar.files import reason_of, user_path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", type=user_path, help="a run's checkpoint-N folder")
+    parser.add_argument("--output", type=user_path, required=True, help="folder to write")
+    parser.add_argument(
+        "--source", help="checkpoint that training started from; default: the one the run's config.yaml names"
+    )
+    parser.add_argument(
+        "--max-shard-size",
+        default=str(MAX_SHARD_SIZE),
+        metavar="SIZE",
+        help="largest weight file, such as 2GB; also what has to fit in memory. Default: 5GB",
+    )
+    parser.add_argument(
+        "--ema", action="store_true", help="write the averaged weights of the run (model.ema), not the trained ones"
+    )
+    parser.add_argument(
+        "--adapter-only", action="store_true", help="of a LoRA checkpoint, write the adapter alone, in peft's format"
+    )
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="load what was written as its model card says, and compare its logits with the checkpoint's",
+    )
+    parser.add_argument(
+        "--push-to-hub", metavar="OWNER/NAME", help="upload it to this repository of the Hugging Face hub"
+    )
+    parser.add_argument("--private", action="store_true", help="a repository that --push-to-hub makes is private")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    checkpoint, output, repository = arguments.checkpoint, arguments.output, arguments.push_to_hub
+    if not checkpoint.is_dir():
+        raise UserError(f"{checkpoint} is no folder; name a run's checkpoint-N folder.")
+    if saved := checkpoints(checkpoint):
+        raise UserError(f"{checkpoint} is a run's folder; name one of its checkpoints, such as {saved[-1]}.")
+    if (checkpoint / MANIFEST).is_file() and (wrong := fault(checkpoint)) is not None:
+        raise UserError(f"{checkpoint} is damaged: {wrong}.")
+    max_shard_size = parse_size(arguments.max_shard_size)
+    average = arguments.ema
+    origin = origin_of(checkpoint, arguments.source, average=average)
+    source = _source(checkpoint, arguments.source)
+    dtype = main_dtype(source)
+    name = repository or output.name
+    base = None
+    if arguments.adapter_only:
+        # Under a preset's name nobody could load it.
+        base = origin.base if origin.recipe is None or origin.recipe.model.path is not None else str(source)
+        card = model_card(name, origin, dtype, adapter_base=base)
+        export_adapter(checkpoint, base, output, average=average, card=card)
+    else:
+        card = model_card(name, origin, dtype)
+        export_checkpoint(checkpoint, source, output, average=average, max_shard_size=max_shard_size, card=card)
+    print(f"exported {'the averaged weights of ' if average else ''}{checkpoint} to {output}")
+    if arguments.verify:
+        difference = verify(output, checkpoint, source, dtype, base, average=average)
+        print(f"verified: logits differ by at most {difference:.1e} from the checkpoint's")
+    if repository is not None:
+        print(f"uploaded to {push_to_hub(output, repository, private=arguments.private)}")
+
+
+def push_to_hub(folder: Path, repository: str, *, private: bool = False) -> str:
+    """Uploads a folder to a model repository, which is made if it is not there, and returns its address.
+
+    Raises UserError when the hub refuses: no login, no right, no such owner.
+    """
+    api = HfApi()
+    try:
+        address = api.create_repo(repository, private=private, exist_ok=True)
+        api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Checkpoint exported by uniar-rl")
+    except Exception as error:  # the hub's, or those of the client that its version has: refused, offline, timed out
+        raise UserError(
+            f"{folder} is written, but could not be uploaded to {repository}: {reason_of(error)} (log in with "
+            "`hf auth login` or HF_TOKEN, as someone who may write there)."
+        ) from error
+    return str(address)
+
+
+def _source(checkpoint: Path, named: str | None) -> Path:
+    if named:
+        return resolve_checkpoint(named)
+    return checkpoint_of(load_recipe(checkpoint.parent / "config.yaml").model)

@@ -1,0 +1,118 @@
+"""`uniar-rl plan`: what a recipe needs, whether it fits, and what would make it fit; no GPU and no weights needed."""
+
+import argparse
+import shlex
+from collections.abc import Sequence
+
+from rl.config.recipe import load_recipe
+from rl.config.sections import Recipe
+from rl.plan.advice import advise
+from rl.plan.estimate import GIB, PREFIX, RESERVE, RESERVED_SHARE, Plan, make_plan
+from rl.plan.model_states import PHASES
+from rl.plan.planned_model import planned_model
+from rl.plan.simulation import Simulation
+from uniar.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", help="YAML recipe, see docs/config.md")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key.sub=value", help="settings over the recipe's, read as YAML"
+    )
+    parser.add_argument("--gpus", type=int, default=1, help="GPUs, one process each (default: 1)")
+    parser.add_argument("--memory", type=float, default=80.0, help="memory of a GPU in GiB (default: 80)")
+    parser.add_argument(
+        "--prompt-tokens",
+        type=int,
+        default=PREFIX,
+        metavar="N",
+        help=f"positions of the longest prompt, template and input image included (default: {PREFIX})",
+    )
+    parser.add_argument(
+        "--reward-memory",
+        type=float,
+        default=0.0,
+        metavar="GIB",
+        help="memory to leave free for rewards whose size is not known here (default: 0)",
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    for name in ("gpus", "memory", "prompt_tokens"):
+        if not getattr(arguments, name) > 0:
+            raise UserError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; it must be above 0.")
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    simulation = Simulation(planned_model(recipe.model))
+    memory = int((arguments.memory - arguments.reward_memory) * GIB)
+
+    def planner(overrides: Sequence[str], gpus: int) -> tuple[Recipe, Plan]:
+        changed = load_recipe(arguments.recipe, [*arguments.overrides, *overrides])
+        return changed, make_plan(changed, simulation, gpus, memory, arguments.prompt_tokens)
+
+    _, plan = planner((), arguments.gpus)
+    print(describe(plan, arguments.recipe, arguments.memory, arguments.reward_memory))
+    if not plan.fits:
+        changes = advise(recipe, plan, planner)
+        if not changes:
+            print("\nno change that this command knows of makes it fit; take a smaller image or larger GPUs")
+            return
+        print("\nwhat would make it fit:")
+        for change in changes:
+            words = shlex.join(change.overrides) if not change.overrides[0].startswith("--") else change.overrides[0]
+            print(f"  {words}\n      {change.plan.most / GIB:.1f} GiB at its peak; price: {change.price}")
+
+
+def describe(plan: Plan, name: str, memory: float, reward_memory: float = 0.0) -> str:
+    """The plan as text: the verdict first."""
+    verdict = "fits" if plan.fits else "DOES NOT FIT"
+    gpus = f"{plan.gpus} GPU{'s' * (plan.gpus > 1)}"
+    if plan.decoding_gpus:
+        gpus += f" ({plan.decoding_gpus} of them for decoding and rewards)"
+    lines = [
+        f"{name} on {gpus} of {memory:g} GiB {verdict}: {plan.peak / GIB:.1f} GiB at its peak ({plan.peak_phase}), "
+        f"{plan.usable / GIB:.1f} to use",
+        f"model: {plan.origin}",
+        f"parameters: policy {_millions(plan.parameters['policy'])}, of which "
+        f"{_millions(plan.parameters['trained'])} trained; decoder {_millions(plan.parameters['decoder'])}",
+        f"an update: {plan.images_an_update} images, {plan.images_an_update * plan.bits_an_image:,} bits "
+        f"({plan.bits_an_image:,} an image)",
+        f"a rollout: {plan.images_a_rollout} images of {plan.prompts_a_rollout} prompts, for "
+        f"{plan.updates_a_rollout} update{'s' * (plan.updates_a_rollout > 1)}",
+        "",
+        _table(plan),
+        "",
+        f"kept free: {RESERVE / GIB:g} GiB for the CUDA context and NCCL, {RESERVED_SHARE:.0%} for fragmentation"
+        + (f", {reward_memory:g} GiB for rewards" if reward_memory else ""),
+        f"memory of the machine, a process: {plan.host / GIB:.1f} GiB while it trains, "
+        f"{plan.host_loading / GIB:.1f} while it loads",
+    ]
+    if plan.decoding_gpus:
+        verdict = "" if plan.decoding <= plan.usable else ", which DOES NOT FIT"
+        lines.append(f"a GPU for decoding and rewards: {plan.decoding / GIB:.1f} GiB{verdict}")
+    estimate = plan.states.deepspeed_estimate(plan.training_gpus)
+    if estimate is not None:
+        covered = plan.states.covered_by_deepspeed(plan.training_gpus)
+        lines.append(
+            f"weights, gradients and optimizer by DeepSpeed's own estimate, all weights trained: {estimate / GIB:.1f} "
+            f"GiB; here {covered / GIB:.1f}"
+        )
+    if plan.not_counted:
+        lines.append(f"not counted, their size is not known: {', '.join(plan.not_counted)} (see --reward-memory)")
+    return "\n".join(lines)
+
+
+def _table(plan: Plan) -> str:
+    phases = [phase for phase in PHASES if phase != "evaluate" or plan.part("KV caches of evaluations")]
+    width = max(len(part.name) for part in plan.parts)
+    unit, size = ("GiB", GIB) if plan.peak >= GIB else ("MiB", 2**20)
+    rows = [f"{f'{unit} a GPU':<{width}}" + "".join(f"{phase:>10}" for phase in phases)]
+    for part in plan.parts:
+        cells = [f"{part.bytes / size:.2f}" if phase in part.phases else "" for phase in phases]
+        rows.append(f"{part.name:<{width}}" + "".join(f"{cell:>10}" for cell in cells))
+    totals = [f"{plan.held(phase) / size:.2f}" for phase in phases]
+    rows.append(f"{'together':<{width}}" + "".join(f"{total:>10}" for total in totals))
+    return "\n".join(row.rstrip() for row in rows)
+
+
+def _millions(number: int) -> str:
+    return f"{number / 1e9:.2f}B" if number >= 1e9 else f"{number / 1e6:.2f}M"

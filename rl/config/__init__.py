@@ -1,0 +1,1 @@
+"""Recipes: their sections, reading, overriding, checking, and TRL's words for them."""

@@ -1,0 +1,112 @@
+"""A recipe in the words of TRL: its GRPOConfig."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from trl import GRPOConfig
+
+from rl.config.sections import Recipe
+from rl.config.trainer_arguments import TAKEN
+from uniar.errors import UserError
+from uniar.files import reason_of
+
+PROJECT = "uniar-rl"
+"""what W&B and trackio file runs under, where neither the recipe nor the environment names it"""
+_WANDB_PROJECT = "WANDB_PROJECT"
+
+
+@dataclass
+class RunConfig(GRPOConfig):
+    """TRL's arguments, which describe themselves to every reporter as the recipe.
+
+    What another section owns is in TRL's fields for TRL alone (`beta` is 0, as the KL term is not TRL's).
+    """
+
+    def describe(self, recipe: Recipe) -> "RunConfig":
+        """Makes it known to reporters as `recipe`, whose output_dir is where the run is."""
+        self._recipe = recipe
+        self.output_dir = recipe.output_dir
+        self.run_name = recipe.trainer.get("run_name") or Path(recipe.output_dir).name
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """The recipe's sections, and under `trainer` all arguments of TRL's and transformers' that it may set."""
+        free = {name: value for name, value in super().to_dict().items() if name in TAKEN}
+        return {**self._recipe.to_mapping(), "trainer": free}
+
+    @contextmanager
+    def reporting(self) -> Iterator[None]:
+        """Within the block W&B, which transformers tells no project, finds it where it looks."""
+        before = os.environ.get(_WANDB_PROJECT)
+        os.environ[_WANDB_PROJECT] = self.project
+        try:
+            yield
+        finally:
+            del os.environ[_WANDB_PROJECT]
+            if before is not None:
+                os.environ[_WANDB_PROJECT] = before
+
+
+def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"a": {"b": 1}}` as `{"a.b": 1}`, as overrides are written; values that are neither numbers nor strings as the
+    string they print as."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, dict) and value:
+            found |= flat(value, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = value if isinstance(value, bool | int | float | str) else str(value)
+    return found
+
+
+def grpo_config(recipe: Recipe, vision: Any) -> RunConfig:
+    """The recipe's `trainer` section over our defaults, and what other sections own in TRL's own names. Starts the
+    process group where a launcher has started several.
+
+    vision: the vision config of the model. rl/trainer/arguments_check.py has checked all that needs no device; raises
+    UserError for what only this one refuses.
+    """
+    try:
+        settings = trl_settings(recipe, recipe.trainer, _bits_per_image(recipe, vision))
+        return RunConfig(**settings).describe(recipe)
+    except (ValueError, TypeError, RuntimeError) as error:
+        where = recipe.where("trainer")
+        raise UserError(f"{where}: the trainer section does not work here: {reason_of(error)}.") from error
+
+
+def trl_settings(recipe: Recipe, trainer: Mapping[str, Any], bits: int) -> dict[str, Any]:
+    """Arguments of GRPOConfig. trainer: what is chosen of them; bits: of an image."""
+    return {
+        "logging_steps": 1,
+        "report_to": "none",
+        "project": os.environ.get(_WANDB_PROJECT, PROJECT),
+        "bf16": recipe.model.dtype == "bfloat16",
+        # Without this, transformers refuses bf16, and accelerate starts no process group, on a machine without a GPU.
+        "use_cpu": not torch.accelerator.is_available(),
+        **trainer,
+        "output_dir": recipe.output_dir,
+        "seed": recipe.seed,
+        "data_seed": recipe.data_seed,
+        "shuffle_dataset": recipe.data.shuffle,
+        "num_generations": recipe.rollout.samples_per_prompt,
+        "num_iterations": recipe.algorithm.num_iterations,
+        "temperature": recipe.rollout.temperature,
+        "max_completion_length": bits,
+        # The KL term is ours (rl/algorithm/losses.py), so TRL must not load a reference of its own.
+        "beta": 0.0,
+        "loss_type": "grpo",
+        "scale_rewards": "group",
+        "remove_unused_columns": False,
+        "disable_tqdm": True,
+    }
+
+
+def _bits_per_image(recipe: Recipe, vision: Any) -> int:
+    levels, spatial, bsq_dim = vision.code_shape
+    tokens = (recipe.rollout.height // vision.pixels_per_token) * (recipe.rollout.width // vision.pixels_per_token)
+    return tokens * levels * spatial * bsq_dim

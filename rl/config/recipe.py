@@ -1,0 +1,161 @@
+"""From a YAML file and command-line overrides to a checked `Recipe`."""
+
+import dataclasses
+import functools
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rl.config.checks import check_choices, check_rewards, check_rollout_boundaries
+from rl.config.sections import Recipe
+from rl.config.settings import Origins, build, home_expanded, key_of, origin_of, settings_of
+from rl.config.trainer_arguments import TAKEN, check_trainer_arguments
+from rl.config.yaml_files import parse_yaml, read_yaml
+from uniar.errors import UserError
+from uniar.files import user_path
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe, merge it over its base, apply `key.sub=value` overrides, fill in defaults and check it all.
+
+    Raises UserError naming the file and line (or the override), what was found and what is valid.
+    """
+    path = user_path(path)
+    mapping, origins = _read_with_base(path, ())
+    for override in overrides:
+        _override(mapping, origins, override)
+    return recipe_from_mapping(mapping, str(path), origins)
+
+
+def recipe_from_mapping(mapping: Mapping[str, Any], source: str = "recipe", origins: Origins | None = None) -> Recipe:
+    """A checked recipe from plain values, as YAML would give them; `source` names it in messages and, without an
+    `output_dir`, gives the run folder its name."""
+    origins = origins or {(): source}
+    mapping = dict(mapping)
+    for section in ("rewards", "eval_rewards"):  # a bare name is short for {use: name}
+        if isinstance(mapping.get(section), list):
+            mapping[section] = [{"use": item} if isinstance(item, str) else item for item in mapping[section]]
+    recipe = build(Recipe, mapping, (), origins, _names())
+    check_rewards(recipe, origins)
+    recipe = dataclasses.replace(
+        recipe,
+        base=None,
+        source=source,
+        origins=origins,
+        trainer=check_trainer_arguments(recipe.trainer, origins),
+        **{key: _with_homes(getattr(recipe, key), (key,), origins) for key in ("rewards", "eval_rewards")},
+    )
+    recipe = dataclasses.replace(recipe, output_dir=recipe.output_dir or recipe.default_folder)
+    check_choices(recipe, origins)
+    check_rollout_boundaries(recipe, origins)
+    return recipe
+
+
+@contextmanager
+def blamed_on(recipe: Recipe, key: str) -> Iterator[None]:
+    """Puts the key, and where it was written, before what a UserError raised inside says."""
+    try:
+        yield
+    except UserError as error:
+        name = "" if str(error).startswith(key) else f"{key}: "
+        raise UserError(f"{recipe.where(key)}: {name}{error}") from error
+
+
+@functools.cache
+def _names() -> dict[str, str]:
+    """The last part of each setting's key, where only one has it -> that key: for hints."""
+    keys: dict[str, list[str]] = {name: [f"trainer.{name}"] for name in TAKEN}
+
+    def collect(section: type, prefix: str) -> None:
+        hints = typing.get_type_hints(section)
+        for field in settings_of(section):
+            keys.setdefault(field.name, []).append(f"{prefix}{field.name}")
+            for kind in (hints[field.name], *typing.get_args(hints[field.name])):
+                if dataclasses.is_dataclass(kind):
+                    collect(kind, f"{prefix}{field.name}.")
+
+    collect(Recipe, "")
+    return {name: found[0] for name, found in keys.items() if len(found) == 1}
+
+
+def _with_homes(value: Any, path: tuple[str, ...], origins: Origins) -> Any:
+    """Reward entries, whose parameters no section describes: a string that begins with `~/` is a path."""
+    if isinstance(value, dict):
+        return {key: _with_homes(item, (*path, key), origins) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_homes(item, (*path, str(i)), origins) for i, item in enumerate(value)]
+    return home_expanded(value, path, origins) if isinstance(value, str) and value.startswith("~/") else value
+
+
+# Reading -------------------------------------------------------------------------------------------------------------
+
+
+def _read_with_base(path: Path, children: tuple[Path, ...]) -> tuple[dict[str, Any], Origins]:
+    mapping, origins = read_yaml(path, "recipe")
+    if not isinstance(mapping, dict):
+        raise UserError(f"{path}: a recipe is a mapping of sections; found {type(mapping).__name__}.")
+    base = mapping.pop("base", None)
+    if base is None:
+        return mapping, origins
+    where = origin_of(("base",), origins)
+    if not isinstance(base, str):
+        raise UserError(f"{where}: base is {base!r}, expected the path of a recipe.")
+    base_path = path.parent / home_expanded(base, ("base",), origins)
+    chain = (*children, path.resolve())
+    if base_path.resolve() in chain:
+        raise UserError(f"{where}: the base '{base}' builds on this recipe itself.")
+    if not base_path.is_file():
+        raise UserError(f"{where}: the base '{base}' does not exist; it is looked for at '{base_path}'.")
+    merged, base_origins = _read_with_base(base_path, chain)
+    _merge(merged, mapping)
+    return merged, base_origins | origins
+
+
+def _merge(into: dict[str, Any], over: dict[str, Any]) -> None:
+    for key, value in over.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        elif not (value is None and isinstance(into.get(key), dict) and key in _SECTIONS):
+            into[key] = value
+
+
+# A section header with nothing under it changes nothing; `lora: null` inside a section does.
+_SECTIONS = {field.name for field in settings_of(Recipe)}
+
+
+def _override(mapping: dict[str, Any], origins: Origins, override: str) -> None:
+    """Set one `key.sub=value`, the value read as YAML; list items go by their index."""
+    key, equals, text = override.partition("=")
+    where = f"command line ({override})"
+    path = tuple(key.strip().split("."))
+    if not equals or not all(path):
+        raise UserError(f"{where}: expected key=value, such as rollout.height=256.")
+    value, value_origins = parse_yaml(text, where, lines=False)
+    at: Any = mapping
+    for depth, part in enumerate(path):
+        last = depth == len(path) - 1
+        if isinstance(at, list):
+            part = _index(part, at, path[:depth], where)
+        elif not isinstance(at, dict):
+            raise UserError(f"{where}: {key_of(path[:depth])} is {at!r}, which has no key '{part}' to set.")
+        if last:
+            at[part] = value
+        elif isinstance(at, list):
+            at = at[part]
+        else:
+            if at.get(part) is None:
+                at[part] = {}
+                origins[path[: depth + 1]] = where
+            at = at[part]
+    for old in [old for old in origins if old[: len(path)] == path]:
+        del origins[old]
+    origins.update({path + sub: where for sub in value_origins} | {path: where})
+
+
+def _index(part: str, items: list, path: tuple[str, ...], where: str) -> int:
+    if not part.isdecimal() or int(part) >= len(items):
+        valid = f"0 to {len(items) - 1}" if items else "none, it is empty"
+        raise UserError(f"{where}: '{part}' is not an index of the list {key_of(path)}; valid: {valid}.")
+    return int(part)

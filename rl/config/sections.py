@@ -1,0 +1,327 @@
+"""What a recipe can say: one dataclass a section, each setting with its type, default and help text.
+
+docs/config.md is generated from this file and the two that it imports sections from (`python -m
+rl.commands.config_docs`); reading, overriding and checking recipes is in rl/config/recipe.py. Only types and help texts
+live here, so importing it costs nothing.
+"""
+
+# ruff: noqa: RUF009 (`setting` wraps dataclasses.field, which the rule would let pass)
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+from rl.config.algorithm import AlgorithmSection
+from rl.config.model import ModelSection, Place
+from rl.config.settings import LARGEST_SEED, Origins, origin_of, setting, settings_of
+from rl.config.yaml_files import dump_yaml
+
+Guidance = Literal["none", "guided", "guided_detach", "conditional"]
+WatchAction = Literal["stop", "skip", "warn"]
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSection:
+    """The prompts to train on."""
+
+    prompts: str = setting(
+        "A prompt file (.jsonl, .json, .txt, .csv, .tsv, also with .gz; fields prompt, task, metadata, image, id), a "
+        "folder of .txt files, a YAML mix of such, or `datasets:NAME[:SPLIT]` for a dataset of the Hugging Face hub or "
+        "a folder that `save_to_disk` wrote; see [prompt files](#prompt-files).",
+        path=True,
+    )
+    prompt_key: str | None = setting(
+        "Field or column that holds the prompt, for evaluate.prompts too; null: prompt, else instruction or prompt_en.",
+        None,
+    )
+    image_key: str | None = setting(
+        "Field or column, there or in the metadata, that names the picture to edit, for evaluate.prompts too; null: "
+        "image, else input_image.",
+        None,
+    )
+    image_root: str | None = setting(
+        "Folder that relative paths of input images start from, for evaluate.prompts too; null: the folder of the "
+        "file that names them.",
+        None,
+        path=True,
+    )
+    shuffle: bool = setting("Draw the prompts in random order, a new one each epoch.", True)
+    seed: int | None = setting(
+        "Seed of that order, and of the subset that a mix takes of a file with sampled_ratio below 1; null: `seed`.",
+        None,
+        ge=0,
+        le=LARGEST_SEED,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class DynamicSamplingSection:
+    """Groups whose rewards do not differ are replaced by groups of further prompts (DAPO)."""
+
+    max_rounds: int = setting(
+        "Further rounds that a rollout may take, each as large as what is missing. What is missing after them is "
+        "filled with the groups that were to be replaced.",
+        3,
+        ge=1,
+    )
+    min_std: float = setting(
+        "A group is replaced unless its rewards' standard deviation is above this; gdpo: the largest of a reward's.",
+        1e-8,
+        ge=0,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutSection:
+    """How the policy draws visual bits."""
+
+    height: int = setting(
+        "Height of the image in pixels as the model draws it, a multiple of patch × merge (32).", 512, ge=1
+    )
+    width: int = setting(
+        "Width of the image in pixels as the model draws it, a multiple of patch × merge (32).", 512, ge=1
+    )
+    samples_per_prompt: int = setting("Images drawn of each prompt: the group that advantages compare.", 16, ge=2)
+    temperature: float = setting("Sampling temperature T; log-probabilities are those at T.", 1.0, gt=0)
+    guidance: Guidance = setting(
+        "Whose log-probabilities are trained under classifier-free guidance. none: one branch, no guidance. guided: "
+        "sampled from the guided policy, gradient through both branches. guided_detach: the same, no gradient through "
+        "the unconditional branch. conditional: sampled guided, trained as if the conditional branch had sampled "
+        "(biased; common elsewhere).",
+        "none",
+    )
+    guidance_scale: float = setting(
+        "Strength s of guidance, u + s·(c − u) on logits: 1 with guidance none, above 1 otherwise.", 1.0, ge=1
+    )
+    dynamic_sampling: DynamicSamplingSection | None = setting(
+        "Replace groups without variance in their rewards, which teach nothing; null: keep them.", None
+    )
+    memory_budget_gb: float | None = setting(
+        "Memory in GB (10⁹ bytes) that the key-value caches of a rollout may take; larger batches are drawn in parts, "
+        "in float32 with the same bits, in bfloat16 with about one in a thousand changed. null: one part.",
+        None,
+        gt=0,
+    )
+    show_progress: bool = setting("Show a progress bar over the visual tokens of each rollout.", False)
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeSection:
+    """How the SD3 decoder turns bits into the images that rewards see."""
+
+    upsampling_ratio: float = setting("Image size over the size that the model draws at.", 1.0, ge=1, le=2)
+    num_inference_steps: int = setting("Denoising steps.", 14, ge=1)
+    guidance_scale: float = setting("The decoder's own guidance; 1: none, at half the cost.", 1.0, ge=1)
+    batch_size: int = setting("Images decoded at once.", 4, ge=1)
+    dtype: Literal["float32", "bfloat16"] | None = setting("Type of the decoder's weights; null: model.dtype.", None)
+    device: Place = setting("Where the decoder runs: gpu is the training device.", "gpu")
+    processes: int = setting(
+        "Processes of each machine, of those that the launcher starts, that decode and score for its others and do not "
+        "train, at most half of them; 0: every process decodes its own images, as `uniar-rl evaluate` always does. "
+        "They free the others of the decoder and of reward models.",
+        0,
+        ge=0,
+    )
+    same_noise_per_group: bool = setting(
+        "Start all images of a prompt from the same noise, so that their rewards differ by the bits alone.", True
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardEntry:
+    """One entry of `rewards` or `eval_rewards`. Keys other than these are the reward's own parameters, see
+    docs/rewards.md."""
+
+    use: str = setting("A registered name, `package.module:Class`, or `path/to/file.py:Class`.")
+    name: str | None = setting("What metrics call it, unique in its list; null: the name in `use`.", None)
+    weight: float | dict[str, float] = setting(
+        "Factor of this reward in the sum; 0 only measures, below 0 punishes. A mapping gives one for each task, "
+        "`default` for all others; without `default` it applies only to the tasks named.",
+        1.0,
+    )
+    tasks: list[str] | None = setting("Tasks that it applies to; null: all.", None)
+    clip: list[Any] | None = setting("[low, high]: where its scores are cut; either may be null.", None)
+    normalize: bool | list[Any] | None = setting(
+        "[low, high]: mapped to 0 and 1, after clipping; true: the reward's own usual range.", None
+    )
+    on_error: Literal["stop", "skip"] = setting(
+        "What happens when it still fails after its retries: stop the run, or leave that sample without this reward.",
+        "stop",
+    )
+    retries: int = setting("Further attempts after it failed.", 1, ge=0, le=10)
+    offload: bool = setting(
+        "Keep its weights in the machine's memory and copy them to the GPU for each decoding and scoring phase, which "
+        "frees that memory for rollouts and updates.",
+        False,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class EarlyStopSection:
+    """When held-out scores stop rising."""
+
+    metric: str = setting(
+        "What must rise: reward, the total, or the name of one of the evaluation's rewards.",
+        "reward",
+        fixed="the best score so far is another metric's",
+    )
+    patience: int = setting("Evaluations in a row without an improvement that end training.", 3, ge=1)
+    min_delta: float = setting("An improvement is a gain over the best so far by more than this.", 0.0, ge=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateSection:
+    """Evaluation on held-out prompts with `eval_rewards`, at its own temperature and guidance, same noise each time."""
+
+    prompts: str | None = setting("Held-out prompts, named as in data.prompts; null: no evaluation.", None, path=True)
+    samples_per_prompt: int = setting("Images drawn of each prompt.", 1, ge=1)
+    temperature: float = setting("Sampling temperature; 0: greedy.", 0.1, ge=0)
+    guidance_scale: float = setting("Strength of classifier-free guidance on the visual logits; 1: none.", 2.5, ge=1)
+    num_inference_steps: int | None = setting("Denoising steps of the decoder; null: as in decode.", None, ge=1)
+    every: int | None = setting("Updates between two evaluations; null: none in between.", None, ge=1)
+    at_start: bool = setting("Evaluate before the first update.", True)
+    at_end: bool = setting("Evaluate after the last update.", True)
+    limit: int | None = setting("Use only the first so many prompts; null: all.", None, ge=1)
+    seed: int = setting(
+        "Seed of the noise, the same at every evaluation, so that they are paired.", 0, ge=0, le=LARGEST_SEED
+    )
+    grid_prompts: int = setting("Prompts shown in the sample grids.", 8, ge=0)
+    early_stop: EarlyStopSection | None = setting(
+        "End training when a held-out score has stopped rising, and keep the best model, as evaluated, in the run's "
+        "best/, in the released layout. null: train to the end.",
+        None,
+    )
+    ema: bool = setting(
+        "Evaluate the averaged weights of model.ema, not the trained ones, and export them at the end.", False
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class UnderstandingSection:
+    """Questions about pictures: what of its understanding the model keeps while it learns to draw, measured beside the
+    held-out drawings, and a KL term that holds its answers to the reference's. A file of questions is JSONL with the
+    fields `image`, `question` and `answer`."""
+
+    questions: str | None = setting("Held-out questions, a JSONL file; null: none are asked.", None, path=True)
+    image_root: str | None = setting(
+        "Folder that relative paths of the pictures start from, for kl_questions too; null: the file's own.",
+        None,
+        path=True,
+    )
+    every: int | None = setting(
+        "Updates between two evaluations; null: as evaluate.every. The first and the last follow evaluate.at_start and "
+        "evaluate.at_end.",
+        None,
+        ge=1,
+    )
+    limit: int | None = setting("Ask only the first so many questions; null: all.", None, ge=1)
+    batch_size: int = setting("Questions asked at once.", 8, ge=1)
+    max_new_tokens: int = setting("Longest answer, in tokens.", 32, ge=1)
+    kl_beta: float = setting(
+        "Weight of the text-KL term: the KL divergence to the reference over the vocabulary, in nats, mean over the "
+        "positions of the right answers to kl_questions; 0: none.",
+        0.0,
+        ge=0,
+    )
+    kl_questions: str | None = setting(
+        "Questions of the text-KL term, a JSONL file; others than those held out.", None, path=True
+    )
+    kl_questions_per_update: int = setting("How many of them an update asks, over all processes.", 8, ge=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class WatchSection:
+    """What interrupts or ends a run that goes wrong. stop: before the update is made; skip: that update is not made;
+    warn: it is. The batch is kept in the run's bad_batches/, for each setting the first one. A run that skipped all its
+    updates ends with an error and exports nothing."""
+
+    nonfinite: WatchAction = setting(
+        "A loss or a gradient that is NaN or infinite. DeepSpeed makes no such update even where this is warn.", "stop"
+    )
+    step1: WatchAction = setting(
+        "A first update whose policy is not the one that drew, past algorithm.step1_tolerance.", "stop"
+    )
+    no_variance_steps: int | None = setting(
+        "Updates in a row in which the rewards of no group differ; null: not watched.", None, ge=1
+    )
+    kl_limit: float | None = setting("Largest KL to the reference, nats a bit; null: not watched.", None, gt=0)
+    entropy_limit: float | None = setting("Smallest entropy, nats a bit; null: not watched.", None, gt=0)
+    action: WatchAction = setting("What to do past one of the three limits above.", "stop")
+    skip_limit: int = setting(
+        "Updates in a row that are skipped, for whatever reason, at which the run stops all the same.", 10, ge=1
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A whole recipe, defaults filled in."""
+
+    model: ModelSection = setting("The policy to train and its reference.")
+    data: DataSection = setting("The prompts to train on.")
+    rewards: list[dict[str, Any]] = setting("The rewards to train on, at least one.")
+    eval_rewards: list[dict[str, Any]] = setting("The rewards of evaluations; empty: `rewards`.", factory=list)
+    rollout: RolloutSection = setting("How the policy draws visual bits.", factory=RolloutSection)
+    decode: DecodeSection = setting("How bits become images.", factory=DecodeSection)
+    evaluate: EvaluateSection = setting("Evaluation on held-out prompts.", factory=EvaluateSection)
+    understanding: UnderstandingSection = setting(
+        "Questions about pictures, asked and held on to.", factory=UnderstandingSection
+    )
+    algorithm: AlgorithmSection = setting("The loss.", factory=AlgorithmSection)
+    watch: WatchSection = setting("What ends or interrupts a run that goes wrong.", factory=WatchSection)
+    trainer: dict[str, Any] = setting(
+        "Arguments of TRL's GRPOConfig and transformers' TrainingArguments, by their own names.", factory=dict
+    )
+    output_dir: str | None = setting(
+        "Folder of the run; null: runs/ and the recipe's name, with a number behind it where that is taken.",
+        None,
+        path=True,
+    )
+    resume: Literal["never", "auto"] = setting(
+        "What to do with an output_dir that holds a run: never refuses it (but for `--resume`), auto goes on from "
+        "its newest good checkpoint, or starts anew where there is none, and leaves a finished run as it is.",
+        "never",
+    )
+    max_runtime: float | None = setting(
+        "Hours after which the run saves and ends, to be resumed later; null: no limit.", None, gt=0
+    )
+    seed: int = setting("Seed of the run: noise of rollouts and decoder, order of prompts.", 0, ge=0, le=LARGEST_SEED)
+    base: str | None = setting(
+        "Another recipe that this one builds on, its path starting from this file's folder. Mappings are merged key "
+        "by key, lists and plain values replaced; command-line overrides come last.",
+        None,
+    )
+    source: str = dataclasses.field(default="recipe", compare=False)  # the file, for messages
+    origins: Origins = dataclasses.field(default_factory=dict, compare=False, repr=False)  # where each key was written
+
+    def where(self, key: str) -> str:
+        """Where a key such as "trainer.max_steps" was written, or else the section around it: file and line, or the
+        override on the command line."""
+        return origin_of(tuple(key.split(".")), {(): self.source, **self.origins})
+
+    @property
+    def data_seed(self) -> int:
+        """Seed of the order of the prompts and of what a mix takes of a file."""
+        return self.seed if self.data.seed is None else self.data.seed
+
+    @property
+    def default_folder(self) -> str:
+        """The run folder of a recipe that names none."""
+        return f"runs/{Path(self.source).stem}"
+
+    @property
+    def names_its_folder_itself(self) -> bool:
+        return self.output_dir != self.default_folder
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether any term of the loss measures from the reference policy."""
+        return self.algorithm.beta > 0 or self.understanding.kl_beta > 0
+
+    def to_mapping(self) -> dict[str, Any]:
+        """The recipe as plain values, every default filled in and its base, being merged already, left out."""
+        mapping = dataclasses.asdict(self)
+        return {field.name: mapping[field.name] for field in settings_of(type(self)) if field.name != "base"}
+
+    def to_yaml(self) -> str:
+        """The resolved recipe as YAML; loading it gives an equal recipe."""
+        return dump_yaml(self.to_mapping())

@@ -1,0 +1,1 @@
+"""What is drawn and asked: prompt files, dataset rows, questions."""

@@ -1,0 +1,237 @@
+"""Prompts to train and evaluate on, as PromptRecords: prompt files (uniar/prompt_files.py says in which forms and with
+which fields), `datasets` datasets, and YAML mixes of both:
+
+    datasets:
+      - name: counting
+        json_path: data/counting.jsonl
+        sampled_ratio: 0.5        # up to 1 a fixed random part, above 1 so many rows, at most all
+
+Ids do not depend on the order of files or lines, nor on the process that loads them: they are hashes of the content, or
+the file's own, and seed the noise of rollouts.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from rl.config.settings import build, origin_of, setting
+from rl.config.yaml_files import read_yaml
+from rl.data.dataset_rows import DATASETS, DatasetImage, is_dataset, read_dataset, split_of
+from uniar.errors import UserError, did_you_mean
+from uniar.json_lines import JsonLine
+from uniar.pictures import check_picture, load_picture, picture_name, picture_path, picture_to_edit
+from uniar.prompt_files import Keys, StoredPicture, read_all, read_prompt_file, read_record
+from uniar.prompt_text import check_text
+
+
+@dataclass(frozen=True)
+class PromptRecord:
+    """One prompt.
+
+    Attributes:
+        prompt: the text to draw, or the edit to make.
+        task: what kind of prompt it is; rewards can be limited to tasks. None where the file names none.
+        metadata: whatever rewards need to know of it (a target text, object counts, …).
+        image: the picture to edit, not read yet; None to draw from scratch.
+        id: unique within what was loaded together, and stable (see the module's head).
+    """
+
+    prompt: str
+    task: str | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+    image: str | StoredPicture | None = None
+    id: str = ""
+    where: str = field(default="", compare=False, repr=False)
+    """file and line, for errors"""
+
+    def load_image(self) -> Image.Image | None:
+        """The picture to edit in RGB, or None. Raises UserError if it cannot be read."""
+        return None if self.image is None else load_picture(*self._picture())
+
+    def image_to_edit(self, height: int, width: int) -> Image.Image:
+        """The picture to edit in the size of the image to draw, in pixels. Raises UserError if it cannot be read."""
+        return picture_to_edit(self._picture()[0], height, width, self._picture()[1])
+
+    def _picture(self) -> tuple[str | bytes, str]:
+        content = self.image.content() if isinstance(self.image, StoredPicture) else self.image
+        return content, f"{picture_name(self.image)} of prompt {self.id}"
+
+
+@dataclass(frozen=True)
+class MixEntry:
+    """One file of a YAML mix."""
+
+    json_path: str = setting(
+        "Prompt file, folder of .txt files, or `datasets:NAME[:SPLIT]`, as for data.prompts; a relative path starts "
+        "from the current folder, or else the mix's folder or one above it."
+    )
+    name: str | None = setting("What to call it; null: the file's name.", None)
+    sampled_ratio: float = setting(
+        "How much of it to take: up to 1 a part, chosen once by data.seed and the content; above 1 so many rows, a "
+        "whole number, at most all. A file that is to count more is listed again under another name.",
+        1.0,
+        gt=0,
+    )
+    prompt_key: str | None = setting("As data.prompt_key, which null stands for.", None)
+    image_key: str | None = setting("As data.image_key, which null stands for.", None)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A record before it has its final id: `key` is the content's hash, or the file's own id."""
+
+    key: str
+    record: PromptRecord
+
+
+def load_prompts(
+    source: str | Path, image_root: str | Path | None = None, seed: int = 0, keys: Keys | None = None
+) -> list[PromptRecord]:
+    """All prompts of `source`: a prompt file, a folder of `.txt` files, a YAML mix, or `datasets:NAME[:SPLIT]` (of the
+    Hugging Face hub, or a folder that `save_to_disk` wrote).
+
+    image_root: folder that relative image paths start from; None: the folder of the prompt file.
+    seed: which part of a file a sampled_ratio takes. keys: the fields that hold prompt and image.
+    Raises UserError naming file and line: missing file, broken row, missing or mistyped field, a prompt that
+    `check_text` refuses, an image that cannot be read, no prompts at all, an id given twice.
+    """
+    name, keys = str(source), keys or Keys()
+    if not name.strip():
+        raise UserError("the prompts are named ''; name a prompt file, a .yaml mix or datasets:NAME[:SPLIT].")
+    mix = Path(name).suffix in (".yaml", ".yml")
+    rows = _mix_rows(Path(name), image_root, seed, keys) if mix else _rows(name, image_root, keys)
+    if not rows:
+        raise UserError(f"the prompts '{name}' are empty; at least one prompt is needed.")
+    counts: Counter[str] = Counter()
+    records = []
+    for row in rows:  # equal content comes in any order, so numbering it does not tie ids to the order
+        number, counts[row.key] = counts[row.key], counts[row.key] + 1
+        records.append(replace(row.record, id=f"{row.key}#{number}" if number else row.key))
+    if len({record.id for record in records}) < len(records):
+        raise UserError(f"the prompts '{name}' have an id that ends like the number of a copy ('#1'); rename it.")
+    return records
+
+
+def check_drawable(
+    records: Sequence[PromptRecord], tokens: Iterable[str], source: str, samples_at_once: int, samples_per_prompt: int
+) -> None:
+    """Raises UserError for a prompt with one of the checkpoint's `tokens`, and where a batch, which cannot hold both,
+    would hold prompts to draw and prompts to edit."""
+    for record in records:
+        check_text(record.prompt, f"{record.where}: the prompt", tokens)
+    edited = next((record for record in records if record.image is not None), None)
+    drawn = next((record for record in records if record.image is None), None)
+    if edited and drawn and samples_per_prompt % samples_at_once:  # else each batch holds one prompt
+        raise UserError(
+            f"{source} has prompts to edit an image ({edited.where}) and prompts to draw from scratch ({drawn.where}), "
+            "which a batch cannot hold together; train and evaluate on them in separate runs."
+        )
+
+
+# Files ---------------------------------------------------------------------------------------------------------------
+
+
+def _rows(name: str, image_root: str | Path | None, keys: Keys, id_prefix: str = "") -> list[_Row]:
+    """The rows of one file, folder or dataset."""
+    if dataset := is_dataset(name):
+        lines = list(read_dataset(name.removeprefix(DATASETS)))
+    else:
+        lines = read_prompt_file(Path(name))
+    places: dict[str, str] = {}
+
+    def read(line: JsonLine) -> _Row:
+        found = read_record(line, keys)
+        if len(found.images) > 1:
+            raise UserError(f"{line.where}: there are {len(found.images)} images; an edit has one.")
+        image = found.images[0] if found.images else None
+        key = f"{id_prefix}{found.id}"
+        if found.id is None:
+            key = _hash(found.prompt, found.task, found.metadata, image)
+        elif key in places:
+            raise UserError(f"{line.where}: the id {found.id!r} was given in {places[key]}.")
+        places[key] = line.where if line.place else f"line {line.number}"
+        if isinstance(image, str):
+            root = Path(image_root) if image_root is not None else Path() if dataset else line.path.parent
+            image = str(picture_path(image, root))
+        if image is not None:
+            content = image.content() if isinstance(image, StoredPicture) else image
+            check_picture(content, f"{line.where}: {picture_name(image)}")
+        return _Row(key, PromptRecord(found.prompt, found.task, found.metadata, image, where=line.where))
+
+    return read_all(lines, read)
+
+
+def _mix_rows(path: Path, image_root: str | Path | None, seed: int, keys: Keys) -> list[_Row]:
+    content, origins = read_yaml(path, "prompt mix")
+    if not isinstance(content, dict) or not isinstance(content.get("datasets"), list):
+        raise UserError(f"{path}: a prompt mix needs the key 'datasets' with a list of files.")
+    for key in content:
+        if key != "datasets":
+            raise UserError(f"{origin_of((key,), origins)}: unknown key '{key}'.{did_you_mean(key, ['datasets'])}")
+    rows, names = [], {}
+    for i, item in enumerate(content["datasets"]):
+        place = ("datasets", str(i))
+        entry = build(MixEntry, item, place, origins)
+        where = origin_of(place, origins)
+        source = _find_beside(entry.json_path, path, where)
+        name = entry.name or Path(source.removeprefix(DATASETS)).stem
+        if name in names:
+            raise UserError(f"{where}: the name '{name}' was given to the file of {names[name]}; names must differ.")
+        names[name] = where
+        own_keys = Keys(entry.prompt_key or keys.prompt, entry.image_key or keys.image)
+        try:
+            found = _rows(source, image_root, own_keys, f"{name}/")
+            rows += _take(found, entry.sampled_ratio, seed)
+        except UserError as error:
+            raise error if str(path) in str(error) else UserError(f"{where}: {error}") from error
+    return rows
+
+
+def _find_beside(name: str, mix: Path, where: str) -> str:
+    """A source that a mix names: from the current folder, else from the mix's folder or one above it, else, since mixes
+    travel with their files, by the last parts of its path in the mix's folder. Raises UserError for a file that is in
+    none of them; a dataset may be on the hub."""
+    path, split = split_of(name.removeprefix(DATASETS)) if name.startswith(DATASETS) else (name, "")
+    here = mix.resolve().parent
+    tails = [Path(*Path(path).parts[i:]) for i in range(1, len(Path(path).parts))]
+    candidates = [Path(path), *(folder / path for folder in (here, *here.parents)), *(here / tail for tail in tails)]
+    found = next((candidate for candidate in candidates if candidate.exists()), None)
+    if name.startswith(DATASETS):
+        return name if found is None else f"{DATASETS}{found}:{split}"
+    if found is None:
+        raise UserError(f"{where}: the file '{name}' of the mix does not exist.")
+    return str(found)
+
+
+def _take(rows: list[_Row], ratio: float, seed: int) -> list[_Row]:
+    """Up to a ratio of 1 so large a part of the rows, above so many of them: those with the smallest hashes, so that
+    seed and content alone decide."""
+    if ratio > 1 and not ratio.is_integer():
+        raise UserError(
+            f"sampled_ratio is {ratio}; expected a part of the file, up to 1, or a whole number of its rows."
+        )
+    counts: Counter[str] = Counter()
+    ranked = []
+    for index, row in enumerate(rows):
+        counts[row.key] += 1
+        ranked.append((_hash(seed, row.key, counts[row.key]), index))
+    wanted = int(ratio) if ratio > 1 else max(round(ratio * len(rows)), 1)  # a tiny part of a small file is still one
+    chosen = {index for _, index in sorted(ranked)[:wanted]}
+    return [row for index, row in enumerate(rows) if index in chosen]
+
+
+def _hash(*parts: Any) -> str:
+    """16 hex digits of SHA-256 over the parts as JSON, object keys in order."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=_plain)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def _plain(value: Any) -> str:
+    """What JSON has no form for: a picture of a dataset by its content, anything else (a date, say) as text."""
+    return value.content_hash() if isinstance(value, DatasetImage) else str(value)

@@ -1,0 +1,1 @@
+"""Held-out prompts and questions, the same noise each time."""

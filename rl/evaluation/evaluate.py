@@ -1,0 +1,176 @@
+"""Evaluation on held-out prompts: draw, decode, score, always from the same noise, so that evaluations are paired."""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from rewards import RewardSuite, RewardTable
+from rl.data.prompts import PromptRecord
+from rl.distributed.sharing import fixed_batches, in_order, share_of
+from rl.policy.rollout import DrawSettings, Sample, draw
+from rl.scoring.pipeline import chunk_size
+from rl.scoring.scorer import Scorer, Scores
+from uniar.errors import UserError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from uniar.modeling_uniar import UniARForConditionalGeneration
+
+
+def total_scores(values: Tensor, weights: Tensor, failed: Tensor | None = None) -> Tensor:
+    """(B, R) terms and (R,) or (B, R) weights → (B,) weighted sums of the rewards that apply.
+
+    NaN for a sample that no reward applies to, and for one that a reward with a weight failed on (`failed`, (B, R)
+    bool): without that reward its total would not be comparable, and failing might pay.
+    """
+    applies = ~values.isnan()
+    totals = (torch.where(applies, values, 0.0) * weights).sum(1)
+    missing = ~applies.any(1)
+    if failed is not None:
+        missing |= (failed & (weights != 0)).any(1)
+    return totals.masked_fill(missing, math.nan)
+
+
+def samples_at_once(samples_per_prompt: int, decode_batch_size: int) -> int:
+    """Samples drawn, decoded and scored before the next are begun: whole prompts, and at least a chunk of the decoder.
+
+    Bounds the images held in memory. Not more than that, so that several processes find enough to share.
+    """
+    return samples_per_prompt * -(-chunk_size(decode_batch_size) // samples_per_prompt)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of N held-out samples under R rewards, in the order of the prompts."""
+
+    names: tuple[str, ...]
+    values: Tensor
+    """(N, R) float64 as the rewards gave them, NaN where a reward does not apply"""
+    totals: Tensor
+    """(N,) weighted sum of the rewards that apply, clipped and normalised as their entries say; NaN where one failed"""
+    shown: list[tuple[PromptRecord, Image.Image, float]]
+    """first sample of the first prompts, for the grid: record, image, total"""
+    seconds: float
+    details: dict[str, list[Mapping[str, Any] | None]] = field(default_factory=dict)
+    """what rewards say about each of the N samples besides its score; only of rewards that say something"""
+
+    notes: list[str] = field(default_factory=list)
+    """the details of what is shown, as a line of text each"""
+
+    @property
+    def mean(self) -> float:
+        """Mean total over the samples that have one."""
+        return self.totals.nanmean().item()
+
+    @property
+    def standard_error(self) -> float:
+        return standard_error(self.totals)
+
+    def metrics(self) -> dict[str, float]:
+        """For the log: `eval_reward`, its standard error, samples without a total, and each reward's mean."""
+        means = {f"eval_{name}": self.values[:, i].nanmean().item() for i, name in enumerate(self.names)}
+        return {
+            "eval_reward": self.mean,
+            "eval_reward_se": self.standard_error,
+            "eval_excluded_samples": float(self.totals.isnan().sum()),
+            "eval_seconds": self.seconds,
+            **means,
+        }
+
+
+OWN_METRICS = ("reward", "reward_se", "excluded_samples", "seconds")
+"""What an evaluation logs besides each reward's mean, all with the prefix eval_."""
+OWN_COLUMNS = ("total", "understanding", "held_out")
+"""What its file, evaluations/step-N.json, has besides each reward's scores."""
+
+
+def require_free_names(rewards: RewardSuite) -> RewardSuite:
+    """Raises UserError for a reward of evaluations whose scores would stand under the name of something else."""
+    for name in rewards.names:
+        if name in (*OWN_METRICS, *OWN_COLUMNS):
+            raise UserError(
+                f"a reward of evaluations is called {name!r}, which they use themselves; give it another name, such as "
+                f"name: my_{name}."
+            )
+    return rewards
+
+
+def standard_error(values: Tensor) -> float:
+    """Of the mean of the values that are there; NaN for fewer than two."""
+    there = values[~values.isnan()]
+    return (there.std() / len(there) ** 0.5).item() if len(there) > 1 else math.nan
+
+
+def paired_gain(before: Tensor, after: Tensor) -> tuple[float, float]:
+    """Mean gain in total reward and its standard error, over (N,) totals that were drawn from the same noise."""
+    gain = after - before
+    return gain.nanmean().item(), standard_error(gain)
+
+
+class Evaluator:
+    """Holds what an evaluation needs besides the policy."""
+
+    def __init__(
+        self,
+        records: Sequence[PromptRecord],
+        processor: Any,
+        scorer: Scorer,
+        settings: DrawSettings,
+        *,
+        samples_per_prompt: int = 1,
+        grid_prompts: int = 8,
+    ) -> None:
+        self.samples = [Sample(record, index) for record in records for index in range(samples_per_prompt)]
+        self.shown = range(0, min(grid_prompts, len(records)) * samples_per_prompt, samples_per_prompt)
+        size = samples_at_once(samples_per_prompt, settings.decode_batch_size)
+        self.batches = fixed_batches(len(self.samples), size)
+        self.processor, self.scorer, self.settings = processor, scorer, settings
+
+    def run(self, model: "UniARForConditionalGeneration", accelerator: "Accelerator | None" = None) -> Evaluation:
+        """Evaluates `model`. Several processes share the batches; all return the same scores, however many they are."""
+        started = time.perf_counter()
+        tables: dict[int, RewardTable] = {}
+        images: dict[int, Image.Image] = {}
+        begun: tuple[range, Scores] | None = None
+        for numbers in share_of(self.batches, accelerator):
+            samples = [self.samples[number] for number in numbers]
+            bits = draw(model, self.processor, samples, self.settings).rollout.bits
+            # Another process has scored the batch before meanwhile.
+            self._finish(begun, tables, images)
+            keep = [place for place, number in enumerate(numbers) if number in self.shown]
+            begun = numbers, self.scorer.begin(bits, samples, policy=nullcontext(model), keep=keep)
+        self._finish(begun, tables, images)
+        table = RewardTable.cat(in_order(tables, accelerator))
+        totals = total_scores(self.scorer.rewards.terms(table.values), table.weights, table.failed)
+        images = in_order(images, accelerator)
+        shown = [(self.samples[n].record, image, totals[n].item()) for n, image in zip(self.shown, images, strict=True)]
+        notes = [_note({name: rows[n] for name, rows in table.details.items()}) for n in self.shown]
+        seconds = time.perf_counter() - started
+        return Evaluation(self.scorer.rewards.names, table.values, totals, shown, seconds, table.details, notes)
+
+    def _finish(
+        self, begun: tuple[range, Scores] | None, tables: dict[int, RewardTable], images: dict[int, Image.Image]
+    ) -> None:
+        if begun is None:
+            return
+        numbers, scores = begun
+        drawn, tables[numbers.start] = scores()
+        images.update({n: image for n, image in zip(numbers, drawn, strict=True) if n in self.shown})
+
+
+def _note(details: Mapping[str, Mapping[str, Any] | None]) -> str:
+    """What rewards say about one sample: their `why`, else all they say."""
+    said = []
+    for name, entries in details.items():
+        if entries:
+            text = entries["why"] if "why" in entries else ", ".join(f"{key} {value}" for key, value in entries.items())
+            said.append(f"{name}: {text}")
+    return "; ".join(said)

@@ -1,0 +1,1 @@
+"""A training checkpoint to a self-contained folder in the released layout."""

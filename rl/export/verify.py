@@ -1,0 +1,96 @@
+"""Is an export the model that was trained? Loads it with the model card's own lines and compares logits."""
+
+import gc
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from torch.nn import Module
+
+from rl.checkpoint.adapters import ADAPTER_CONFIG
+from rl.checkpoint.zero_shards import ZeroShards
+from rl.export.model_card import loading_snippet
+from rl.policy.replay import Branch, replay
+from rl.trainer.extensions.ema import averaged_weights
+from uniar.errors import UserError
+from uniar.modeling_uniar import UniARForConditionalGeneration
+from uniar.processing import build_visual_prompt
+from uniar.weight_files import has_weights
+
+PROMPT = "a red kettle on a wooden table"
+TOLERANCE = 1e-5
+"""of the largest logit; both sides hold the same rounded weights, so what remains is the order of additions"""
+
+
+def verify(
+    folder: Path,
+    checkpoint: Path,
+    source: Path,
+    dtype: torch.dtype,
+    base: str | None = None,
+    *,
+    average: bool = False,
+) -> float:
+    """The largest difference in logits between an export and the checkpoint it was made of, text and visual bits.
+
+    The checkpoint is loaded by the libraries that wrote it (transformers, peft), or from its ZeRO shards; one model is
+    in memory at a time. `base`: `folder` is an adapter of that model. `average`: it was made of the averaged weights.
+    Raises UserError past a relative `TOLERANCE`.
+    """
+    names: dict[str, Any] = {}
+    # The lines that the card gives its readers, run as they would: what rl/export/model_card.py writes down itself, and
+    # names as quoted literals. Nothing is run that was read from the export or from any other file.
+    exec(compile(loading_snippet(str(folder), dtype, base), f"{folder}/README.md", "exec"), names)
+    processor = names["processor"]
+    exported = _logits(names.pop("model"), processor)
+    names.clear()
+    gc.collect()
+    trained = _logits(_trained_model(checkpoint, source, dtype, average), processor)
+    worst = 0.0
+    for name, expected in trained.items():
+        difference = (exported[name] - expected).abs().max().item()
+        allowed = TOLERANCE * expected.abs().max().item()
+        if not difference <= allowed:
+            raise UserError(
+                f"{folder} is not what {checkpoint} holds: its {name} logits differ by up to {difference:.2e}, "
+                f"where {allowed:.2e} is rounding."
+            )
+        worst = max(worst, difference)
+    return worst
+
+
+def _trained_model(checkpoint: Path, source: Path, dtype: torch.dtype, average: bool) -> UniARForConditionalGeneration:
+    load = UniARForConditionalGeneration.from_pretrained
+    if (checkpoint / ADAPTER_CONFIG).is_file():
+        model = PeftModel.from_pretrained(load(source, torch_dtype=dtype), checkpoint)
+    elif has_weights(checkpoint):
+        model = load(checkpoint, torch_dtype=dtype)
+    else:
+        model = load(source, torch_dtype=dtype)
+        _put(ZeroShards(checkpoint), model)
+    if average:
+        _put(averaged_weights(checkpoint), model)
+    return model.merge_and_unload() if isinstance(model, PeftModel) else model
+
+
+def _put(weights: Mapping[str, Tensor], model: Module) -> None:
+    for name, tensor in model.state_dict().items():
+        if name in weights:
+            tensor.copy_(weights[name])
+
+
+@torch.no_grad()
+def _logits(model: UniARForConditionalGeneration, processor: Any) -> dict[str, Tensor]:
+    """Of a text, and of random bits of a small drawing after it."""
+    model.eval()
+    ids = processor.tokenizer(PROMPT, return_tensors="pt").input_ids
+    side = 2 * model.config.vision_config.pixels_per_token
+    prompt = build_visual_prompt([PROMPT], model, processor, height=side, width=side)
+    shape = (1, prompt.image_token_num, *model.config.vision_config.code_shape)
+    bits = torch.randint(0, 2, shape, generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    branch = Branch.of(prompt, torch.zeros(1, dtype=torch.long), model.config.image_token_id)
+    gaps = replay(model, bits, branch, None, "none")
+    return {"text": model(input_ids=ids).logits.float(), "visual": gaps.cond}

@@ -1,0 +1,1 @@
+"""What a recipe needs, from config files alone."""

@@ -1,0 +1,233 @@
+"""What a recipe needs: parameters, images a step, and memory by part and phase, computed from config files alone.
+
+Weights, gradients, optimizer states and caches are exact sums. Activations come from running the model's own code on
+the meta device. What no sum shows (the CUDA context, NCCL's buffers, workspaces, fragmentation) is kept in reserve.
+Bytes are those of one GPU; all GPUs hold the same.
+"""
+
+import math
+from dataclasses import dataclass
+
+from torch import nn
+
+from rl.config.checks import check_batches
+from rl.config.sections import Recipe
+from rl.evaluation.evaluate import samples_at_once
+from rl.plan.model_states import PHASES, ModelStates, Part
+from rl.plan.reward_sizes import RewardSizes
+from rl.plan.simulation import Simulation
+from rl.policy.loading import DTYPES
+from uniar.errors import UserError
+from uniar.generation import sample_bytes
+from uniar.processing import check_size
+
+GIB = 2**30
+RESERVE = 2 * GIB
+RESERVED_SHARE = 0.05
+GPUS_A_MACHINE = 8
+PREFIX = 128
+"""positions before the drawn tokens, for prompts of about 100 tokens; an image to edit adds its own"""
+ANSWER = 32
+"""tokens of an answer of the text-KL term; the question and its picture are taken to be as long as a prompt and a
+drawing"""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The figures of a recipe on `gpus` GPUs of `memory` bytes; parts and phases are those of a GPU that trains."""
+
+    gpus: int
+    memory: int
+    origin: str
+    """where the sizes come from"""
+    parameters: dict[str, int]
+    """of `policy`, `trained` among them, and of `decoder`"""
+    parts: tuple[Part, ...]
+    bits_an_image: int
+    images_an_update: int
+    images_a_rollout: int
+    prompts_a_rollout: int
+    updates_a_rollout: int
+    states: ModelStates
+    host: int
+    """bytes that one process keeps in the machine's memory"""
+    host_loading: int
+    """and while it loads models"""
+    decoding_gpus: int
+    """of `gpus`, those that decode and score and do not train (decode.processes)"""
+    decoding: int
+    """bytes on one of them"""
+    movable_rewards: tuple[str, ...]
+    """keys of the reward entries whose models could leave the GPU while nothing is scored"""
+    not_counted: tuple[str, ...]
+    """rewards whose size is not known here"""
+
+    def held(self, phase: str) -> int:
+        """Bytes on a GPU in this phase."""
+        return sum(part.bytes for part in self.parts if phase in part.phases)
+
+    @property
+    def training_gpus(self) -> int:
+        return self.gpus - self.decoding_gpus
+
+    @property
+    def peak_phase(self) -> str:
+        return max(PHASES, key=self.held)
+
+    @property
+    def peak(self) -> int:
+        return self.held(self.peak_phase)
+
+    @property
+    def most(self) -> int:
+        """Bytes on the GPU that holds most, be it one that trains or one that decodes."""
+        return max(self.peak, self.decoding)
+
+    @property
+    def usable(self) -> int:
+        return int((self.memory - RESERVE) * (1 - RESERVED_SHARE))
+
+    @property
+    def fits(self) -> bool:
+        return self.most <= self.usable
+
+    def part(self, name: str) -> int:
+        """Bytes of one part; 0 where the recipe has none."""
+        return sum(part.bytes for part in self.parts if part.name == name)
+
+
+def make_plan(recipe: Recipe, simulation: Simulation, gpus: int, memory: int, prefix: int = PREFIX) -> Plan:
+    """The plan of a recipe whose model is that of `simulation`. `memory`: bytes of one GPU.
+
+    Raises UserError for a recipe that cannot run on so many GPUs, whatever their memory.
+    """
+    model, total, decoders = simulation.model, gpus, recipe.decode.processes * -(-gpus // GPUS_A_MACHINE)
+    if 2 * decoders > gpus:
+        raise UserError(
+            f"decode.processes {recipe.decode.processes} a machine leaves {max(0, gpus - decoders)} of {gpus} GPUs to "
+            "train on; as many must train as decode."
+        )
+    gpus -= decoders
+    prompts = check_batches(recipe, gpus)
+    vision = model.config.vision_config
+    rollout, decode, trainer = recipe.rollout, recipe.decode, recipe.trainer
+    check_size(rollout.height, rollout.width, vision.pixels_per_token, "rollout.")
+    tokens = (rollout.height // vision.pixels_per_token) * (rollout.width // vision.pixels_per_token)
+    bits = tokens * math.prod(vision.code_shape)
+    micro = trainer.get("per_device_train_batch_size", 8)
+    accumulation = trainer.get("gradient_accumulation_steps", 1)
+    generation = trainer.get("steps_per_generation") or accumulation
+    share = micro * generation
+    policy = simulation.policy(recipe)
+    states = ModelStates.of(recipe, policy, model.config.text_config.hidden_size)
+    decoder = Decoder.of(*simulation.decoder(DTYPES[decode.dtype or recipe.model.dtype]), policy)
+    rewards = RewardSizes.of(recipe)
+
+    parts = [
+        *states.parts(gpus),
+        *states.reference_parts(gpus),
+        Part("averaged weights", states.average_bytes(gpus) if states.average == "gpu" else 0),
+        Part("rollout data", rollout_bytes(recipe, share, bits, generation > accumulation)),
+        *cache_parts(recipe, policy, share, prefix, tokens, rollout.guidance != "none", "rollout"),
+        Part("replay activations", simulation.replay(recipe, micro, prefix, tokens), frozenset({"replay"})),
+        Part("activations", simulation.update(recipe, micro, prefix, tokens), frozenset({"update"})),
+    ]
+    if recipe.understanding.kl_beta:
+        asked = math.ceil(recipe.understanding.kl_questions_per_update / (gpus * accumulation))
+        kept = simulation.text(recipe, asked, prefix + tokens + ANSWER, ANSWER)
+        parts.append(Part("text-KL activations", kept, frozenset({"update"})))
+    if recipe.evaluate.prompts is not None:
+        guided = recipe.evaluate.guidance_scale != 1
+        samples = samples_at_once(recipe.evaluate.samples_per_prompt, decode.batch_size)
+        parts += cache_parts(recipe, policy, samples, prefix, tokens, guided, "evaluate")
+        if recipe.evaluate.ema:  # the average takes the place of the policy's own weights, which wait beside it
+            aside = states.trained_bytes // gpus
+            parts.append(Part("policy weights set aside", aside, frozenset({"evaluate", "decode"})))
+    scoring = [
+        Part("reward models", rewards.always),
+        Part("offloaded reward models", rewards.scoring, frozenset({"decode"})),
+    ]
+    if decode.device == "gpu":
+        scoring.append(Part("decoder", decoder.weights))
+        working = simulation.decode(recipe, min(decode.batch_size, share))
+        scoring.append(Part("decoding", working, frozenset({"decode"})))
+    if not decoders:
+        parts += scoring
+    host = states.host(gpus)
+    if not decoders:
+        host += rewards.host + (0 if decode.device == "gpu" else decoder.weights)
+    return Plan(
+        gpus=total,
+        memory=memory,
+        origin=model.origin,
+        parameters={**states.counts, "decoder": decoder.parameters},
+        parts=tuple(part for part in parts if part.bytes),
+        bits_an_image=bits,
+        images_an_update=micro * accumulation * gpus,
+        images_a_rollout=share * gpus,
+        prompts_a_rollout=prompts,
+        updates_a_rollout=max(1, generation * recipe.algorithm.num_iterations // accumulation),
+        states=states,
+        host=host,
+        host_loading=host + states.whole * (2 if states.has_reference else 1),
+        decoding_gpus=decoders,
+        decoding=sum(part.bytes for part in scoring) if decoders else 0,
+        movable_rewards=rewards.movable,
+        not_counted=rewards.unknown,
+    )
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """The SD3 decoder as it stays in memory: its text encoders leave once the constant prompt is encoded."""
+
+    parameters: int
+    weights: int
+    """bytes, the table of position embeddings included"""
+
+    @classmethod
+    def of(cls, transformer: nn.Module, vae: nn.Module, policy: nn.Module) -> "Decoder":
+        # bsq_encoder/ is the policy's vision tower once more.
+        towers = [base_model(policy).model.visual, transformer, vae]
+        parameters = sum(parameter.numel() for tower in towers for parameter in tower.parameters())
+        buffers = sum(buffer.numel() for buffer in transformer.buffers())
+        return cls(parameters, (parameters + buffers) * transformer.dtype.itemsize)
+
+
+def base_model(policy: nn.Module) -> nn.Module:
+    """The model under an adapter, or the model itself."""
+    return policy.get_base_model() if hasattr(policy, "get_base_model") else policy
+
+
+def cache_bytes(model: nn.Module, slots: int) -> int:
+    """Keys and values of one row of the rollout engine with so many positions, in every layer."""
+    text = model.config.text_config
+    layers = text.num_hidden_layers + len(model.visual_decoder_layers)
+    return 2 * layers * text.num_key_value_heads * text.head_dim * slots * model.dtype.itemsize
+
+
+def cache_parts(
+    recipe: Recipe, policy: nn.Module, samples: int, prefix: int, tokens: int, guided: bool, phase: str
+) -> list[Part]:
+    """Keys and values of the samples that the engine draws at once, and its other buffers, as it counts them itself."""
+    model, branches = base_model(policy), 2 if guided else 1
+    sample = sample_bytes(model, prefix, tokens, branches)
+    budget = recipe.rollout.memory_budget_gb
+    at_once = samples if budget is None else max(1, min(samples, int(budget * 1e9) // sample))
+    caches = at_once * branches * cache_bytes(model, prefix + tokens)
+    where = "" if phase == "rollout" else " of evaluations"
+    return [
+        Part(f"KV caches{where}", caches, frozenset({phase})),
+        Part(f"engine buffers{where}", at_once * sample - caches, frozenset({phase})),
+    ]
+
+
+def rollout_bytes(recipe: Recipe, samples: int, bits: int, several_updates: bool) -> int:
+    """What is kept of a rank's samples until they are trained on: bits (a byte each) and float32 gaps, of the rollout,
+    of the reference, and of the old policy where a rollout serves several updates."""
+    guidance, algorithm = recipe.rollout.guidance, recipe.algorithm
+    drawn = 1 if guidance == "none" else 2
+    replayed = 2 if guidance in ("guided", "guided_detach") else 1
+    several_updates = several_updates or algorithm.num_iterations > 1
+    replays = int(algorithm.beta > 0) + int(several_updates and algorithm.old_logp == "replay")
+    return samples * bits * (1 + 4 * (drawn + replays * replayed))

@@ -1,0 +1,239 @@
+"""Weights, gradients and optimizer of a recipe's policy on one GPU: without DeepSpeed, and under ZeRO 1 to 3.
+
+ZeRO: arXiv 1910.02054. What DeepSpeed adds to the paper's sums (buckets, gathered layers, a float32 copy of the
+gradients while the optimizer steps) is as its version 0.19 does it.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from rl.config.sections import Recipe
+from uniar.errors import UserError
+
+PHASES = ("rollout", "evaluate", "decode", "replay", "update", "step")
+"""Of an update: drawing, drawing for an evaluation, decoding and scoring, log-probabilities of the reference, forward
+and backward, optimizer."""
+
+ALL_PHASES = frozenset(PHASES)
+
+
+@dataclass(frozen=True)
+class Part:
+    """What some phases hold."""
+
+    name: str
+    bytes: int
+    phases: frozenset[str] = ALL_PHASES
+
+
+@dataclass(frozen=True)
+class ZeroSettings:
+    """What counts for memory of a DeepSpeed configuration. Stage 0: none is used."""
+
+    stage: int = 0
+    optimizer_on_cpu: bool = False
+    weights_on_cpu: bool = False
+    bucket: int = 0
+    """elements of a reduction bucket"""
+    buckets: int = 1
+    live: int = 0
+    """ZeRO-3: elements that may be gathered at once"""
+    subgroup: int = 0
+    """ZeRO-3: elements that the optimizer updates at once"""
+
+    @classmethod
+    def of(cls, config: str | Mapping[str, Any] | None, hidden: int) -> "ZeroSettings":
+        """From `trainer.deepspeed`, a JSON file or its contents, with DeepSpeed's defaults. "auto" as transformers
+        fills it in. Raises UserError for a file that cannot be read."""
+        if config is None:
+            return cls()
+        if isinstance(config, str):
+            try:
+                config = json.loads(Path(config).read_text())
+            except (OSError, ValueError) as error:
+                raise UserError(f"trainer.deepspeed '{config}' cannot be read: {error}.") from error
+        zero = dict(config.get("zero_optimization") or {})
+        stage = int(zero.get("stage", 0))
+
+        def elements(key: str, default: float, automatic: int) -> int:
+            value = zero.get(key, default)
+            return automatic if value == "auto" else int(value)
+
+        def on_cpu(key: str) -> bool:
+            return (zero.get(key) or {}).get("device", "none") != "none"
+
+        return cls(
+            stage=stage,
+            optimizer_on_cpu=on_cpu("offload_optimizer"),
+            weights_on_cpu=stage == 3 and on_cpu("offload_param"),
+            bucket=elements("reduce_bucket_size", 5e8, hidden**2),
+            buckets=2 if zero.get("overlap_comm", stage == 3) else 1,
+            live=elements("stage3_max_live_parameters", 1e9, int(1e9))
+            + elements("stage3_prefetch_bucket_size", 5e7, int(0.9 * hidden**2)),
+            subgroup=elements("sub_group_size", 1e9, int(1e9)),
+        )
+
+
+@dataclass(frozen=True)
+class ModelStates:
+    """The policy's weights by number and type, and how they are spread."""
+
+    counts: dict[str, int]
+    """`policy`, and `trained` among them"""
+    whole: int
+    """bytes of all weights"""
+    trained: tuple[tuple[int, int], ...]
+    """(number, bytes each) of the trained ones by type"""
+    largest: int
+    """parameters of the largest layer"""
+    has_reference: bool
+    reference_on_gpu: bool
+    states_a_weight: int
+    zero: ZeroSettings
+    keeps_old_adapters: bool = False
+    """as the reference of algorithm.reference_refresh"""
+    average: Literal["gpu", "cpu"] | None = None
+    """where the averaged weights of model.ema wait"""
+
+    @classmethod
+    def of(cls, recipe: Recipe, policy: nn.Module, hidden: int) -> "ModelStates":
+        zero = ZeroSettings.of(recipe.trainer.get("deepspeed"), hidden)
+        mixed = recipe.trainer.get("bf16", recipe.model.dtype == "bfloat16")
+        # DeepSpeed casts the module, adapters too; without it they stay as they are.
+        cast = None if not zero.stage else 2 if mixed else 4
+        parameters = list(policy.parameters())
+        by_type: dict[int, int] = {}
+        for parameter in parameters:
+            if parameter.requires_grad:
+                size = cast or parameter.itemsize
+                by_type[size] = by_type.get(size, 0) + parameter.numel()
+        trained = sum(by_type.values())
+        return cls(
+            counts={"policy": sum(parameter.numel() for parameter in parameters), "trained": trained},
+            whole=sum(parameter.numel() * (cast or parameter.itemsize) for parameter in parameters),
+            trained=tuple((number, size) for size, number in by_type.items()),
+            largest=max(sum(p.numel() for p in module.parameters(recurse=False)) for module in policy.modules()),
+            has_reference=recipe.needs_reference and recipe.model.lora is None,
+            reference_on_gpu=recipe.model.reference_device == "gpu",
+            states_a_weight=_optimizer_states(str(recipe.trainer.get("optim", "adamw_torch"))),
+            zero=zero,
+            keeps_old_adapters=recipe.model.lora is not None and recipe.algorithm.reference_refresh is not None,
+            average=None if recipe.model.ema is None else recipe.model.ema.device,
+        )
+
+    @property
+    def trained_bytes(self) -> int:
+        return sum(number * size for number, size in self.trained)
+
+    def average_bytes(self, gpus: int) -> int:
+        """Each process's share of the averaged weights, in float32."""
+        return 0 if self.average is None else 4 * self.counts["trained"] // gpus
+
+    def parts(self, gpus: int) -> list[Part]:
+        """Weights, gradients and optimizer of one GPU, and what DeepSpeed and DDP need beside them."""
+        number, zero = self.counts["trained"], self.zero
+        after_backward, backward = frozenset({"update", "step"}), frozenset({"update"})
+        sharded = gpus if zero.stage >= 1 else 1
+        if not zero.stage:
+            copies = self.trained_bytes if gpus > 1 else 0
+            states = self.states_a_weight * self.trained_bytes
+            return [
+                Part("policy weights", self.whole),
+                Part("gradients", self.trained_bytes, after_backward),
+                Part("DDP buckets", copies),
+                Part("optimizer", states),
+            ]
+        master = (4 + 4 * self.states_a_weight) * number // sharded
+        gradients = self.trained_bytes // (gpus if zero.stage >= 2 else 1)
+        float32 = 4 * number // sharded
+        weights = self.whole // (gpus if zero.stage == 3 else 1)
+        if zero.optimizer_on_cpu:
+            master = gradients = float32 = 0
+        parts = [
+            Part("policy weights", 0 if zero.weights_on_cpu else weights),
+            # ZeRO-3 keeps its part of the gradients allocated.
+            Part("gradients", gradients, ALL_PHASES if zero.stage == 3 else after_backward),
+            Part("optimizer", master),
+            Part(
+                "float32 gradients",
+                min(float32, 4 * zero.subgroup) if zero.stage == 3 else float32,
+                frozenset({"step"}),
+            ),
+        ]
+        size = self.whole // self.counts["policy"]
+        bucket = min(zero.bucket * zero.buckets, number) * size
+        parts.append(Part("reduction buckets", bucket, backward))
+        if zero.stage == 3:
+            live = min(zero.live, self.counts["policy"]) * size
+            parts.append(Part("gathered layers", live, frozenset({"replay", "update"})))
+            parts.append(Part("gathered policy", self.whole, frozenset({"rollout", "evaluate"})))
+        return parts
+
+    def reference_parts(self, gpus: int) -> list[Part]:
+        """A separate reference model. One that waits on the CPU comes for its replay; ZeRO-3 shards it like the
+        policy."""
+        if self.keeps_old_adapters:
+            return [Part("reference", 4 * self.counts["trained"] // gpus)]
+        if not self.has_reference:
+            return []
+        if self.zero.stage == 3:
+            return [Part("reference", self.whole // gpus)]
+        return [Part("reference", self.whole, ALL_PHASES if self.reference_on_gpu else frozenset({"replay"}))]
+
+    def host(self, gpus: int) -> int:
+        """Bytes on the CPU of one process."""
+        number, total = self.counts["trained"], 0
+        if self.zero.optimizer_on_cpu:
+            total += (4 + 4 * self.states_a_weight + 4) * number // gpus
+        if self.zero.weights_on_cpu:
+            total += self.whole // gpus
+        if self.has_reference and not self.reference_on_gpu and self.zero.stage != 3:
+            total += self.whole
+        if self.average == "cpu":
+            total += self.average_bytes(gpus)
+        return total
+
+    def covered_by_deepspeed(self, gpus: int) -> int:
+        """Bytes of the parts that `deepspeed_estimate` covers."""
+        names = ("policy weights", "gradients", "optimizer", "float32 gradients")
+        return sum(part.bytes for part in self.parts(gpus) if part.name in names)
+
+    def deepspeed_estimate(self, gpus: int) -> int | None:
+        """DeepSpeed's own estimate of weights, gradients and optimizer on a GPU. Its formulas are for full fine-tuning
+        in 16 bits under ZeRO-2 and ZeRO-3: None for other recipes."""
+        whole_model_trained = self.counts["trained"] > 0.5 * self.counts["policy"]
+        sixteen_bits = self.whole == 2 * self.counts["policy"]
+        if self.zero.stage < 2 or self.zero.weights_on_cpu or not whole_model_trained or not sixteen_bits:
+            return None
+        nodes = math.ceil(gpus / 8)
+        if self.zero.stage == 2:
+            from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
+
+            return estimate_zero2_model_states_mem_needs(
+                self.counts["policy"], gpus // nodes, nodes, cpu_offload=self.zero.optimizer_on_cpu
+            )[1]
+        from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
+
+        return estimate_zero3_model_states_mem_needs(
+            self.counts["policy"],
+            self.largest,
+            gpus // nodes,
+            nodes,
+            cpu_offload=self.zero.optimizer_on_cpu,
+            cpu_offload_params=self.zero.weights_on_cpu,
+        )[1]
+
+
+def _optimizer_states(name: str) -> int:
+    """Values that an optimizer keeps for each weight, beside it."""
+    if "adafactor" in name or name == "sgd":
+        return 0
+    if "lion" in name or "rmsprop" in name:
+        return 1
+    return 2

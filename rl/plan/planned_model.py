@@ -1,0 +1,164 @@
+"""What a recipe trains and decodes with, as config files tell: modules on the meta device, shapes without memory.
+
+The released checkpoints can be planned for before they are downloaded: their sizes are written down here (spec section
+2; the text model is Qwen3-8B's size, the decoder Stable Diffusion 3.5 Medium's).
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+from huggingface_hub import snapshot_download
+from torch import nn
+
+from rl.config.model import ModelSection
+from rl.policy.loading import DTYPES, trainable
+from uniar.checkpoint import refusals
+from uniar.configuration_uniar import UniARConfig
+from uniar.errors import UserError
+from uniar.files import read_object
+from uniar.modeling_sd3 import SD3Transformer2DModelWithSigLIP
+from uniar.modeling_uniar import UniARForConditionalGeneration
+from uniar.presets.build import preset_path
+
+RELEASED = ("ShareLab-SII/UniAR-SFT", "ShareLab-SII/UniAR-RL")
+
+_CONFIG_FILES = ["config.json", "*/config.json", "*/*/config.json"]
+
+_RELEASED_CONFIG = {
+    "text_config": {
+        "vocab_size": 151936,
+        "hidden_size": 4096,
+        "intermediate_size": 12288,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+    },
+    "vision_config": {
+        "depth": 27,
+        "hidden_size": 1152,
+        "num_heads": 16,
+        "intermediate_size": 4304,
+        "patch_size": 16,
+        "spatial_merge_size": 2,
+        "out_hidden_size": 4096,
+        "num_position_embeddings": 2304,
+        "deepstack_visual_indexes": [8, 16, 24],
+        "bsq_dim": 64,
+        "bsq_hidden_dim": 8192,
+    },
+    "vistok_pred": True,
+    "vistok_pred_use_mlp": True,
+    "visual_transformer_decoder": True,
+    "visual_transformer_decoder_depth": 4,
+}
+_RELEASED_TRANSFORMER = {
+    "num_layers": 24,
+    "num_attention_heads": 24,
+    "attention_head_dim": 64,
+    "caption_projection_dim": 1536,
+    "pos_embed_max_size": 384,
+    "dual_attention_layers": tuple(range(13)),
+    "qk_norm": "rms_norm",
+    "siglip_channels": 4 * 1152,
+    "super_resolution": True,
+}
+_RELEASED_VAE = {
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 2,
+    "latent_channels": 16,
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+}
+
+
+@dataclass(frozen=True)
+class PlannedModel:
+    """Configs, and where they come from."""
+
+    config: UniARConfig
+    transformer: dict[str, Any]
+    vae: dict[str, Any]
+    origin: str
+
+    def policy(self, section: ModelSection) -> nn.Module:
+        """The AR model as the recipe trains it (types, frozen parts, adapters), on the meta device."""
+        config = UniARConfig.from_dict(self.config.to_dict())
+        attention = "eager" if section.attention == "eager" else "sdpa"  # flash-attn holds what fused sdpa does
+        with self._refusals(), torch.device("meta"):
+            model = UniARForConditionalGeneration._from_config(
+                config, dtype=DTYPES[section.dtype], attn_implementation=attention
+            )
+            return trainable(model, section.lora)
+
+    def sd3_transformer(self, dtype: torch.dtype) -> SD3Transformer2DModelWithSigLIP:
+        with self._refusals(), torch.device("meta"), _plain_dtype(dtype):
+            return SD3Transformer2DModelWithSigLIP.from_config(self.transformer).requires_grad_(False)
+
+    def autoencoder(self, dtype: torch.dtype) -> AutoencoderKL:
+        with self._refusals(), torch.device("meta"), _plain_dtype(dtype):
+            return AutoencoderKL.from_config(self.vae).requires_grad_(False)
+
+    def _refusals(self) -> AbstractContextManager[None]:
+        return refusals(f"the configs of {self.origin} do not describe a model")
+
+
+def planned_model(section: ModelSection) -> PlannedModel:
+    """The configs of a recipe's model: a folder's (its config.json files are enough), a preset's, those that the hub
+    has or had, or the released sizes written down here. Raises UserError when there are none."""
+    if section.preset is not None:
+        return _from_folder(preset_path(section.preset, section.seed), f"preset {section.preset}")
+    folder = Path(section.path)
+    if folder.is_dir():
+        return _from_folder(folder, str(folder))
+    try:
+        folder = Path(
+            snapshot_download(section.path, allow_patterns=["config.json", "*/config.json", "*/*/config.json"])
+        )
+    except Exception as error:  # no network, no such name, no right: all mean that the hub's configs are not to be had
+        if section.path in RELEASED:
+            return _released(section.path)
+        raise UserError(
+            f"model.path {section.path} is no folder, and its configs could not be had from the hub; put its "
+            "config.json files into a folder, as they lie in the checkpoint."
+        ) from error
+    return _from_folder(folder, section.path)
+
+
+def _released(name: str) -> PlannedModel:
+    origin = f"{name}, whose config files are not here: sizes as released, written down in rl/plan/planned_model.py"
+    config = UniARConfig(**json.loads(json.dumps(_RELEASED_CONFIG)))
+    return PlannedModel(config, _RELEASED_TRANSFORMER, _RELEASED_VAE, origin)
+
+
+def _from_folder(folder: Path, origin: str) -> PlannedModel:
+    config = read_object(folder / "config.json")
+    if config.get("model_type") != UniARConfig.model_type:
+        raise UserError(f"{folder / 'config.json'} is not a UniAR model's.")
+    files = [folder / "sd3_transformer" / "config.json", folder / "sd3_pipeline" / "vae" / "config.json"]
+    if all(file.is_file() for file in files):
+        transformer, vae = map(read_object, files)
+    else:
+        origin += "; it has no decoder configs, so the decoder is the released one's size"
+        transformer, vae = _RELEASED_TRANSFORMER, _RELEASED_VAE
+    with refusals(f"{folder / 'config.json'} does not describe a model"):
+        return PlannedModel(UniARConfig.from_dict(config), transformer, vae, origin)
+
+
+@contextmanager
+def _plain_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Modules made inside have weights of this type."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

@@ -1,0 +1,110 @@
+"""How much memory the reward models of a recipe take on a GPU, as far as it can be told without loading them."""
+
+import functools
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rewards.contract.base import Reward
+from rewards.contract.function import FunctionReward
+from rewards.contract.spec import RewardSpec
+from rewards.geneval.reward import GenEval
+from rewards.models.model_reward import ModelReward
+from rewards.models.open_clip_model import OpenClip
+from rl.config.sections import Recipe
+from uniar.errors import UserError
+
+RELEASED_DETECTORS = {"facebook/mask2former-swin-small-coco-instance": 68_741_083}
+"""parameters of Mask2Formers whose config files need not be here"""
+
+
+@dataclass(frozen=True)
+class RewardSizes:
+    """Bytes of the reward models of a recipe that run on the GPU."""
+
+    always: int
+    """there all the time"""
+    scoring: int
+    """there only while something is decoded and scored"""
+    host: int
+    """of the latter, what the machine's memory holds"""
+    movable: tuple[str, ...]
+    """keys of the entries that are there all the time, such as rewards.0"""
+    unknown: tuple[str, ...]
+    """names of rewards whose size is not known: those of a plug-in, and of models that only weight files describe"""
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> "RewardSizes":
+        lists = [_sized(getattr(recipe, key), key, recipe) for key in ("rewards", "eval_rewards")]
+        every = [found for entries in lists for found in entries]
+        # Training and evaluation take turns, each with its own models.
+        scoring = [sum(size or 0 for spec, _, size in entries if spec.offload) for entries in lists]
+        return cls(
+            always=sum(size or 0 for spec, _, size in every if not spec.offload),
+            scoring=max(scoring),
+            host=sum(scoring),
+            movable=tuple(key for spec, key, size in every if size and not spec.offload),
+            unknown=tuple(dict.fromkeys(spec.name for spec, _, size in every if size is None)),
+        )
+
+
+def _sized(entries: Sequence[Any], key: str, recipe: Recipe) -> list[tuple[RewardSpec, str, int | None]]:
+    """Each entry's spec, its key and its bytes on the GPU, None where they are not known."""
+    found = []
+    for index, entry in enumerate(entries):
+        spec = RewardSpec.from_mapping(entry, Path(recipe.source).parent)
+        if spec.params.get("device") == "cpu":
+            continue
+        try:
+            size = _bytes(spec.build())
+        except UserError:
+            size = None  # a plug-in that is not here, say: training will tell
+        found.append((spec, f"{key}.{index}", size))
+    return found
+
+
+def _bytes(reward: Reward) -> int | None:
+    clip = next((value for value in vars(reward).values() if isinstance(value, OpenClip)), None)
+    if clip is not None:
+        counts = [_open_clip_parameters(clip.name)]
+        if isinstance(reward, GenEval):
+            counts.append(_detector_parameters(reward.detector))
+        return None if None in counts else sum(counts) * getattr(reward, "dtype", torch.float32).itemsize
+    ours = type(reward).__module__.startswith("rewards.")
+    return 0 if ours and not isinstance(reward, ModelReward | FunctionReward) else None
+
+
+@functools.cache
+def _detector_parameters(name: str) -> int | None:
+    """Of a Mask2Former, a folder or a hub id, by its config file."""
+    from transformers import AutoConfig, Mask2FormerConfig, Mask2FormerForUniversalSegmentation
+
+    if name in RELEASED_DETECTORS:
+        return RELEASED_DETECTORS[name]
+    try:
+        config = AutoConfig.from_pretrained(name, local_files_only=True)
+    except (OSError, ValueError):
+        return None  # not here, or none: training will tell
+    if not isinstance(config, Mask2FormerConfig):
+        return None
+    with torch.device("meta"):
+        return Mask2FormerForUniversalSegmentation(config).num_parameters()
+
+
+@functools.cache
+def _open_clip_parameters(name: str) -> int | None:
+    import open_clip
+
+    if name not in open_clip.list_models():
+        return None
+    logging.disable(logging.WARNING)  # it would warn that the model has no weights
+    try:
+        with torch.device("meta"):
+            model = open_clip.create_model(name, load_weights=False, pretrained_text=False, device="meta")
+    finally:
+        logging.disable(logging.NOTSET)
+    return sum(parameter.numel() for parameter in model.parameters())

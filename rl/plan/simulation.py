@@ -1,0 +1,224 @@
+"""What the phases of a step hold at their peak, beyond weights, gradients and caches: the model's own code, run on the
+meta device.
+
+Shapes: B rows · P prefix positions · T visual tokens · L levels · S patches a token · K bits a code · H hidden.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+
+from rl.algorithm.losses import LossInputs, policy_loss
+from rl.config.sections import Recipe
+from rl.plan.memory import Measured
+from rl.plan.planned_model import PlannedModel
+from rl.policy.loading import DTYPES
+from rl.policy.text_kl import categorical_kl
+from uniar.modeling_sd3 import SD3Transformer2DModelWithSigLIP
+from uniar.modeling_uniar import UniARForConditionalGeneration
+
+DECODER_PROMPT_TOKENS = 333
+"""77 of CLIP and 256 of T5"""
+
+
+class Simulation:
+    """Runs the phases of recipes on one model's shapes, and remembers what they held."""
+
+    def __init__(self, model: PlannedModel) -> None:
+        self.model = model
+        self._found: dict[tuple, Any] = {}
+
+    def policy(self, recipe: Recipe) -> nn.Module:
+        """The policy on the meta device, as the recipe trains it."""
+        return self._once(("policy", repr(recipe.model)), lambda: self.model.policy(recipe.model))
+
+    def decoder(self, dtype: torch.dtype) -> tuple[SD3Transformer2DModelWithSigLIP, AutoencoderKL]:
+        """The SD3 transformer and the autoencoder on the meta device."""
+        return self._once(
+            ("decoder", dtype), lambda: (self.model.sd3_transformer(dtype), self.model.autoencoder(dtype))
+        )
+
+    def update(self, recipe: Recipe, rows: int, prefix: int, tokens: int) -> int:
+        """`update_bytes` of a recipe's policy."""
+        checkpointing = bool(recipe.trainer.get("gradient_checkpointing", True))
+        key = (repr(recipe.model), recipe.rollout.guidance, repr(recipe.algorithm), rows, prefix, tokens, checkpointing)
+        return self._once(
+            ("update", *key),
+            # A model of its own, as checkpointing stays switched on.
+            lambda: update_bytes(
+                self.model.policy(recipe.model), recipe, rows, prefix, tokens, checkpointing=checkpointing
+            ),
+        )
+
+    def text(self, recipe: Recipe, rows: int, length: int, answer: int) -> int:
+        """`text_bytes` of a recipe's policy."""
+        checkpointing = bool(recipe.trainer.get("gradient_checkpointing", True))
+        return self._once(
+            ("text", repr(recipe.model), rows, length, answer, checkpointing),
+            lambda: text_bytes(self.model.policy(recipe.model), rows, length, answer, checkpointing=checkpointing),
+        )
+
+    def replay(self, recipe: Recipe, rows: int, prefix: int, tokens: int) -> int:
+        """`replay_bytes` of a recipe's policy."""
+        key = (repr(recipe.model), recipe.rollout.guidance, rows, prefix, tokens)
+        return self._once(("replay", *key), lambda: replay_bytes(self.policy(recipe), recipe, rows, prefix, tokens))
+
+    def decode(self, recipe: Recipe, rows: int) -> int:
+        """`decode_bytes` of a recipe's decoder."""
+        drawn, decode = recipe.rollout, recipe.decode
+        size = (round(drawn.height * decode.upsampling_ratio), round(drawn.width * decode.upsampling_ratio))
+        dtype, guided = DTYPES[decode.dtype or recipe.model.dtype], decode.guidance_scale > 1
+        one = self._once(
+            ("decode", size, dtype, guided),
+            lambda: decode_bytes(*self.decoder(dtype), size, guided=guided),
+        )
+        return rows * one
+
+    def _once(self, key: tuple, run: Callable[[], Any]) -> Any:
+        if key not in self._found:
+            self._found[key] = run()
+        return self._found[key]
+
+
+def update_bytes(policy: nn.Module, recipe: Recipe, rows: int, prefix: int, tokens: int, *, checkpointing: bool) -> int:
+    """Of a forward and backward pass over `rows` samples: activations kept for the backward pass, and the most that is
+    in work at once. Guidance `guided` runs both branches, twice the rows."""
+    model = policy.get_base_model() if hasattr(policy, "get_base_model") else policy
+    branches = 2 if recipe.rollout.guidance == "guided" else 1
+    model.train()
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    with Measured(policy) as measured:
+        gap = visual_gap(model, rows * branches, prefix, tokens)
+        loss = _loss(gap[:rows] if branches == 1 else gap[:rows] + (gap[rows:] - gap[:rows]), recipe)
+        loss.backward()
+        del gap, loss
+    return measured.peak
+
+
+def text_bytes(policy: nn.Module, rows: int, length: int, answer: int, *, checkpointing: bool) -> int:
+    """Of the text-KL term of `rows` questions of `length` positions, the last `answer` of them their answers: what it
+    keeps for the backward pass, which comes when the visual bits have had their forward pass."""
+    model = policy.get_base_model() if hasattr(policy, "get_base_model") else policy
+    model.train()
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    with Measured(policy) as measured:
+        divergence = text_divergence(model, rows, length, answer)
+        held = measured.held
+        del divergence
+    return held
+
+
+def replay_bytes(policy: nn.Module, recipe: Recipe, rows: int, prefix: int, tokens: int) -> int:
+    """Of a forward pass without gradient over `rows` samples, both branches of `guided` at once."""
+    model = policy.get_base_model() if hasattr(policy, "get_base_model") else policy
+    branches = 2 if recipe.rollout.guidance == "guided" else 1
+    with torch.no_grad(), Measured(policy) as measured:
+        visual_gap(model, rows * branches, prefix, tokens)
+    return measured.peak
+
+
+def decode_bytes(
+    transformer: SD3Transformer2DModelWithSigLIP, vae: AutoencoderKL, size: tuple[int, int], *, guided: bool
+) -> int:
+    """Of decoding one image of `size` (height, width) in pixels: the larger of a denoising step and the autoencoder.
+    Several at once take as many times as much."""
+    with torch.no_grad(), Measured(transformer) as denoising:
+        denoise(transformer, vae, size)
+    with torch.no_grad(), Measured(vae) as painting:
+        paint(vae, size)
+    return max(denoising.peak * (2 if guided else 1), painting.peak)
+
+
+def denoise(transformer: SD3Transformer2DModelWithSigLIP, vae: AutoencoderKL, size: tuple[int, int]) -> None:
+    """One step of denoising one image of `size` (height, width) in pixels."""
+    config, dtype = transformer.config, transformer.dtype
+    height, width = _latent_size(vae, size)
+    patches = (height // config.patch_size) * (width // config.patch_size)
+    transformer(
+        hidden_states=_meta(dtype, 1, config.in_channels, height, width),
+        encoder_hidden_states=_meta(dtype, 1, DECODER_PROMPT_TOKENS, config.joint_attention_dim),
+        pooled_projections=_meta(dtype, 1, config.pooled_projection_dim),
+        timestep=_meta(dtype, 1),
+        prepared_siglip=_meta(dtype, 1, patches, transformer.inner_dim),
+        return_dict=False,
+    )
+
+
+def paint(vae: AutoencoderKL, size: tuple[int, int]) -> None:
+    """The autoencoder's part of one image of `size` (height, width) in pixels."""
+    vae.decode(_meta(vae.dtype, 1, vae.config.latent_channels, *_latent_size(vae, size)), return_dict=False)[0].float()
+
+
+def _latent_size(vae: AutoencoderKL, size: tuple[int, int]) -> tuple[int, int]:
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    return size[0] // factor, size[1] // factor
+
+
+def _meta(dtype: torch.dtype, *shape: int) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def visual_gap(model: UniARForConditionalGeneration, rows: int, prefix: int, tokens: int) -> Tensor:
+    """Raw gaps (B, T, L, S, K) on the meta device, as UniARForConditionalGeneration computes them from drawn bits; its
+    checks of ids and masks look at values, which meta tensors do not have."""
+    layers = [*model.model.language_model.layers, *model.visual_decoder_layers]
+    hidden = _hidden(model, layers, rows, prefix + tokens, tokens)
+    logits = model.visual_logits(hidden[:, -tokens:]).float()
+    return logits[..., 1] - logits[..., 0]
+
+
+def text_divergence(model: UniARForConditionalGeneration, rows: int, length: int, answer: int) -> Tensor:
+    """The text-KL term on the meta device, as rl/policy/text_kl.py computes it of answers that are all as long. All
+    other positions count as a picture's."""
+    language = model.model.language_model
+    hidden = language.norm(_hidden(model, language.layers, rows, length, length - answer))
+    logits = model.lm_head(hidden[:, -answer - 1 :])[:, :-1].float().flatten(0, 1)
+    return categorical_kl(logits, torch.empty_like(logits)).sum()
+
+
+def _hidden(
+    model: UniARForConditionalGeneration, layers: Iterable[nn.Module], rows: int, length: int, tokens: int
+) -> Tensor:
+    """(rows, length, H) behind the layers, of rows that have `tokens` visual tokens each."""
+    text, vision, device = model.config.text_config, model.config.vision_config, "meta"
+    bits = torch.empty(rows, tokens, *vision.code_shape, dtype=torch.uint8, device=device)
+    image_mask = torch.ones(rows, length, 1, dtype=torch.bool, device=device)
+    main, *deepstack = model.model.visual.language_features(bits)
+    hidden = model.get_input_embeddings()(torch.empty(rows, length, dtype=torch.long, device=device))
+    hidden = hidden.masked_scatter(image_mask, main.to(hidden.dtype))
+    mask = torch.ones(rows, 1, length, length, dtype=torch.bool, device=device)
+    rotary = (torch.empty(rows, length, text.head_dim, dtype=hidden.dtype, device=device),) * 2
+    for number, layer in enumerate(layers):
+        hidden = layer(hidden, attention_mask=mask, position_embeddings=rotary)
+        if number < len(deepstack):
+            added = torch.zeros_like(hidden).masked_scatter(image_mask, deepstack[number].to(hidden.dtype))
+            hidden = hidden + added
+    return hidden
+
+
+def _loss(gap: Tensor, recipe: Recipe) -> Tensor:
+    algorithm, kept = recipe.algorithm, gap.detach()
+    inputs = LossInputs(
+        bits=torch.empty(gap.shape, dtype=torch.uint8, device=gap.device),
+        gap=gap,
+        old_gap=torch.empty_like(kept),
+        ref_gap=torch.empty_like(kept) if algorithm.beta else None,
+        advantages=torch.empty(len(gap), device=gap.device),
+    )
+    loss, _ = policy_loss(
+        inputs,
+        loss=algorithm.loss,
+        level=algorithm.level,
+        epsilon=algorithm.epsilon,
+        epsilon_high=algorithm.epsilon_high,
+        delta=algorithm.delta,
+        beta=algorithm.beta,
+        kl=algorithm.kl,
+        entropy_coef=algorithm.entropy_coef,
+    )
+    return loss

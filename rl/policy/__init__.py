@@ -1,0 +1,1 @@
+"""The model as a policy: loaded, drawn from, replayed, beside its reference."""

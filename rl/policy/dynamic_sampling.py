@@ -1,0 +1,161 @@
+"""Dynamic sampling (DAPO, arXiv 2503.14476, section 3.2): groups whose rewards do not differ teach nothing, and further
+prompts are drawn in their place.
+
+A round draws as many groups as are missing. All ranks take part in it, with the same number of samples each, so groups
+may straddle ranks; whether a group is kept follows from the rewards of all ranks. At the end samples are moved between
+ranks, so that each trains on its usual number.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from rewards import RewardTable
+from rl.config.sections import DynamicSamplingSection
+from rl.distributed.sharing import gathered
+from rl.policy.prompt_stream import PromptStream
+from rl.policy.rollout import Sample
+from uniar.generation import Rollout
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+@dataclass(frozen=True)
+class Filled:
+    """What a rank trains on, B samples, and what all ranks have drawn for it."""
+
+    samples: list[Sample]
+    rollout: Rollout
+    """(B, …)"""
+    table: RewardTable
+    """of all ranks' samples, W·B rows in whole groups"""
+    rows: list[int]
+    """which of those are this rank's"""
+    first: "Round"
+    """before any choice was made"""
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Round:
+    """Groups drawn together. Sample number s of the round, counted over its groups, is on rank s // len(samples)."""
+
+    groups: list[list[Sample]]
+    samples: list[Sample]
+    """this rank's"""
+    rollout: Rollout
+    """of this rank's samples"""
+    scored: RewardTable
+    """this rank's samples"""
+    table: RewardTable
+    """all ranks' samples, in whole groups"""
+
+
+class DynamicSampling:
+    """Fills batches with groups that teach something."""
+
+    def __init__(self, section: DynamicSamplingSection, stream: PromptStream, accelerator: "Accelerator") -> None:
+        self.section, self.stream, self.accelerator = section, stream, accelerator
+
+    def fill(
+        self,
+        groups: int,
+        step: int,
+        draw: Callable[[list[Sample], int], tuple[Rollout, RewardTable]],
+        deviations: Callable[[RewardTable], Tensor],
+    ) -> Filled:
+        """A batch of `groups` whole groups over all ranks.
+
+        Args:
+            draw: draws and scores this rank's samples of a round, told how many that is of all ranks.
+            deviations: how far the rewards of each group differ, of a table of whole groups → (groups,).
+
+        Groups that are still missing after the last round are those without variance that were drawn first.
+        """
+        size, kept, without = self.stream.group_size, [], []
+        rounds: list[Round] = []
+        while len(kept) < groups and len(rounds) < 1 + self.section.max_rounds:
+            drawn = self._round(groups - len(kept), step, draw)
+            rounds.append(drawn)
+            for place, deviation in enumerate(deviations(drawn.table).tolist()):
+                (kept if deviation > self.section.min_std else without).append((drawn, place))
+        unfilled = groups - len(kept)
+        chosen = kept + without[:unfilled]
+        holders = [(place * size + i) // len(drawn.samples) for drawn, place in chosen for i in range(size)]
+        moves = plan_moves(holders, self.accelerator.num_processes)
+        rollout, rows = self._moved(chosen, holders, moves)
+        samples = [sample for drawn, place in chosen for sample in drawn.groups[place]]
+        table = RewardTable.cat([_rows(drawn.table, place * size, size) for drawn, place in chosen])
+        metrics = {
+            "dynamic_sampling/rounds": len(rounds),
+            "dynamic_sampling/dropped": len(without) - unfilled,
+            "dynamic_sampling/refilled": len(kept) - sum(drawn is rounds[0] for drawn, _ in kept),
+            "dynamic_sampling/unfilled": unfilled,
+        }
+        return Filled([samples[row] for row in rows], rollout, table, rows, rounds[0], metrics)
+
+    def _round(self, groups: int, step: int, draw: Callable[[list[Sample], int], tuple[Rollout, RewardTable]]) -> Round:
+        taken = self.stream.take(groups, step)
+        samples = [sample for group in taken for sample in group]
+        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
+        share = -(-len(samples) // ranks)
+        # Every rank draws equally many: past the end the round's first samples come again, and are left out below.
+        mine = [samples[number % len(samples)] for number in range(rank * share, (rank + 1) * share)]
+        rollout, scored = draw(mine, len(samples))
+        return Round(taken, mine, rollout, scored, _rows(gathered(scored, self.accelerator), 0, len(samples)))
+
+    def _moved(
+        self, chosen: Sequence[tuple[Round, int]], holders: Sequence[int], moves: dict[int, int]
+    ) -> tuple[Rollout, list[int]]:
+        """This rank's samples of the chosen groups: those that it drew, without those it gives away, and those it gets.
+
+        The order in which ranks send and receive is the same on all, so they never wait for each other in a circle.
+        """
+        rank, size = self.accelerator.process_index, self.stream.group_size
+        parts: list[tuple[Tensor, ...]] = []
+        rows = []
+        for row, holder in enumerate(holders):
+            (drawn, place), owner = chosen[row // size], moves.get(row, holder)
+            if rank not in (holder, owner):
+                continue
+            tensors = [drawn.rollout.bits, drawn.rollout.gap_cond, drawn.rollout.gap_uncond]
+            tensors = [tensor for tensor in tensors if tensor is not None]
+            if rank == holder:
+                index = place * size + row % size - holder * len(drawn.samples)
+                tensors = [tensor[index].contiguous() for tensor in tensors]
+                if owner != holder:
+                    for tensor in tensors:
+                        torch.distributed.send(tensor, owner)
+                    continue
+            else:
+                tensors = [torch.empty_like(tensor[0]) for tensor in tensors]
+                for tensor in tensors:
+                    torch.distributed.recv(tensor, holder)
+            parts.append(tuple(tensors))
+            rows.append(row)
+        return Rollout(*(torch.stack(column) for column in zip(*parts, strict=True))), rows
+
+
+def plan_moves(holders: Sequence[int], ranks: int) -> dict[int, int]:
+    """Which samples change ranks so that all ranks have equally many: number of the sample → its new rank.
+
+    holders: the rank that each sample is on. As few are moved as possible: the last ones of ranks with too many.
+    """
+    share = len(holders) // ranks
+    counts = [0] * ranks
+    surplus = []
+    for number, holder in enumerate(holders):
+        counts[holder] += 1
+        if counts[holder] > share:
+            surplus.append(number)
+    takers = [rank for rank in range(ranks) for _ in range(share - counts[rank])]
+    return dict(zip(surplus, takers, strict=True))
+
+
+def _rows(table: RewardTable, start: int, count: int) -> RewardTable:
+    rows = slice(start, start + count)
+    return RewardTable(table.names, table.values[rows], table.weights[rows], table.failed[rows], table.seconds)

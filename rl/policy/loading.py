@@ -1,0 +1,83 @@
+"""A recipe's `model` section → the policy, its processor and its reference."""
+
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+
+from rl.config.model import LoraSection, ModelSection
+from rl.config.sections import Recipe
+from rl.policy.reference import AdapterCopy, AdapterOff, FrozenCopy, Reference
+from uniar.checkpoint import require_model_type, resolve_checkpoint
+from uniar.configuration_uniar import UniARConfig
+from uniar.errors import UserError
+from uniar.inspection import inspect_checkpoint
+from uniar.modeling_uniar import UniARForConditionalGeneration
+from uniar.presets.build import preset_path
+
+LORA_TARGETS = r".*(language_model\.layers|visual_decoder)\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
+"""All projections of the text layers and the visual decoder; the vision tower and the heads stay as they are."""
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def checkpoint_of(section: ModelSection) -> Path:
+    """The checkpoint folder that a recipe starts from; a preset is built at first use. Raises UserError."""
+    folder = preset_path(section.preset, section.seed) if section.preset else resolve_checkpoint(section.path)
+    inspect_checkpoint(folder, decoder=True)
+    return folder
+
+
+def load_config(folder: Path) -> UniARConfig:
+    """The AR model's config, without its weights. Raises UserError for another model's, or one that cannot draw."""
+    require_model_type(folder, UniARConfig.model_type)
+    config = UniARConfig.from_pretrained(folder)
+    if not config.vistok_pred:
+        raise UserError(
+            f"{folder} has vistok_pred false: it reads images but has no head to draw them, nothing to train."
+        )
+    return config
+
+
+def load_policy(section: ModelSection, folder: Path) -> UniARForConditionalGeneration:
+    """The AR model of `folder` in the recipe's dtype and attention. Raises UserError for an incomplete checkpoint."""
+    model = UniARForConditionalGeneration.from_pretrained(
+        folder, dtype=DTYPES[section.dtype], attn_implementation=section.attention
+    )
+    for module in model.modules():
+        # With dropout the update would not see the policy that drew.
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.0
+    return model
+
+
+def trainable(
+    model: UniARForConditionalGeneration, lora: LoraSection | None
+) -> UniARForConditionalGeneration | PeftModel:
+    """Freezes what training leaves alone (spec section 9); with `lora` only its adapters are trained."""
+    if lora is None:
+        model.set_trainable()
+        return model
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=0.0,
+        target_modules=lora.target_modules or LORA_TARGETS,
+        bias="none",
+    )
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise UserError(
+            f"model.lora.target_modules {lora.target_modules} match no layer of the model: {error}"
+        ) from error
+
+
+def reference_for(recipe: Recipe, folder: Path) -> Reference | None:
+    """None without a KL term; under LoRA the adapters switched off, or older ones; else a second model."""
+    section = recipe.model
+    if not recipe.needs_reference:
+        return None
+    if section.lora is not None:
+        return AdapterOff() if recipe.algorithm.reference_refresh is None else AdapterCopy()
+    return FrozenCopy(load_policy(section, folder), keep_on_device=section.reference_device == "gpu")

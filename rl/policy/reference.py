@@ -1,0 +1,115 @@
+"""The reference policy that the KL term measures from."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from rl.distributed.weight_slices import WeightSlices, whole
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+class AdapterOff:
+    """LoRA's reference: the same model with its adapters switched off. Costs no memory."""
+
+    @contextmanager
+    def ready(self, model: nn.Module, accelerator: "Accelerator") -> Iterator[Any]:
+        with accelerator.unwrap_model(model).disable_adapter():
+            yield model
+
+
+class AdapterCopy:
+    """LoRA's reference where it is refreshed: the same model with older adapters in place of its own."""
+
+    def __init__(self) -> None:
+        self._adapters: WeightSlices | None = None
+
+    def prepare(self, trained: Mapping[str, nn.Parameter], accelerator: "Accelerator") -> None:
+        """Called once the engine has the policy, whose adapters are `trained`."""
+        self._adapters = WeightSlices.copied(trained, accelerator)
+
+    @contextmanager
+    def ready(self, model: nn.Module, accelerator: "Accelerator") -> Iterator[Any]:
+        with self._adapters.in_place():
+            yield model
+
+    def refresh(self, trained: Mapping[str, nn.Parameter], mix: float) -> None:
+        """Moves the reference's adapters to the policy's."""
+        self._adapters.approach(mix)
+
+    def save(self, folder: Path) -> None:
+        self._adapters.save(folder)
+
+    def load(self, folder: Path) -> None:
+        self._adapters.load(folder)
+
+
+class FrozenCopy:
+    """A second model with the weights that training started from, until it is refreshed.
+
+    With `keep_on_device` false it waits on the CPU and is copied to the device for each use.
+    """
+
+    def __init__(self, model: nn.Module, *, keep_on_device: bool = True) -> None:
+        self.model = model.requires_grad_(False).eval()
+        self.keep_on_device = keep_on_device
+        self._accelerator: Accelerator | None = None
+        self._trained: dict[str, nn.Parameter] = {}
+
+    @contextmanager
+    def ready(self, model: nn.Module, accelerator: "Accelerator") -> Iterator[Any]:
+        self._place(accelerator)
+        if self.keep_on_device:
+            yield self.model
+            return
+        self.model.to(accelerator.device)
+        try:
+            yield self.model
+        finally:
+            self.model.to("cpu")
+
+    def prepare(self, trained: Mapping[str, nn.Parameter], accelerator: "Accelerator") -> None:
+        """Called once the engine has the policy, where the weights under the names of `trained` are refreshed."""
+        own = dict(self.model.named_parameters())
+        self._trained = {name: own[name] for name in trained}
+        self._place(accelerator)
+
+    @torch.no_grad()
+    def refresh(self, trained: Mapping[str, nn.Parameter], mix: float) -> None:
+        """reference ← (1 − mix) · reference + mix · policy, computed in float32. Collective under ZeRO-3."""
+        for name, reference in self._trained.items():
+            with whole(reference, changes=True), whole(trained[name]):
+                policy = trained[name].data.to(reference.device, torch.float32)
+                reference.data.copy_(reference.data.float().lerp_(policy, mix))
+
+    def save(self, folder: Path) -> None:
+        self._slices().save(folder)
+
+    def load(self, folder: Path) -> None:
+        slices = self._slices()
+        slices.load(folder)
+        slices.put()
+
+    def _slices(self) -> WeightSlices:
+        return WeightSlices.copied(self._trained, self._accelerator, device="cpu", float32=False)
+
+    def _place(self, accelerator: "Accelerator") -> None:
+        if self._accelerator is not None:
+            return
+        self._accelerator = accelerator
+        plugin = accelerator.state.deepspeed_plugin
+        if plugin is not None and plugin.zero_stage == 3:
+            from trl.models import prepare_deepspeed
+
+            # Sharded over the ranks like the policy: it cannot be moved, and takes 1/ranks of its size on each.
+            self.model, self.keep_on_device = prepare_deepspeed(self.model, accelerator), True
+        elif self.keep_on_device:
+            self.model.to(accelerator.device)
+
+
+Reference = AdapterOff | AdapterCopy | FrozenCopy

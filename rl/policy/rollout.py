@@ -1,0 +1,191 @@
+"""Prompts → drawn bits → images, with noise that depends on nothing but the run's seed, the step and the sample."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from rl.data.prompts import PromptRecord
+from rl.policy.replay import Branch
+from rl.policy.seeds import bits_seed, decoder_seed
+from uniar.errors import UserError
+from uniar.generation import Rollout, draw_noise, rollout
+from uniar.processing import VisualPrompt, build_visual_prompt
+
+if TYPE_CHECKING:
+    from rl.config.sections import Recipe
+    from uniar.modeling_decoder import UniARVisualDecoder
+    from uniar.modeling_uniar import UniARForConditionalGeneration
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image to draw: sample number `index` of a prompt's group."""
+
+    record: PromptRecord
+    index: int
+
+
+@dataclass(frozen=True)
+class DrawSettings:
+    """How samples are drawn and decoded."""
+
+    height: int
+    """of the image as the model draws it, in pixels"""
+    width: int
+    temperature: float
+    guidance_scale: float | None
+    """None: one branch"""
+    upsampling_ratio: float
+    num_inference_steps: int
+    decoder_guidance_scale: float
+    decode_batch_size: int
+    seed: int
+    same_noise_per_group: bool = True
+    memory_budget: int | None = None
+    """bytes"""
+    show_progress: bool = False
+
+    @classmethod
+    def for_training(cls, recipe: "Recipe") -> "DrawSettings":
+        drawn = recipe.rollout
+        guided = drawn.guidance != "none"
+        return cls._of(recipe, drawn.temperature, drawn.guidance_scale if guided else None, recipe.seed)
+
+    @classmethod
+    def for_evaluation(cls, recipe: "Recipe") -> "DrawSettings":
+        """Evaluation's own temperature, guidance and steps; its seed fixes the noise for the whole run."""
+        held_out = recipe.evaluate
+        scale = held_out.guidance_scale if held_out.guidance_scale != 1 else None
+        return cls._of(recipe, held_out.temperature, scale, held_out.seed, held_out.num_inference_steps)
+
+    @classmethod
+    def _of(
+        cls, recipe: "Recipe", temperature: float, scale: float | None, seed: int, steps: int | None = None
+    ) -> "DrawSettings":
+        drawn, decode = recipe.rollout, recipe.decode
+        budget = drawn.memory_budget_gb
+        return cls(
+            height=drawn.height,
+            width=drawn.width,
+            temperature=temperature,
+            guidance_scale=scale,
+            upsampling_ratio=decode.upsampling_ratio,
+            num_inference_steps=steps or decode.num_inference_steps,
+            decoder_guidance_scale=decode.guidance_scale,
+            decode_batch_size=decode.batch_size,
+            seed=seed,
+            same_noise_per_group=decode.same_noise_per_group,
+            memory_budget=None if budget is None else int(budget * 1e9),
+            show_progress=drawn.show_progress,
+        )
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Samples as drawn: what the policy is replayed with, and what it drew."""
+
+    prompt: Branch
+    twin: Branch | None
+    rollout: Rollout
+
+
+def draw(
+    model: "UniARForConditionalGeneration",
+    processor: Any,
+    samples: Sequence[Sample],
+    settings: DrawSettings,
+    *,
+    step: int = 0,
+    return_gaps: bool = False,
+) -> Drawn:
+    """Draws B samples. Each prompt is prefilled once, however many of its samples are here and in whatever order. In
+    float32 a sample is the same whatever it is drawn with; in bfloat16 some bits depend on how many are drawn at once.
+
+    Raises UserError for an input image that cannot be opened, and for prompts with and without one in the same batch.
+    """
+    prompt, owners = _prefixes(model, processor, samples, settings)
+    seeds = [bits_seed(settings.seed, step, sample.record.id, sample.index) for sample in samples]
+    drawn = rollout(
+        model,
+        prompt,
+        draw_noise(seeds, prompt.image_token_num, model.config.vision_config.code_shape),
+        owners=owners,
+        guidance_scale=settings.guidance_scale,
+        temperature=settings.temperature,
+        return_gaps=return_gaps,
+        show_progress=settings.show_progress,
+        memory_budget=settings.memory_budget,
+    )
+    return Drawn(*_branches(model, prompt, owners), drawn)
+
+
+def branches(
+    model: "UniARForConditionalGeneration", processor: Any, samples: Sequence[Sample], settings: DrawSettings
+) -> tuple[Branch, Branch | None]:
+    """What samples that are drawn already are replayed with, as `draw` gives it. Needs no weights."""
+    return _branches(model, *_prefixes(model, processor, samples, settings))
+
+
+def _prefixes(
+    model: "UniARForConditionalGeneration", processor: Any, samples: Sequence[Sample], settings: DrawSettings
+) -> tuple[VisualPrompt, list[int]]:
+    """The prefixes of the samples' prompts, each prompt once, and which of them is each sample's."""
+    records: dict[str, PromptRecord] = {sample.record.id: sample.record for sample in samples}
+    numbers = {identity: number for number, identity in enumerate(records)}
+    prompt = build_visual_prompt(
+        [record.prompt for record in records.values()],
+        model,
+        processor,
+        height=settings.height,
+        width=settings.width,
+        input_images=_input_images(list(records.values()), settings),
+        unconditional=settings.guidance_scale is not None,
+    )
+    return prompt, [numbers[sample.record.id] for sample in samples]
+
+
+def _branches(
+    model: "UniARForConditionalGeneration", prompt: VisualPrompt, owners: Sequence[int]
+) -> tuple[Branch, Branch | None]:
+    rows = torch.tensor(owners, device=model.device)
+    image_token = model.config.image_token_id
+    twin = None if prompt.unconditional is None else Branch.of(prompt.unconditional, rows, image_token)
+    return Branch.of(prompt, rows, image_token), twin
+
+
+def decode(
+    decoder: "UniARVisualDecoder", bits: Tensor, samples: Sequence[Sample], settings: DrawSettings, *, step: int = 0
+) -> list[Image.Image]:
+    """Bits (B, T, L, S, K) → B images, from one noise a prompt unless the settings say otherwise."""
+    seeds = [
+        decoder_seed(settings.seed, step, s.record.id, None if settings.same_noise_per_group else s.index)
+        for s in samples
+    ]
+    return decoder.decode(
+        bits,
+        ar_height=settings.height,
+        ar_width=settings.width,
+        upsampling_ratio=settings.upsampling_ratio,
+        num_inference_steps=settings.num_inference_steps,
+        guidance_scale=settings.decoder_guidance_scale,
+        noise_seeds=seeds,
+        batch_size=settings.decode_batch_size,
+    )
+
+
+def _input_images(records: Sequence[PromptRecord], settings: DrawSettings) -> list[Image.Image] | None:
+    """Images to edit, in the size the model draws at."""
+    with_image = [record for record in records if record.image is not None]
+    if not with_image:
+        return None
+    if len(with_image) != len(records):
+        missing = next(record for record in records if record.image is None)
+        raise UserError(
+            f"prompt {missing.prompt!r} has no image while others of its batch have one to edit; "
+            "keep prompts to draw and prompts to edit in separate runs."
+        )
+    return [record.image_to_edit(settings.height, settings.width) for record in records]

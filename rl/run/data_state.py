@@ -1,0 +1,81 @@
+"""What a run was trained and evaluated on, kept beside its metrics and compared when it is resumed.
+
+A file of prompts that was replaced would go unnoticed otherwise: the run would go on with other prompts at the same
+places, and its evaluations would be compared as if they were of the same samples.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rl.config.sections import Recipe
+from rl.data.prompts import PromptRecord
+from rl.data.questions import QuestionRecord
+from uniar.errors import UserError
+from uniar.files import read_json
+
+HELD_OUT = {"total": "evaluate.prompts", "understanding": "understanding.questions"}
+"""What the parts of an evaluation's file were measured on."""
+
+
+def data_state(
+    recipe: Recipe,
+    records: Sequence[PromptRecord],
+    held_out: Sequence[PromptRecord],
+    questions: Sequence[QuestionRecord],
+    kl_questions: Sequence[QuestionRecord],
+) -> dict[str, dict[str, Any]]:
+    """The key of a recipe that names them → what the recipe says of them, how many they are, and their SHA-256."""
+    data, asked, seed = recipe.data, recipe.understanding, recipe.data_seed
+    named = {
+        "data.prompts": (records, [data.prompts, data.image_root, seed]),
+        "evaluate.prompts": (held_out, [recipe.evaluate.prompts, data.image_root, seed, recipe.evaluate.limit]),
+        "understanding.questions": (questions, [asked.questions, asked.image_root, asked.limit]),
+        "understanding.kl_questions": (kl_questions, [asked.kl_questions, asked.image_root]),
+    }
+    return {
+        key: {"from": [None if value is None else str(value) for value in said], **told_by(found)}
+        for key, (found, said) in named.items()
+    }
+
+
+def check_unchanged(before: Path, now: dict[str, dict[str, Any]]) -> None:
+    """Compares with what a checkpoint holds (`before`, its data.json; one of an older version has none).
+
+    Raises UserError where the recipe names the same data as then, and they are others. Where it names others, that is
+    meant, and said on the console.
+    """
+    if not before.is_file():
+        return
+    then = read_json(before, "record of a run's data")
+    for key, found in now.items():
+        kept = then.get(key) if isinstance(then, dict) else None
+        if not isinstance(kept, dict) or kept.get("sha256") == found["sha256"]:
+            continue
+        changed = f"{kept.get('records')} records then, {found['records']} now"
+        if kept.get("from") == found["from"]:
+            raise UserError(
+                f"{key}: {found['from'][0]} is not what the run was begun with ({changed}, or others); put the former "
+                "content back, or to go on with the new one on purpose, give it another name and set the key to that."
+            )
+        print(f"{key}: other data than before the run was resumed ({changed}).", flush=True)
+
+
+def told_by(records: Sequence[PromptRecord | QuestionRecord]) -> dict[str, Any]:
+    """Number and hash of records in their order; pictures count with their name and size."""
+    digest = hashlib.sha256()
+    for record in records:
+        fields = {field.name: getattr(record, field.name) for field in dataclasses.fields(record) if field.compare}
+        fields["image"] = _picture(record.image)
+        digest.update(json.dumps(fields, sort_keys=True, default=str).encode() + b"\n")
+    return {"records": len(records), "sha256": digest.hexdigest()}
+
+
+def _picture(image: Any) -> list[Any] | str | None:
+    if isinstance(image, str | Path) and os.path.isfile(image):
+        return [os.path.basename(image), os.path.getsize(image)]
+    return None if image is None else str(image)

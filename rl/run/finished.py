@@ -1,0 +1,79 @@
+"""A run that is finished: what says so, whether another start of it has anything left to do, and its last lines."""
+
+import json
+from typing import Any
+
+from transformers import TrainerState
+from trl import GRPOConfig
+
+from rl.checkpoint.folders import fault, listed
+from rl.config.sections import Recipe
+from rl.evaluation.evaluate import paired_gain
+from rl.export.writing import CARD
+from rl.run.folder import RunFolder
+from uniar.errors import UserError
+from uniar.files import read_json, write_whole
+
+
+def note_finished(folder: RunFolder, recipe: Recipe, args: GRPOConfig, state: TrainerState, said: str | None) -> None:
+    """Says which update the model in final/ is of, and which files it has. said: what the console was told of the end.
+
+    README.md is not among those files: whoever keeps the model may write into it.
+    """
+    stop = recipe.evaluate.early_stop if state.global_step < state.max_steps else None
+    record = {
+        "step": state.global_step,
+        "epochs": args.num_train_epochs if args.max_steps <= 0 else None,
+        "patience": None if stop is None else stop.patience,
+        "average": recipe.evaluate.ema,
+        "said": said,
+        "files": listed(folder.final, CARD),
+    }
+    write_whole(folder.finished, json.dumps(record, indent=2) + "\n")
+
+
+def finished(folder: RunFolder, recipe: Recipe, args: GRPOConfig) -> dict[str, Any] | None:
+    """The record of a run that has nothing left to do under this recipe; None where there is something: further
+    updates, or a final/ that is not there as it was written."""
+    if not folder.finished.is_file() or fault(folder.final, folder.finished) is not None:
+        return None
+    record = read_json(folder.finished)
+    stop = recipe.evaluate.early_stop
+    try:
+        if stop is not None and record["patience"] is not None:
+            over = stop.patience <= record["patience"]
+        elif args.max_steps > 0:
+            over = args.max_steps <= record["step"]
+        else:
+            over = record["epochs"] is not None and args.num_train_epochs <= record["epochs"]
+        return record if over and record["average"] == recipe.evaluate.ema else None
+    except (KeyError, TypeError):
+        return None
+
+
+def require_a_way_on(folder: RunFolder) -> None:
+    """Raises UserError where a run without a checkpoint would begin anew and replace a model that is trained."""
+    if folder.final.exists():
+        raise UserError(
+            f"{folder.path} has a trained model in {folder.final.name}/, and no whole checkpoint to train on from; "
+            "choose another output_dir, or move that folder away."
+        )
+
+
+def report(folder: RunFolder) -> None:
+    """The last lines of a run: where things are, and what the held-out reward did."""
+    totals = folder.evaluated_totals()
+    if len(totals) > 1:
+        gain, error = paired_gain(totals[min(totals)], totals[max(totals)])
+        print(f"gain {gain:+.4f} ± {error:.4f} (mean and standard error over paired held-out samples)")
+    if len(answered := folder.evaluated_understanding()) > 1:
+        before, after = answered[min(answered)], answered[max(answered)]
+        print(
+            f"held-out questions: exact match {before['exact_match']:.1%} -> {after['exact_match']:.1%}, "
+            f"P(answer) {before['p_answer']:.3g} -> {after['p_answer']:.3g}, "
+            f"a token {before['p_token']:.3g} -> {after['p_token']:.3g}"
+        )
+    print(f"checkpoint {folder.final}  plot {folder.plot}  sample grids {folder.samples}")
+    if totals:
+        first, last = (totals[step].nanmean().item() for step in (min(totals), max(totals)))
+        print(f"held-out reward: {first:.4f} -> {last:.4f}", flush=True)

@@ -1,0 +1,316 @@
+"""The folder of a run: what is in it, and that it belongs to one run only.
+
+config.yaml          the resolved recipe
+data.json            what its prompts and questions were, to notice others when it is resumed
+metrics.jsonl        one object a log line or evaluation, by step
+details.jsonl        what rewards say about the samples of training, one object a sample; the main process's share
+samples/step-N.png   the same held-out prompts each time, reward under each image
+evaluations/         step-N.json: scores of all held-out samples, and under "understanding" the answers to all held-out
+                     questions; details-N.json: what rewards say about the samples
+metrics.png          reward, KL and entropy, and the share of right answers, over the steps
+checkpoint-N/        to resume from
+best/                with evaluate.early_stop: the exported checkpoint of the best evaluation
+best.json            the update that it is of
+final/               the exported checkpoint
+final.json           the update that it is of, and its files: the run is finished (rl/run/finished.py)
+
+What is read back is written whole or not at all, but for the two files of lines, whose last may be cut short.
+"""
+
+import dataclasses
+import difflib
+import json
+import logging
+import math
+import re
+import shutil
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rewards import RewardTable
+from rewards.contract.registry import from_current_folder
+from rl.checkpoint.folder_lock import LOCK, FolderLock
+from rl.checkpoint.folders import checkpoints
+from rl.config.sections import Recipe
+from rl.evaluation.evaluate import Evaluation
+from rl.evaluation.understanding import ANSWER_SCORES, Understanding
+from rl.run.data_state import HELD_OUT
+from rl.run.records import append_lines, json_ready, read_evaluation, read_lines, samples_of
+from uniar.errors import UserError
+from uniar.files import read_json, write_whole
+
+CONFIG = "config.yaml"
+_OF_A_STEP = re.compile(r"(?:step|details)-(\d+)")
+
+logger = logging.getLogger(__name__)
+
+
+class RunFolder:
+    """Paths and records of a run. Only the main process writes."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config = self.path / CONFIG
+        self.metrics = self.path / "metrics.jsonl"
+        self.details = self.path / "details.jsonl"
+        self.plot = self.path / "metrics.png"
+        self.samples = self.path / "samples"
+        self.evaluations = self.path / "evaluations"
+        self.best = self.path / "best"
+        self.best_step = self.path / "best.json"
+        self.final = self.path / "final"
+        self.finished = self.path / "final.json"
+        self.data = self.path / "data.json"
+
+    @classmethod
+    def claim(cls, recipe: Recipe, *, resume: bool = False, lock: FolderLock | None = None) -> "RunFolder":
+        """The run's folder, made if need be, with the resolved recipe in it.
+
+        A folder that holds a run already is taken only to resume it; what the recipe now says otherwise is printed and
+        becomes its config. Where the recipe leaves the name to us, a new run takes the first unused of NAME, NAME-2,
+        NAME-3, …, and a resumed one the last used. lock: takes the folder, so that no other run may.
+        """
+        folder = cls.chosen(recipe, resume=resume)
+        folder.take(lock)
+        folder.write_config(recipe)
+        return folder
+
+    @classmethod
+    def chosen(cls, recipe: Recipe, *, resume: bool = False) -> "RunFolder":
+        """Which folder the recipe means. Raises UserError for one that holds a run which is not to be resumed."""
+        path, following = Path(recipe.output_dir), Path(recipe.output_dir)
+        if recipe.names_its_folder_itself:
+            following = path
+        else:
+            number = 1
+            while (following / CONFIG).exists():
+                number += 1
+                path, following = following, Path(f"{recipe.output_dir}-{number}")
+        folder = cls(path if resume else following)
+        if folder.config.exists() and not resume:
+            raise UserError(
+                f"{folder.path} holds another run ({CONFIG} is there); "
+                "choose another output_dir, or resume that run with --resume."
+            )
+        return folder
+
+    @property
+    def was_begun(self) -> bool:
+        """Whether a run has ever taken this folder."""
+        return self.config.exists() or (self.path / LOCK).exists()
+
+    def take(self, lock: FolderLock | None = None) -> None:
+        """Makes the folder if need be, and keeps other runs out of it. Raises UserError where that cannot be."""
+        try:
+            for part in (self.samples, self.evaluations):
+                part.mkdir(parents=True, exist_ok=True)
+            if lock is not None:
+                lock.take(self.path)
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def write_config(self, recipe: Recipe) -> None:
+        """Writes the resolved recipe; says on the console what was another way before."""
+        resolved = self.resolved(recipe).to_yaml()
+        try:
+            if self.config.exists():
+                before = self.config.read_text(encoding="utf-8", errors="replace")
+                if before != resolved and resolved.startswith(before):
+                    logger.warning("%s was cut short; it is written anew.", self.config)
+                else:
+                    print_changes(before, resolved)
+            write_whole(self.config, resolved)
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def write_data(self, data: dict[str, dict[str, Any]]) -> None:
+        """Writes what the prompts and questions of the run are (rl/run/data_state.py)."""
+        try:
+            write_whole(self.data, json.dumps(data, indent=2) + "\n")
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def resolved(self, recipe: Recipe) -> Recipe:
+        """The recipe as the config of this folder has it."""
+        return dataclasses.replace(
+            recipe,
+            output_dir=str(self.path),
+            rewards=_from_current_folder(recipe, recipe.rewards),
+            eval_rewards=_from_current_folder(recipe, recipe.eval_rewards),
+        )
+
+    def _unwritable(self, error: OSError) -> UserError:
+        return UserError(f"output_dir {self.path} cannot be written: {error}.")
+
+    def release_if_unused(self) -> None:
+        """Lets another run have the folder when this one stopped before it had anything to keep."""
+        if self.path.is_dir() and not self.metrics.exists() and not checkpoints(self.path):
+            self.config.unlink(missing_ok=True)
+
+    def append(self, step: int, values: dict[str, Any]) -> None:
+        """One line of metrics.jsonl; a value that is no finite number becomes null, as JSON has no NaN."""
+        append_lines(self.metrics, {"step": step, **values})
+
+    def read(self) -> list[dict[str, Any]]:
+        """All lines of metrics.jsonl, in order; none before the first was written (see rl/run/records.py)."""
+        return read_lines(self.metrics)
+
+    def copy_records(self, checkpoint: Path) -> None:
+        """Puts the recipe, the metrics so far and what the data was into a checkpoint that is being written, so that it
+        says by itself what it is and a run can go on from it alone."""
+        for file in (self.config, self.metrics, self.data):
+            if file.exists():
+                shutil.copyfile(file, checkpoint / file.name)
+
+    def go_back_to(self, checkpoint: Path | None, step: int) -> None:
+        """Makes the records those of a run that has just saved `checkpoint` after update `step`, or with None of one
+        that has not begun.
+
+        Metrics come from the checkpoint: those are on the disk since it is, the run's own last lines may have been lost
+        with the machine.
+        """
+        if checkpoint is not None and (checkpoint / self.metrics.name).exists():
+            write_whole(self.metrics, (checkpoint / self.metrics.name).read_bytes())
+        self.forget_after(-1 if checkpoint is None else step)
+
+    def forget_after(self, step: int) -> None:
+        """Drops the lines, evaluations, pictures and the best model of later steps, which a resumed run makes again, or
+        not at all; and what is damaged or was never finished, with a warning."""
+        for file in (*self.path.glob(".*.partial"), *self.path.glob("*/.*.partial")):
+            file.unlink()
+        for file in (*self.evaluations.iterdir(), *self.samples.iterdir()):
+            number = _OF_A_STEP.fullmatch(file.stem)
+            if number is None or not file.is_file():
+                continue
+            later = int(number[1]) > step
+            if later or (file.match("evaluations/step-*.json") and read_evaluation(file) is None):
+                file.unlink()
+        self.finished.unlink(missing_ok=True)  # final/ is written again at the end
+        self._forget_best_after(step)
+        for file in (self.metrics, self.details):
+            self._keep_lines(file, lambda line: line["step"] <= step)
+
+    def _forget_best_after(self, step: int) -> None:
+        if not self.best_step.exists():
+            return
+        try:
+            if int(read_json(self.best_step)["step"]) <= step:
+                return
+            shutil.rmtree(self.best, ignore_errors=True)
+        except (ValueError, TypeError, KeyError, OverflowError):
+            logger.warning("%s does not say which update best/ is of; it is dropped, best/ stays.", self.best_step)
+        self.best_step.unlink()
+
+    def _keep_lines(self, file: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
+        if file.exists():
+            write_whole(file, "".join(json.dumps(line) + "\n" for line in read_lines(file) if keep(line)))
+
+    def note_best(self, step: int) -> None:
+        """Says which update the model in best/ is of."""
+        write_whole(self.best_step, json.dumps({"step": step}) + "\n")
+
+    def append_details(self, step: int, prompts: Sequence[str], table: RewardTable) -> None:
+        """Lines of details.jsonl for B samples: their scores, and what rewards say. None where no reward does."""
+        lines = []
+        for row, prompt in enumerate(prompts if table.details else ()):
+            scores = dict(zip(table.names, table.values[row].tolist(), strict=True))
+            said = {name: rows[row] for name, rows in table.details.items() if rows[row]}
+            lines.append({"step": step, "prompt": prompt, "scores": scores, "details": said})
+        if lines:
+            append_lines(self.details, *lines)
+
+    def save_evaluation(self, step: int, evaluation: Evaluation | None, understanding: Understanding | None) -> None:
+        """Totals and scores of all samples, in the order of the prompts: what a paired comparison needs; the answers in
+        the order of the questions. The two may come one after the other."""
+        file = self._evaluation(step)
+        found: dict[str, Any] = (read_evaluation(file) if file.exists() else None) or {}
+        found |= self._held_out()
+        if evaluation is not None:
+            columns = dict(zip(evaluation.names, evaluation.values.T.tolist(), strict=True))
+            found |= {"total": evaluation.totals.tolist(), **columns}
+            if evaluation.details:
+                details = json.dumps(json_ready(evaluation.details))
+                write_whole(self.evaluations / f"details-{step:06d}.json", details + "\n")
+        if understanding is not None:
+            found["understanding"] = understanding.columns()
+        write_whole(file, json.dumps(json_ready(found)) + "\n")
+
+    def evaluated_at(self, step: int) -> tuple[bool, bool]:
+        """Whether the held-out prompts have been drawn, and the held-out questions asked, after update `step`; not, if
+        they were others."""
+        file, lines = self._evaluation(step), [line for line in self.read() if line["step"] == step]
+        found = (read_evaluation(file) if file.exists() else None) or {}
+        said = {"total": "eval_reward", "understanding": "eval_understanding/exact_match"}
+        if found.get("held_out") != self._held_out().get("held_out"):
+            found = {}
+        drawn, asked = (part in found and any(key in line for line in lines) for part, key in said.items())
+        return drawn, asked
+
+    def _held_out(self) -> dict[str, Any]:
+        """What an evaluation's file says of what it was made on; nothing where the run's folder does not."""
+        if not self.data.is_file():
+            return {}
+        data = read_json(self.data, "record of a run's data")
+        return {"held_out": {part: data[key]["sha256"] for part, key in HELD_OUT.items()}}
+
+    def forget_evaluation_at(self, step: int) -> None:
+        """Drops the lines of an evaluation that is to be made again."""
+        self._keep_lines(
+            self.metrics, lambda line: line["step"] != step or not any(key.startswith("eval_") for key in line)
+        )
+
+    def _evaluation(self, step: int) -> Path:
+        return self.evaluations / f"step-{step:06d}.json"
+
+    def evaluated_totals(self) -> dict[int, Tensor]:
+        """Step → (N,) totals of its evaluation."""
+        found = {}
+        for step, evaluation in self.evaluated("total"):
+            values = [math.nan if total is None else total for total in evaluation]
+            found[step] = torch.tensor(values, dtype=torch.float64)
+        return found
+
+    def evaluated_understanding(self) -> dict[int, dict[str, float]]:
+        """Step → means of the held-out questions: exact_match, p_answer, p_token."""
+        return {
+            step: {name: statistics.fmean(columns[name]) for name in ANSWER_SCORES}
+            for step, columns in self.evaluated("understanding")
+        }
+
+    def evaluated(self, key: str, *, whole: bool = False) -> Iterator[tuple[int, Any]]:
+        """Step by step what evaluations have under `key`, total or understanding, or with `whole` all of those that
+        have it; of the evaluations on the same held-out data as the last one, so that they can be compared."""
+        found = {}
+        for file in sorted(self.evaluations.glob("step-*.json")):
+            number, evaluation = _OF_A_STEP.fullmatch(file.stem), read_evaluation(file)
+            if number is not None and evaluation is not None and key in evaluation:
+                found[int(number[1])] = evaluation
+        measured_on = {
+            step: (evaluation.get("held_out", {}).get(key), samples_of(evaluation, key))
+            for step, evaluation in found.items()
+        }
+        for step, evaluation in sorted(found.items()):
+            if measured_on[step] == measured_on[max(found)]:
+                yield step, evaluation if whole else evaluation[key]
+
+
+def _from_current_folder(recipe: Recipe, entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Reward entries for the config of a run, which stands in another folder than the recipe."""
+    folder = Path(recipe.source).parent
+    return [{**entry, "use": from_current_folder(entry["use"], folder)} for entry in entries]
+
+
+def print_changes(before: str, after: str) -> None:
+    """Says on the console which lines of a run's config a resumed run changes."""
+    changes = [
+        line
+        for line in difflib.unified_diff(before.splitlines(), after.splitlines(), n=0, lineterm="")
+        if line[:1] in "+-" and line[:3] not in ("+++", "---")
+    ]
+    if changes:
+        print("resumed with another recipe:", *changes, sep="\n  ", flush=True)

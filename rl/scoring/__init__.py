@@ -1,0 +1,1 @@
+"""Bits to images and scores: in this process or in one that does nothing else."""

@@ -1,0 +1,257 @@
+"""Drawn bits → images and scores: in this process, or in one that does nothing else (`decode.processes`)."""
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from rewards import RewardSuite, RewardTable
+from rl.data.prompts import PromptRecord
+from rl.policy.rollout import DrawSettings, Sample
+from rl.scoring.decoder_messages import receive, send
+from rl.scoring.groups import comparing
+from rl.scoring.pipeline import compare_samples, decode_and_score
+from uniar.errors import RunError
+
+if TYPE_CHECKING:
+    from uniar.modeling_decoder import UniARVisualDecoder
+
+CONNECT_SECONDS = 60.0
+"""in which a decoding process opens its socket, which it does before it loads anything"""
+
+Scores = Callable[[], tuple[list[Image.Image | None], RewardTable]]
+"""Waits for B images, None for those that were not to be kept, and their scores."""
+
+Phase = Callable[[str], AbstractContextManager]
+
+Answer = tuple[dict[str, Any], dict[str, Tensor]]
+
+
+class Scorer(Protocol):
+    """Decodes and scores samples with the rewards of one list of the recipe."""
+
+    rewards: RewardSuite
+
+    def begin(
+        self,
+        bits: Tensor,
+        samples: Sequence[Sample],
+        *,
+        policy: AbstractContextManager[nn.Module],
+        step: int = 0,
+        keep: Collection[int] = (),
+        apart: Collection[int] = (),
+        phase: Phase = lambda name: nullcontext(),
+    ) -> Scores:
+        """Begins with bits (B, T, L, S, K).
+
+        policy: for rewards that look at the model. keep: the samples, by place, whose images are wanted. apart: those
+        whose group is not whole here: rewards that compare samples leave them out, and their images are wanted too.
+        phase: a context for the time that is spent on it in this process.
+        """
+
+    @property
+    def comparing(self) -> list[str]:
+        """The rewards that compare the samples of a group."""
+
+    def compare(
+        self,
+        bits: Sequence[Tensor],
+        samples: Sequence[Sample],
+        images: Sequence[Image.Image],
+        *,
+        policy: AbstractContextManager[nn.Module],
+    ) -> RewardTable | None:
+        """The scores of these rewards for samples in whole groups; None for no samples. Where the policy is sharded,
+        all ranks call it."""
+
+
+@dataclass(frozen=True)
+class ScoredList:
+    """What samples of one list of the recipe's, rewards or eval_rewards, are scored with."""
+
+    rewards: RewardSuite
+    settings: DrawSettings
+    records: Sequence[PromptRecord] = ()
+    """all prompts that they may be of; for those who are told numbers"""
+
+
+class LocalScorer:
+    """In this process, when the scores are asked for."""
+
+    def __init__(self, decoder: "UniARVisualDecoder", scored: ScoredList, processor: Any) -> None:
+        self.decoder, self.rewards, self.settings, self.processor = decoder, scored.rewards, scored.settings, processor
+
+    def begin(
+        self,
+        bits: Tensor,
+        samples: Sequence[Sample],
+        *,
+        policy: AbstractContextManager[nn.Module],
+        step: int = 0,
+        keep: Collection[int] = (),
+        apart: Collection[int] = (),
+        phase: Phase = lambda name: nullcontext(),
+    ) -> Scores:
+        return partial(
+            decode_and_score,
+            self.decoder,
+            bits,
+            samples,
+            self.settings,
+            self.rewards,
+            policy,
+            self.processor,
+            step=step,
+            apart=apart,
+            phase=phase,
+        )
+
+    @property
+    def comparing(self) -> list[str]:
+        return comparing(self.rewards)
+
+    def compare(
+        self,
+        bits: Sequence[Tensor],
+        samples: Sequence[Sample],
+        images: Sequence[Image.Image],
+        *,
+        policy: AbstractContextManager[nn.Module],
+    ) -> RewardTable | None:
+        with self.rewards.on_device(), self.rewards.bound(policy, self.processor):
+            return compare_samples(self.rewards, bits, samples, images)
+
+
+class DecoderConnection:
+    """To the decoding process that serves this one."""
+
+    def __init__(self, path: Path) -> None:
+        self._socket, self._turn = socket.socket(socket.AF_UNIX), threading.Lock()
+        deadline = time.monotonic() + CONNECT_SECONDS
+        while True:
+            try:
+                self._socket.connect(os.fspath(path))
+                return
+            except (FileNotFoundError, ConnectionRefusedError):
+                if time.monotonic() > deadline:
+                    raise RunError(f"no decoding process has opened {path} in {CONNECT_SECONDS:g} s.") from None
+                time.sleep(0.1)
+
+    def ask(self, notes: dict[str, Any], **tensors: Tensor) -> "Future[Answer]":
+        """Sends a question; the answer's notes and tensors, once they are there. Raises, when they are asked for,
+        RunError if the decoding process has ended.
+
+        A thread of its own sends and reads: neither side ever waits for this process to finish what it is at, which may
+        need the other training processes, and those the decoding process.
+        """
+        answer: Future[Answer] = Future()
+
+        def exchange() -> None:
+            try:
+                with self._turn, _told():
+                    send(self._socket, notes, **tensors)
+                    answer.set_result(receive(self._socket))
+            except BaseException as error:
+                answer.set_exception(error)
+
+        # As a daemon it does not keep a process alive that an error ends.
+        threading.Thread(target=exchange, name="scores", daemon=True).start()
+        return answer
+
+    def close(self) -> None:
+        """Says that nothing more will be asked. Raises RunError when the decoding process has ended."""
+        with self._turn, _told():
+            send(self._socket, {"list": None})
+        self._socket.close()
+
+
+class RemoteScorer:
+    """In a decoding process, while this one goes on until it asks for the scores."""
+
+    def __init__(self, connection: DecoderConnection, key: str, scored: ScoredList) -> None:
+        """key: what the other process calls the same list."""
+        self.connection, self.key, self.rewards = connection, key, scored.rewards
+        self._numbers = {record.id: number for number, record in enumerate(scored.records)}
+        self._comparing: list[str] | None = None
+
+    def begin(
+        self,
+        bits: Tensor,
+        samples: Sequence[Sample],
+        *,
+        policy: AbstractContextManager[nn.Module],
+        step: int = 0,
+        keep: Collection[int] = (),
+        apart: Collection[int] = (),
+        phase: Phase = lambda name: nullcontext(),
+    ) -> Scores:
+        keep = sorted({*keep, *apart})
+        notes = {"list": self.key, "step": step, "bits": bits.shape[-1], "keep": keep, "apart": sorted(apart)}
+        answer = self.connection.ask(notes, places=self._places(samples), packed=_packed(bits))
+        return partial(self._finish, answer, list(samples), phase)
+
+    def _finish(
+        self, answer: "Future[Answer]", samples: Sequence[Sample], phase: Phase
+    ) -> tuple[list[Image.Image | None], RewardTable]:
+        with phase("decode"):
+            notes, tensors = answer.result()
+        images: list[Image.Image | None] = [None] * len(samples)
+        for place in notes["kept"]:
+            images[place] = Image.fromarray(tensors[f"image {place}"].numpy())
+        return images, self._table(samples, notes, tensors)
+
+    def _places(self, samples: Sequence[Sample]) -> Tensor:
+        return torch.tensor([[self._numbers[sample.record.id], sample.index] for sample in samples])
+
+    def _table(self, samples: Sequence[Sample], notes: dict[str, Any], tensors: dict[str, Tensor]) -> RewardTable:
+        weights = self.rewards.weights_for([sample.record.task for sample in samples])
+        values, failed = tensors["values"], tensors["failed"].bool()
+        return RewardTable(self.rewards.names, values, weights, failed, notes["seconds"], notes["details"])
+
+    @property
+    def comparing(self) -> list[str]:
+        if self._comparing is None:  # asked, because a served reward knows it only once it is loaded
+            self._comparing = self.connection.ask({"list": self.key, "comparing": True}).result()[0]["comparing"]
+        return self._comparing
+
+    def compare(
+        self,
+        bits: Sequence[Tensor],
+        samples: Sequence[Sample],
+        images: Sequence[Image.Image],
+        *,
+        policy: AbstractContextManager[nn.Module],
+    ) -> RewardTable | None:
+        if not samples:
+            return None
+        notes = {"list": self.key, "bits": bits[0].shape[-1], "images": len(images)}
+        pictures = {f"image {n}": torch.from_numpy(np.array(image)) for n, image in enumerate(images)}
+        packed = _packed(torch.stack(list(bits)))
+        answer = self.connection.ask(notes, places=self._places(samples), packed=packed, **pictures)
+        return self._table(samples, *answer.result())
+
+
+def _packed(bits: Tensor) -> Tensor:
+    return torch.from_numpy(np.packbits(bits.cpu().numpy(), axis=-1))
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """A closed connection becomes the sentence that says what has happened."""
+    try:
+        yield
+    except ConnectionError as error:
+        raise RunError("the decoding process of this one has ended; what went wrong is said above.") from error

@@ -1,0 +1,191 @@
+"""From the sections of a recipe to the objects that a run, or an evaluation, is made of."""
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rewards import RewardSuite
+from rl.config.checks import samples_per_process
+from rl.config.recipe import blamed_on
+from rl.config.sections import Recipe
+from rl.data.prompts import PromptRecord, check_drawable, load_prompts
+from rl.data.questions import QuestionRecord, load_questions
+from rl.evaluation.evaluate import Evaluator, require_free_names, samples_at_once
+from rl.evaluation.understanding import Examiner
+from rl.policy.loading import DTYPES
+from rl.policy.rollout import DrawSettings
+from rl.policy.text_kl import TextKL
+from rl.scoring.scorer import Scorer
+from uniar.configuration_uniar import UniARConfig
+from uniar.decoder_sizes import DecoderSizes
+from uniar.errors import UserError
+from uniar.modeling_decoder import UniARVisualDecoder
+from uniar.processing import check_size
+from uniar.prompt_files import Keys
+from uniar.prompt_text import check_text, reserved_tokens
+
+
+def held_out_prompts(recipe: Recipe) -> list[PromptRecord]:
+    """The prompts of `evaluate`; none where it names none."""
+    if recipe.evaluate.prompts is None:
+        return []
+    return _load(recipe, "evaluate.prompts", recipe.evaluate.prompts)[: recipe.evaluate.limit]
+
+
+def training_prompts(recipe: Recipe) -> list[PromptRecord]:
+    """The prompts of `data`."""
+    return _load(recipe, "data.prompts", recipe.data.prompts)
+
+
+def _load(recipe: Recipe, key: str, source: str) -> list[PromptRecord]:
+    data = recipe.data
+    with blamed_on(recipe, key):
+        return load_prompts(source, data.image_root, recipe.data_seed, Keys(data.prompt_key, data.image_key))
+
+
+def check_prompts(
+    recipe: Recipe,
+    processor: Any,
+    records: Sequence[PromptRecord],
+    held_out: Sequence[PromptRecord],
+    questions: Sequence[QuestionRecord],
+) -> None:
+    """What the checkpoint's processor and the sizes of batches have to say of the prompts and questions. Raises
+    UserError naming file and line."""
+    tokens, held = reserved_tokens(processor), recipe.evaluate
+    at_once = samples_at_once(held.samples_per_prompt, recipe.decode.batch_size)
+    check_drawable(records, tokens, "data.prompts", samples_per_process(recipe), recipe.rollout.samples_per_prompt)
+    check_drawable(held_out, tokens, "evaluate.prompts", at_once, held.samples_per_prompt)
+    for question in questions:
+        check_text(question.question, f"{question.where}: 'question'", tokens)
+        check_text(question.answer, f"{question.where}: 'answer'", tokens)
+
+
+def held_out_questions(recipe: Recipe) -> list[QuestionRecord]:
+    """The questions of `understanding`; none where it names none."""
+    asked = recipe.understanding
+    with blamed_on(recipe, "understanding.questions"):
+        return [] if asked.questions is None else load_questions(asked.questions, asked.image_root, asked.limit)
+
+
+def text_kl_questions(recipe: Recipe) -> list[QuestionRecord]:
+    """The questions of the text-KL term; none without one."""
+    asked = recipe.understanding
+    with blamed_on(recipe, "understanding.kl_questions"):
+        return load_questions(asked.kl_questions, asked.image_root) if asked.kl_beta else []
+
+
+def build_examiner(recipe: Recipe, questions: Sequence[QuestionRecord], processor: Any) -> Examiner | None:
+    """None where there are no held-out questions."""
+    asked = recipe.understanding
+    if not questions:
+        return None
+    return Examiner(questions, processor, batch_size=asked.batch_size, max_new_tokens=asked.max_new_tokens)
+
+
+def build_text_kl(
+    recipe: Recipe, questions: Sequence[QuestionRecord], processor: Any, config: UniARConfig
+) -> TextKL | None:
+    """None where the recipe has no text-KL term."""
+    asked = recipe.understanding
+    if not questions:
+        return None
+    return TextKL(
+        questions,
+        processor,
+        config,
+        beta=asked.kl_beta,
+        questions_per_update=asked.kl_questions_per_update,
+        seed=recipe.seed,
+    )
+
+
+def build_rewards(recipe: Recipe, key: str, records: Sequence[PromptRecord]) -> RewardSuite:
+    """The rewards under `key`; plug-in files are named relative to the recipe."""
+    with blamed_on(recipe, key):
+        suite = RewardSuite.from_recipe(getattr(recipe, key), key=key, folder=Path(recipe.source).parent)
+        _check_records(suite, records)
+    return suite
+
+
+def _check_records(suite: RewardSuite, records: Sequence[PromptRecord]) -> None:
+    suite.check_tasks(record.task for record in records if record.task is not None)
+    suite.check_columns([record.task for record in records], [record.metadata for record in records])
+    suite.check_samples((record.where, record.prompt, record.task, record.metadata) for record in records)
+
+
+def build_eval_rewards(
+    recipe: Recipe, held_out: Sequence[PromptRecord], rewards: RewardSuite | None = None
+) -> RewardSuite:
+    """The rewards of evaluations: `eval_rewards`, or where that is empty `rewards`, which may be built already."""
+    if recipe.eval_rewards:
+        return require_free_names(build_rewards(recipe, "eval_rewards", held_out))
+    suite = rewards or RewardSuite.from_recipe(recipe.rewards, folder=Path(recipe.source).parent)
+    if held_out:
+        try:
+            _check_records(suite, held_out)
+        except UserError as error:
+            raise UserError(
+                f"evaluate.prompts {recipe.evaluate.prompts}, scored with `rewards` as eval_rewards is empty: {error}"
+            ) from error
+        require_free_names(suite)
+    return suite
+
+
+def held_out_otherwise(recipe: Recipe) -> str | None:
+    """In what the held-out score is set otherwise than the training one, so that the two are not to be compared; None
+    where they are alike."""
+    trained, held_out = DrawSettings.for_training(recipe), DrawSettings.for_evaluation(recipe)
+    differences = ["other rewards"] if recipe.eval_rewards and recipe.eval_rewards != recipe.rewards else []
+    for name, label in (
+        ("temperature", "temperature"),
+        ("guidance_scale", "guidance"),
+        ("num_inference_steps", "decoding steps"),
+    ):
+        if getattr(trained, name) != getattr(held_out, name):
+            differences.append(f"{label} {getattr(held_out, name) or 'off'}")
+    return ", ".join(differences) or None
+
+
+def load_decoder(recipe: Recipe, source: Path, device: torch.device | str) -> UniARVisualDecoder:
+    where = device if recipe.decode.device == "gpu" else "cpu"
+    return UniARVisualDecoder.from_pretrained(
+        source, device=where, torch_dtype=DTYPES[recipe.decode.dtype or recipe.model.dtype]
+    )
+
+
+def check_model(recipe: Recipe, source: Path) -> None:
+    """Raises UserError for a size that the checkpoint in `source` cannot draw, or its decoder not at this ratio, and
+    for an attention that is not installed. Loads configs alone."""
+    rollout, ratio, sizes = recipe.rollout, recipe.decode.upsampling_ratio, DecoderSizes.of_checkpoint(source)
+    for side in ("height", "width"):
+        with blamed_on(recipe, f"rollout.{side}"):
+            unit = sizes.pixels_per_token
+            check_size(**{"height": unit, "width": unit, side: getattr(rollout, side)}, pixels_per_token=unit)
+    larger = "rollout.height" if rollout.height >= rollout.width else "rollout.width"
+    with blamed_on(recipe, larger if ratio == 1 else "decode.upsampling_ratio"):
+        sizes.output(rollout.height, rollout.width, ratio)
+    if recipe.model.attention == "flash_attention_2" and find_spec("flash_attn") is None:
+        raise UserError(
+            f"{recipe.where('model.attention')}: model.attention is flash_attention_2, and flash-attn is "
+            "not installed; install it with `pip install 'uniar-rl[flash]'`, or use sdpa."
+        )
+
+
+def build_evaluator(
+    recipe: Recipe, records: Sequence[PromptRecord], processor: Any, scorer: Scorer
+) -> Evaluator | None:
+    """None where the recipe names no held-out prompts."""
+    if not records:
+        return None
+    return Evaluator(
+        records,
+        processor,
+        scorer,
+        DrawSettings.for_evaluation(recipe),
+        samples_per_prompt=recipe.evaluate.samples_per_prompt,
+        grid_prompts=recipe.evaluate.grid_prompts,
+    )

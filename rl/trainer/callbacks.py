@@ -1,0 +1,207 @@
+"""What happens beside the updates: held-out evaluation, metrics, plots, sample grids, the console."""
+
+from collections.abc import Callable, Iterator
+from copy import copy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from accelerate.utils import broadcast_object_list
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import TensorBoardCallback
+
+from rl.checkpoint.folder_lock import FolderLock
+from rl.config.grpo_config import RunConfig, flat
+from rl.evaluation.evaluate import Evaluator
+from rl.evaluation.understanding import Examiner
+from rl.run.folder import RunFolder
+from rl.run.pictures import plot_metrics, sample_grid
+from rl.trainer.stopping import Stopper
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+    from rl.trainer.trainer import UniARTrainer
+
+PLOT_EVERY = 20
+"""Updates between two refreshes of the plot; an evaluation refreshes it too."""
+
+
+class RunCallback(TrainerCallback):
+    """Keeps the run folder: metrics.jsonl, metrics.png, samples/, best/, and a line on the console for each log.
+
+    `export` writes the policy as it is to a folder; every rank calls it.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        evaluator: Evaluator | None,
+        stopper: Stopper,
+        lock: FolderLock,
+        export: Callable[[Path], None],
+        *,
+        every: int | None,
+        at_start: bool,
+        at_end: bool,
+        examiner: Examiner | None = None,
+        examine_every: int | None = None,
+        held_out_as: str | None = None,
+    ) -> None:
+        """lock: has taken the folder, in the main process. export: writes the model to a folder. evaluator, examiner:
+        None where nothing is held out to draw, or to ask. every, examine_every: updates between two evaluations of
+        either. held_out_as: see `plot_metrics`."""
+        self.folder, self.evaluator, self.stopper = folder, evaluator, stopper
+        self.lock, self.export = lock, export
+        self.every, self.at_start, self.at_end = every, at_start, at_end
+        self.examiner, self.examine_every = examiner, examine_every
+        self.held_out_as = held_out_as
+        self.trainer: UniARTrainer | None = None
+        self._drawn_step: int | None = None
+        self._asked_step: int | None = None
+
+    def attach(self, trainer: "UniARTrainer") -> None:
+        """Called once, when the trainer exists."""
+        self.trainer = trainer
+
+    def on_train_begin(self, args: RunConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        done: list[bool] = [False, False]
+        if state.is_world_process_zero:
+            self.folder.go_back_to(self.trainer.resumed_from, state.global_step)
+            done = list(self.folder.evaluated_at(state.global_step))
+            self._report_settings(args)
+        drawn, asked = broadcast_object_list(done)
+        self._drawn_step, self._asked_step = (state.global_step if it else None for it in (drawn, asked))
+        if self.at_start and state.global_step == 0:
+            self._evaluate(args, state, control)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.lock.require_there()
+        draw, ask = (every and state.global_step % every == 0 for every in (self.every, self.examine_every))
+        if draw or ask:
+            self._evaluate(args, state, control, draw=bool(draw), ask=bool(ask))
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.at_end and not self.stopper.stopped:
+            step = state.global_step
+            if state.is_world_process_zero and step not in (self._drawn_step, self._asked_step):
+                self.folder.forget_evaluation_at(step)
+            self._evaluate(args, state, control, draw=self._drawn_step != step, ask=self._asked_step != step)
+        if state.is_world_process_zero:
+            plot_metrics(self.folder.read(), self.folder.plot, self.held_out_as)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not state.is_world_process_zero or not logs or "train_runtime" in logs:
+            return  # the last: transformers' means over what this process has trained, which may be a part of the run
+        self.folder.append(state.global_step, logs)
+        if self.trainer.last_scored is not None:
+            samples, table = self.trainer.last_scored
+            self.folder.append_details(state.global_step, [sample.record.prompt for sample in samples], table)
+            self.trainer.last_scored = None
+        if line := _console_line(state, logs):
+            print(line, flush=True)
+        if state.global_step % PLOT_EVERY == 0 or any(name.startswith("eval_") for name in logs):
+            plot_metrics(self.folder.read(), self.folder.plot, self.held_out_as)
+
+    def _evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        draw: bool = True,
+        ask: bool = True,
+    ) -> None:
+        """Has the policy draw the held-out prompts and answer the held-out questions, as far as there are any."""
+        step, evaluation, understanding = state.global_step, None, None
+        draw, ask = draw and self.evaluator is not None, ask and self.examiner is not None
+        if not draw and not ask:
+            return
+        with self.trainer.evaluated_weights():
+            with self.trainer.policy() as policy:
+                if draw:
+                    evaluation, self._drawn_step = self.evaluator.run(policy, self.trainer.accelerator), step
+                if ask:
+                    understanding, self._asked_step = self.examiner.run(policy, self.trainer.accelerator), step
+            if state.is_world_process_zero:
+                self.folder.save_evaluation(step, evaluation, understanding)
+            early_stop = self.trainer.features.early_stop
+            # The starting model is there already.
+            if (
+                evaluation is not None
+                and early_stop is not None
+                and early_stop.evaluated(step, evaluation.metrics(), control)
+                and step
+            ):
+                self.export(self.folder.best)
+                if state.is_world_process_zero:
+                    self.folder.note_best(step)
+        if early_stop is not None and early_stop.stopped is not None and args.save_strategy != "no":
+            control.should_save = True  # the run's last checkpoint
+        found = [part for part in (evaluation, understanding) if part is not None]
+        # Straight to the callbacks: the trainer's own `log` would close the training metrics under way. The handler
+        # takes the log for the one that is due, so it gets a copy of the flags.
+        metrics = {name: value for part in found for name, value in part.metrics().items()}
+        self.trainer.callback_handler.on_log(args, state, copy(control), metrics)
+        if not state.is_world_process_zero:
+            return
+        if evaluation is not None and evaluation.shown:
+            path = self.folder.samples / f"step-{step:06d}.png"
+            tiles = [(image, record.prompt, total) for record, image, total in evaluation.shown]
+            sample_grid(tiles, path, notes=evaluation.notes)
+            self._report_picture(path, step)
+
+    def _report_settings(self, args: RunConfig) -> None:
+        """To TensorBoard's table of runs; other reporters ask `args` for them."""
+        for writer in self._tensorboards():
+            writer.add_hparams(flat(args.to_dict()), {}, run_name=".")  # into the run's own folder
+
+    def _tensorboards(self) -> Iterator["SummaryWriter"]:
+        for callback in self.trainer.callback_handler.callbacks:
+            if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:
+                yield callback.tb_writer
+
+    def _report_picture(self, path: Any, step: int) -> None:
+        """To TensorBoard and W&B, where the run reports to them."""
+        import numpy as np
+        from PIL import Image
+
+        with Image.open(path, formats=("PNG",)) as image:
+            pixels = np.asarray(image.convert("RGB"))
+        for writer in self._tensorboards():
+            writer.add_image("samples", pixels, step, dataformats="HWC")
+        if "wandb" in (self.trainer.args.report_to or []):
+            import wandb
+
+            if wandb.run is not None:
+                wandb.log({"samples": wandb.Image(pixels)})
+
+
+def _console_line(state: TrainerState, logs: dict[str, float]) -> str:
+    """One line a log: progress, reward, KL, entropy and the seconds of each phase; "" for what needs no line."""
+    head = f"[{state.global_step}/{max(state.max_steps, state.global_step)}]"  # max_steps may have been lowered
+    held_out = []
+    if "eval_reward" in logs:
+        held_out.append(f"held-out reward {logs['eval_reward']:.4f} ± {logs['eval_reward_se']:.4f}")
+    if "eval_understanding/exact_match" in logs:
+        exact, p_answer, p_token = (logs[f"eval_understanding/{key}"] for key in ("exact_match", "p_answer", "p_token"))
+        held_out.append(f"questions: {exact:.1%} exact, P(answer) {p_answer:.3g}, a token {p_token:.3g}")
+    if held_out:
+        return "  ".join([head, *held_out])
+    if "reward" not in logs:
+        return ""
+    parts = [f"{head} reward {logs['reward']:.4f}"]
+    shown = {"kl": "kl", "understanding/kl": "text kl", "grad_norm": "grad_norm"}
+    parts += [f"{name} {logs[key]:.2e}" for key, name in shown.items() if logs.get(key) is not None]
+    if logs.get("entropy") is not None:
+        parts.append(f"entropy {logs['entropy']:.4f}")
+    seconds = [f"{key.split('/')[1]} {value:.1f}s" for key, value in logs.items() if key.startswith("seconds/")]
+    return "  ".join([*parts, "| " + " ".join(seconds)])

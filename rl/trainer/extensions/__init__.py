@@ -1,0 +1,1 @@
+"""What a recipe may ask of training besides, a file each."""

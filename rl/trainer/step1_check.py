@@ -1,0 +1,75 @@
+"""Is the policy that an update replays the one that drew? Checked at a run's first update (docs/algorithms.md)."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from rl.algorithm.bernoulli import entropy, log_prob
+from rl.algorithm.metrics import Kind
+from rl.config.sections import Recipe
+from uniar.errors import RunError
+
+STEP1_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05}
+"""default of algorithm.step1_tolerance, by what the update computes in"""
+CERTAIN = 1e-7
+"""nats per bit, added to an entropy that is divided by: a policy that is certain of every bit has none"""
+
+PARTS: dict[str, Kind] = dict.fromkeys(("difference", "drawn_entropy", "replayed_size", "drawn_size"), "mean")
+"""what `parts` measures; `compared` makes metrics of it"""
+
+
+class RolloutMismatch(RunError):
+    """The replayed policy is not the one that drew: every importance ratio would be wrong from the first step on."""
+
+
+def parts(gap: Tensor, drawn_with: Tensor) -> dict[str, Tensor]:
+    """`PARTS` of the gaps of a replay and of its rollout (same shape): means over the bits, which add up over batches.
+
+    The difference is E |Δ log π(b)| in nats, over the policy that drew and exact as everything about a bit is: which
+    bits came up counts for nothing. Sizes are squared gaps. Bits weigh by how uncertain they are, half-way between
+    replay and rollout, so that rounding, which moves either as much, makes neither of them larger.
+    """
+    one, zero = (
+        (log_prob(bits, gap) - log_prob(bits, drawn_with)).abs()
+        for bits in (torch.ones_like(gap), torch.zeros_like(gap))
+    )
+    between = (gap + drawn_with) / 2
+    weight = torch.sigmoid(between) * torch.sigmoid(-between)
+    return {
+        "difference": (torch.sigmoid(drawn_with) * one + torch.sigmoid(-drawn_with) * zero).mean(),
+        "drawn_entropy": entropy(drawn_with).mean(),
+        "replayed_size": (weight * gap.square()).mean(),
+        "drawn_size": (weight * drawn_with.square()).mean(),
+    }
+
+
+def compared(parts: Mapping[str, float]) -> dict[str, float]:
+    """Metrics of the `PARTS` of an update: the difference, its share of the entropy, how much larger replayed gaps are
+    than drawn ones."""
+    return {
+        "rollout/logp_difference": parts["difference"],
+        "rollout/logp_difference_share": parts["difference"] / (parts["drawn_entropy"] + CERTAIN),
+        "rollout/gap_scale": math.sqrt((parts["replayed_size"] + CERTAIN) / (parts["drawn_size"] + CERTAIN)),
+    }
+
+
+def mismatch_of(metrics: Mapping[str, float], recipe: Recipe, precision: torch.dtype) -> RolloutMismatch | None:
+    """What is wrong where the metrics of `compared` are past the tolerance t; None within it.
+
+    precision: what the update computes in. Rounding moves a gap by a share of its size, and so log π by about that
+    share of the entropy, however certain the policy is: at most t is allowed, times √(s² + (s - 1)²)/T, by which
+    guidance and temperature magnify it. Rounding has no direction, so the scale of gaps is to be within t of 1.
+    """
+    drawn, tolerance = recipe.rollout, recipe.algorithm.step1_tolerance or STEP1_TOLERANCE[precision]
+    scale = drawn.guidance_scale if drawn.guidance in ("guided", "guided_detach") else 1.0
+    allowed = tolerance * math.hypot(scale, scale - 1) / drawn.temperature
+    share, size = metrics["rollout/logp_difference_share"], metrics["rollout/gap_scale"]
+    if share <= allowed and abs(size - 1) <= tolerance:
+        return None
+    return RolloutMismatch(
+        f"the replayed policy differs from the one that drew: mean |Δ log π| per bit is {share:.2g} of the entropy "
+        f"(allowed: {allowed:.2g}), and its logit gaps are {size:.4g} times as large (allowed: 1 ± {tolerance:.2g}; "
+        "algorithm.step1_tolerance); training would follow wrong importance ratios"
+    )

@@ -1,0 +1,177 @@
+"""Watches a run for what goes wrong, and warns, skips the update, or stops, as the recipe says."""
+
+import logging
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import TrainerControl, TrainerState, TrainingArguments
+
+from rl.checkpoint.keeper import Keeper
+from rl.config.sections import WatchAction, WatchSection
+from uniar.errors import RunError, UserError
+
+logger = logging.getLogger(__name__)
+
+
+class Watch(Keeper):
+    """Sees every rollout's rewards, every micro-batch's loss, every update's metrics and gradients: before the update
+    is made.
+
+    What is judged is the same on all ranks: metrics of all of them, gradients that they share. DeepSpeed makes no
+    update with a gradient that is not finite by itself, and is told by one to skip others.
+    """
+
+    name = "watch"
+
+    def __init__(self, section: WatchSection) -> None:
+        self.section = section
+        self._batches: list[dict[str, Any]] = []  # of the update under way
+        self._losses: list[Tensor] = []  # of those, on this rank
+        self._skip = self._reported = False
+        self._kept: set[str] = set()  # settings that were passed; of each, the first batch is in bad_batches/
+        self._without_variance = self._skipped_in_a_row = self._updates_made = self._updates_skipped = 0
+        self._variance, self._fresh = False, True
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "without_variance": self._without_variance,
+            "skipped_in_a_row": self._skipped_in_a_row,
+            "updates_made": self._updates_made,
+            "updates_skipped": self._updates_skipped,
+            "kept": sorted(self._kept),
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self._without_variance, self._skipped_in_a_row = state["without_variance"], state["skipped_in_a_row"]
+        self._updates_made, self._updates_skipped = state["updates_made"], state["updates_skipped"]
+        self._kept = set(state["kept"])
+
+    def rollout(self, without_variance: float) -> None:
+        """Called with each rollout's share of groups whose rewards do not differ."""
+        self._variance = without_variance < 1 or (self._variance and not self._fresh)
+        self._fresh = False
+
+    def micro_batch(self, loss: Tensor, batch: dict[str, Any]) -> None:
+        """Called with each micro-batch and its loss on this rank."""
+        self._batches.append(batch)
+        self._losses.append(loss)
+
+    def update(self, loss: Tensor, metrics: Mapping[str, float], mismatch: RunError | None) -> Tensor:
+        """Called before the last backward pass of an update, with the last loss, and the metrics of all micro-batches
+        and ranks. mismatch: the replayed policy is not the one that drew. Returns the loss to go on with."""
+        if not math.isfinite(metrics["loss"]):
+            bad = [batch for batch, own in zip(self._batches, self._losses, strict=True) if not torch.isfinite(own)]
+            self._not_finite(f"the loss is {metrics['loss']}", bad)
+        elif mismatch is not None:
+            self._act("step1", self.section.step1, mismatch, self._batches)
+        self._without_variance = 0 if self._variance else self._without_variance + 1
+        for name, sentence in self._exceeded(metrics):
+            self._act(name, self.section.action, RunError(f"update {self._number}: {sentence}"), self._batches)
+        return loss * math.nan if self._skip and self.trainer.is_deepspeed_enabled else loss
+
+    def require_updates(self) -> None:
+        """Raises RunError where updates were skipped and none was made: there is no trained model."""
+        if self._updates_skipped and not self._updates_made:
+            raise RunError(
+                f"all {self._updates_skipped} updates were skipped, so nothing was learnt and no model is exported."
+            )
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Counts on from where a resumed run was. Raises UserError where the engine cannot skip an update."""
+        if self.trainer.is_deepspeed_enabled and not hasattr(self.trainer.model_wrapped.optimizer, "overflow"):
+            for name in ("nonfinite", "step1", "action"):
+                if getattr(self.section, name) == "skip":
+                    raise UserError(
+                        f"watch.{name} is skip, which DeepSpeed without ZeRO cannot do; choose stop or warn."
+                    )
+        super().on_train_begin(args, state, control, **kwargs)
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        deepspeed = self.trainer.is_deepspeed_enabled
+        if deepspeed:  # which has made its step, or skipped it, by now
+            finite = self._skip or not getattr(self.trainer.model_wrapped.optimizer, "overflow", False)
+        else:
+            gradients = [p.grad for p in self.trainer.model.parameters() if p.grad is not None]
+            finite = not gradients or bool(torch.stack([gradient.isfinite().all() for gradient in gradients]).all())
+        if not finite and not self._reported:
+            self._not_finite("a gradient is not finite", self._batches)
+        skipped = self._skip or (deepspeed and not finite)
+        if skipped and not deepspeed:
+            # Without gradients the optimizer leaves weights and moments as they are.
+            self.trainer.model.zero_grad(set_to_none=True)
+        self._end_update(skipped)
+
+    def _end_update(self, skipped: bool) -> None:
+        self._batches, self._losses, self._skip, self._reported, self._fresh = [], [], False, False, True
+        self._updates_made += not skipped
+        self._updates_skipped += skipped
+        self._skipped_in_a_row = self._skipped_in_a_row + 1 if skipped else 0
+        if self._skipped_in_a_row >= self.section.skip_limit:
+            raise RunError(
+                f"update {self._number}: {self._skipped_in_a_row} updates in a row were skipped (watch.skip_limit is "
+                f"{self.section.skip_limit}); what was wrong with them is said above."
+            )
+
+    @property
+    def _number(self) -> int:
+        """Of the update under way."""
+        return self.trainer.state.global_step + 1
+
+    def _exceeded(self, metrics: Mapping[str, float]) -> Iterator[tuple[str, str]]:
+        """Names of the limits that the update is past, and what to say of each."""
+        section = self.section
+        if section.no_variance_steps is not None and self._without_variance >= section.no_variance_steps:
+            yield (
+                "no_variance_steps",
+                f"no group's rewards have differed for {self._without_variance} updates: nothing can be learnt",
+            )
+        # A policy that is NaN is past neither: its loss has been seen. There is no KL without a reference.
+        kl, entropy = metrics.get("kl", math.nan), metrics["entropy"]
+        if section.kl_limit is not None and kl > section.kl_limit:
+            yield "kl_limit", f"kl is {kl:.3g} nats per bit, past watch.kl_limit {section.kl_limit:g}"
+        if section.entropy_limit is not None and entropy < section.entropy_limit:
+            yield (
+                "entropy_limit",
+                f"entropy is {entropy:.3g} nats per bit, past watch.entropy_limit {section.entropy_limit:g}",
+            )
+
+    def _not_finite(self, what: str, batches: list[dict[str, Any]]) -> None:
+        self._reported = True
+        # Under DeepSpeed it will be skipped whatever the recipe says.
+        action = self.section.nonfinite
+        if action == "warn" and self.trainer.is_deepspeed_enabled:
+            action = "skip"
+        self._act("nonfinite", action, RunError(f"update {self._number}: {what}"), batches)
+
+    def _act(self, name: str, action: WatchAction, error: RunError, batches: list[dict[str, Any]]) -> None:
+        """`name`: of the setting that was passed. Its batch is kept the first time."""
+        kept = "" if name in self._kept else f"; its batch is in {self._save(batches)}"
+        self._kept.add(name)
+        if action == "stop":
+            raise type(error)(f"{error}{kept}.")
+        self._skip = self._skip or action == "skip"
+        logger.warning("%s%s; the update is %s.", error, kept, "skipped" if action == "skip" else "made all the same")
+
+    def _save(self, batches: list[dict[str, Any]]) -> Path:
+        """The tensors of this rank's micro-batches, for study: a file each. Returns their folder."""
+        step, rank = self._number, self.trainer.accelerator.process_index
+        folder = Path(self.trainer.args.output_dir) / "bad_batches"
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, batch in enumerate(batches):
+            tensors = {}
+            for name, value in batch.items():
+                rows = {f"{name}.{row}": part for row, part in enumerate(value)} if isinstance(value, list) else {}
+                for part, tensor in (rows or {name: value}).items():
+                    if isinstance(tensor, Tensor):
+                        tensors[part] = tensor.detach().cpu().clone()
+            save_file(tensors, folder / f"step-{step:06d}-rank-{rank}-{number}.safetensors")
+        return folder

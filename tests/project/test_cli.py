@@ -1,0 +1,110 @@
+"""What `uniar-rl` costs to start, how it ends when nobody reads what it prints, and the names that can be imported."""
+
+import os
+import resource
+import subprocess
+import sys
+
+import pytest
+import torch
+from support.fresh_process import ROOT, run_fresh
+
+import uniar
+from rl.cli import COMMANDS, main
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_has_had_enough_is_no_error(unbuffered):
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "rl.cli", "rewards", "list"]
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    ended = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, env=environment, check=False)
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (141, "")
+
+
+def processor_seconds(*words: str) -> tuple[float, str]:
+    """What a command costs, and what it prints."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-m", "rl.cli", *words], capture_output=True, text=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, done.stdout
+
+
+def test_help_and_version_load_no_library():
+    seconds, text = processor_seconds("--help")
+    assert seconds < 0.5
+    for name in COMMANDS:
+        assert f"    {name} " in text
+    assert processor_seconds("--version")[1].startswith("uniar-rl ")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself(name, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([name, "--help"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: uniar-rl {name} ")
+
+
+@pytest.mark.parametrize("file", ["rewards.py", "tiny/__init__.py", "uniar.py"])
+def test_a_users_own_module_of_the_same_name_is_named(file, tmp_path):
+    own = tmp_path / file
+    own.parent.mkdir(exist_ok=True)
+    own.write_text("")
+    done = subprocess.run(
+        [sys.executable, "-m", "rl.train", "recipe.yaml"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith(
+        f"{own} is taken for uniar-rl's own package '{file.split('.')[0].split('/')[0]}'; rename it"
+    )
+    assert len(done.stderr.splitlines()) == 1
+    library = run_fresh("import rl", tmp_path, tmp_path)
+    assert library.stderr.splitlines()[-1].startswith(f"ImportError: {own} is taken for")
+
+
+@pytest.mark.parametrize("name", [*uniar.__all__])
+def test_the_names_of_uniars_own_package(name):
+    assert getattr(uniar, name) is not None
+    assert name in dir(uniar)
+
+
+def test_modules_of_uniars_own_package():
+    from uniar.modeling_vision_decoder import SD3Transformer2DModelWithSigLIP, UniARVisualDecoder
+    from uniar.vision_encoder import BinarySphericalQuantizer, UniARVisionConfig, UniARVisionModel
+
+    assert UniARVisualDecoder is uniar.UniARVisualDecoder
+    assert UniARVisionModel.config_class is UniARVisionConfig is uniar.UniARVisionConfig
+    assert issubclass(SD3Transformer2DModelWithSigLIP, torch.nn.Module)
+    assert BinarySphericalQuantizer(3).basis.tolist() == [4, 2, 1]
+    with pytest.raises(AttributeError, match="has no attribute 'UniAr'"):
+        uniar.UniAr  # noqa: B018
+
+
+def test_the_chat_template_is_that_of_a_checkpoint(golden):
+    """The golden checkpoints have the reference's; ours is written anew and reads the same."""
+    image, text = {"type": "image", "image": "a.png"}, {"type": "text", "text": "What is this?"}
+    for messages in (
+        [{"role": "user", "content": [image, text]}],
+        [{"role": "system", "content": "Be brief."}, {"role": "user", "content": [text, image, image]}],
+        [
+            {"role": "user", "content": "Hello"},
+            {"role": "assistant", "content": "Hi"},
+            {"role": "user", "content": [text]},
+        ],
+    ):
+        for more in (True, False):
+            texts = [
+                golden("bsq8").processor.apply_chat_template(
+                    messages, tokenize=False, add_generation_prompt=more, chat_template=template
+                )
+                for template in (None, uniar.CHAT_TEMPLATE)
+            ]
+            assert texts[0] == texts[1]

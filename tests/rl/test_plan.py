@@ -1,0 +1,449 @@
+"""`uniar-rl plan` against what a small model on a CPU really holds, and on the released size without its weights."""
+
+import functools
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from support.tiny_detector import tiny_config
+from transformers import Mask2FormerForUniversalSegmentation
+
+from rewards.geneval.reward import GenEval
+from rl.algorithm.guidance import policy_gap
+from rl.algorithm.losses import LossInputs, policy_loss
+from rl.checkpoint.tensor_files import TensorFiles, write_like
+from rl.commands.plan import describe
+from rl.config.model import ModelSection
+from rl.config.recipe import load_recipe, recipe_from_mapping
+from rl.data.questions import QuestionRecord
+from rl.plan.estimate import GIB, RESERVE, Plan, make_plan
+from rl.plan.memory import Measured, PeakBytes
+from rl.plan.model_states import ModelStates, ZeroSettings
+from rl.plan.planned_model import PlannedModel, planned_model
+from rl.plan.reward_sizes import RELEASED_DETECTORS
+from rl.plan.simulation import Simulation
+from rl.policy.loading import load_policy, trainable
+from rl.policy.replay import Branch, replay
+from rl.policy.text_kl import TextKL
+from rl.train import train
+from rl.trainer.trainer import UniARTrainer
+from uniar import generation
+from uniar.errors import UserError
+from uniar.processing import build_visual_prompt
+
+ROOT = Path(__file__).parents[2]
+GOLDEN = Path(__file__).parents[1] / "golden" / "bsq8" / "ckpt"
+
+
+@pytest.fixture
+def settings(nano_checkpoint, tmp_path) -> dict:
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "a red circle"}\n')
+    return {
+        "model": {"path": str(nano_checkpoint), "dtype": "float32"},
+        "data": {"prompts": str(tmp_path / "prompts.jsonl")},
+        "rollout": {"height": 64, "width": 64, "samples_per_prompt": 4},
+        "decode": {"num_inference_steps": 2, "batch_size": 4},
+        "rewards": ["color"],
+        "trainer": {"max_steps": 1, "save_strategy": "no", "per_device_train_batch_size": 4},
+        "output_dir": str(tmp_path / "run"),
+    }
+
+
+def recipe_of(settings: dict, **sections: dict):
+    return recipe_from_mapping({**settings, **{key: {**settings.get(key, {}), **sections[key]} for key in sections}})
+
+
+def plan_of(recipe, gpus: int = 1, memory: int = 80 * GIB, prefix: int = 64) -> Plan:
+    return make_plan(recipe, simulation_of(recipe.model), gpus, memory, prefix)
+
+
+@functools.cache
+def simulation_of(section: ModelSection) -> Simulation:
+    return Simulation(planned_model(section))
+
+
+# Against real tensors ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "model",
+    [{}, {"lora": {"r": 4}, "dtype": "bfloat16", "ema": {}}],
+    ids=["full, float32", "LoRA, bfloat16, averaged"],
+)
+def test_weights_gradients_optimizer_and_reference_are_exact(settings, monkeypatch, model):
+    trainers, gradients = [], []
+
+    class Watched(UniARTrainer):
+        def training_step(self, *args, **kwargs):
+            trainers.append(self)
+            loss = super().training_step(*args, **kwargs)
+            gradients.append(sum(p.grad.nbytes for p in self.model.parameters() if p.grad is not None))
+            return loss
+
+    monkeypatch.setattr("rl.train.UniARTrainer", Watched)
+    recipe = recipe_of(settings, model=model)
+    train(recipe)
+    trainer, plan = trainers[0], plan_of(recipe)
+    assert plan.part("policy weights") == sum(p.nbytes for p in trainer.model.parameters())
+    assert plan.part("gradients") == gradients[0] > 0
+    states = [t for state in trainer.optimizer.state.values() for name, t in state.items() if name != "step"]
+    assert plan.part("optimizer") == sum(state.nbytes for state in states) > 0
+    assert plan.parameters["trained"] == sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    if not model:
+        assert plan.part("reference") == sum(p.nbytes for p in trainer.reference.model.parameters())
+    assert plan.part("averaged weights") == sum(keeper.slices.bytes for keeper in trainer.keepers)
+    decoder = trainer.scorer.decoder
+    held = [*decoder.parameters(), *decoder.sd3_transformer.buffers()]
+    assert plan.part("decoder") == sum(tensor.nbytes for tensor in held)
+
+
+@pytest.mark.parametrize("guidance_scale", [None, 2.0])
+def test_caches_are_exact(settings, nano_model, nano_processor, monkeypatch, guidance_scale):
+    prompt = build_visual_prompt(["a red circle"], nano_model, nano_processor, height=64, width=64, unconditional=True)
+    held = []
+
+    class Watched(generation._Steps):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            held.append(sum(tensor.nbytes for tensor in (*self.keys, *self.values)))
+
+    monkeypatch.setattr(generation, "_Steps", Watched)
+    noise = generation.draw_noise(range(4), prompt.image_token_num, nano_model.config.vision_config.code_shape)
+    with PeakBytes(nano_model.parameters()) as measured:
+        generation.rollout(nano_model, prompt, noise, guidance_scale=guidance_scale, return_gaps=True)
+    guided = guidance_scale is not None
+    rollout = {"guidance": "guided", "guidance_scale": 2.0} if guided else {}
+    plan = plan_of(recipe_of(settings, rollout=rollout), prefix=prompt.input_ids.shape[1])
+    assert plan.part("KV caches") == held[0]
+    # The engine's own account of a sample is from above, and here one prompt serves all four.
+    assert 0.5 * plan.held("rollout") < plan.held("rollout") - (
+        plan.part("KV caches") + plan.part("engine buffers") - measured.peak
+    )
+    assert measured.peak <= plan.part("KV caches") + plan.part("engine buffers")
+
+
+@pytest.mark.parametrize("checkpointing", [True, False])
+@pytest.mark.parametrize("guidance", ["none", "guided"])
+def test_activations_within_15_percent(settings, nano_checkpoint, nano_processor, guidance, checkpointing):
+    rollout = {"guidance": guidance, "guidance_scale": 1.0 if guidance == "none" else 2.0}
+    recipe = recipe_of(settings, rollout=rollout, trainer={"gradient_checkpointing": checkpointing})
+    model = trainable(load_policy(recipe.model, nano_checkpoint), None).train()
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    prompts = ["a red circle on a large blue table"] * 4
+    prompt = build_visual_prompt(prompts, model, nano_processor, height=64, width=64, unconditional=True)
+    rows, image_token = torch.arange(4), model.config.image_token_id
+    twin = Branch.of(prompt.unconditional, rows, image_token) if guidance == "guided" else None
+    shape = (4, prompt.image_token_num, *model.config.vision_config.code_shape)
+    bits = torch.randint(0, 2, shape, dtype=torch.uint8)
+    with Measured(model) as measured:
+        gaps = replay(model, bits, Branch.of(prompt, rows, image_token), twin, guidance)
+        gap = policy_gap(gaps.cond, gaps.uncond, convention=guidance, scale=rollout["guidance_scale"], temperature=1.0)
+        inputs = LossInputs(bits=bits, gap=gap, ref_gap=torch.zeros(shape), advantages=torch.ones(4))
+        loss, _ = policy_loss(inputs, beta=recipe.algorithm.beta)
+        loss.backward()
+    planned = plan_of(recipe, prefix=prompt.input_ids.shape[1]).part("activations")
+    assert planned == pytest.approx(measured.peak, rel=0.15)
+
+
+def test_decoding_within_15_percent(settings, nano_decoder):
+    recipe = recipe_of(settings, decode={"batch_size": 3})
+    bits = torch.randint(0, 2, (3, 4, *nano_decoder.bsq_encoder.config.code_shape), dtype=torch.uint8)
+    with Measured(nano_decoder) as measured:
+        nano_decoder.decode(bits, 64, 64, 1.0, num_inference_steps=1, guidance_scale=1.0, output_type="pt")
+    assert plan_of(recipe).part("decoding") == pytest.approx(measured.peak, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("model", "at_once", "phase"),
+    [({}, 8, "decode"), ({}, 1, "update"), ({"lora": {"r": 4}}, 8, "decode")],
+    ids=["full", "full, decoded singly", "LoRA"],
+)
+def test_the_peak_of_an_update_within_15_percent(settings, monkeypatch, model, at_once, phase):
+    """Everything at once: drawing, decoding, the reference and the update of a run, whichever holds most."""
+    held, prefixes = [], []
+
+    class Watched(UniARTrainer):
+        def _compute_loss(self, model, inputs):
+            prefixes.append(inputs["prompt_input_ids"].shape[1] - inputs["bits"].shape[1])
+            return super()._compute_loss(model, inputs)
+
+        def training_step(self, *args, **kwargs):
+            decoder = self.scorer.decoder
+            modules = [self.model, decoder.sd3_transformer, decoder.vae, decoder.bsq_encoder]
+            modules += [self.reference.model] if hasattr(self.reference, "model") else []
+            weights = [tensor for m in modules for tensor in (*m.parameters(), *m.buffers())]
+            with PeakBytes(weights) as measured:
+                loss = super().training_step(*args, **kwargs)
+            storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in weights}
+            held.append(measured.peak + sum(storages.values()))
+            return loss
+
+    monkeypatch.setattr("rl.train.UniARTrainer", Watched)
+    rollout, trainer = {"samples_per_prompt": 16}, {"per_device_train_batch_size": 16}
+    recipe = recipe_of(settings, model=model, rollout=rollout, trainer=trainer, decode={"batch_size": at_once})
+    train(recipe)
+    plan = plan_of(recipe, prefix=prefixes[0])
+    optimizer = plan.part("optimizer")  # made after the first update
+    assert plan.peak_phase == phase
+    assert plan.peak - optimizer == pytest.approx(held[0], rel=0.15)
+
+
+def test_export_holds_one_shard_at_a_time(nano_checkpoint, tmp_path):
+    source = TensorFiles(nano_checkpoint)
+    whole, largest = (f(tensor.bytes for tensor in source.stored.values()) for f in (sum, max))
+    with PeakBytes() as measured:
+        write_like(nano_checkpoint, source, tmp_path, 2 * largest)
+    assert measured.peak <= 3 * largest
+    assert whole > 7 * largest
+
+
+def test_peak_is_what_is_held_together():
+    there = torch.zeros(1000)
+    with PeakBytes([there]) as measured:
+        one = there + 1
+        del one
+        two = there.view(10, 100)[2:] + 1
+        three = two * 2
+    assert measured.held == two.nbytes + three.nbytes == 6400
+    assert measured.peak == 6400
+    del two, three
+    assert measured.held == 0
+
+
+# Sums ----------------------------------------------------------------------------------------------------------------
+
+
+def test_zero_settings_are_deepspeeds():
+    defaults = ZeroSettings.of({"zero_optimization": {"stage": 2}}, 64)
+    assert (defaults.stage, defaults.bucket, defaults.buckets) == (2, 500_000_000, 1)
+    shipped = {name: ZeroSettings.of(str(ROOT / f"configs/deepspeed/{name}.json"), 64) for name in ("zero2", "zero3")}
+    assert shipped["zero2"].buckets == 2
+    assert (shipped["zero3"].stage, shipped["zero3"].bucket) == (3, 64**2)
+    offloaded = ZeroSettings.of(str(ROOT / "configs/deepspeed/zero3_offload.json"), 64)
+    assert offloaded.optimizer_on_cpu
+    assert offloaded.weights_on_cpu
+    assert ZeroSettings.of(None, 64) == ZeroSettings()
+    with pytest.raises(UserError, match=r"no\.json' cannot be read"):
+        ZeroSettings.of("no.json", 64)
+
+
+@pytest.mark.parametrize(("stage", "tolerance"), [(2, 1e-4), (3, 0.12)])
+def test_sharded_states_are_near_deepspeeds_estimate(settings, stage, tolerance):
+    """In 16 bits, all weights trained. For ZeRO-2 it is the same sum; for ZeRO-3 theirs has 18 bytes a weight, which is
+    the 2 + 2 + 12 of the paper and half of the float32 gradients that a step makes."""
+    deepspeed = {"zero_optimization": {"stage": stage}}
+    recipe = recipe_of(settings, model={"dtype": "bfloat16"}, trainer={"deepspeed": deepspeed})
+    policy = planned_model(recipe.model).policy(recipe.model)
+    policy.requires_grad_(True)
+    states = ModelStates.of(recipe, policy, 64)
+    largest = 4 * states.largest if stage == 3 else 0  # two copies of the largest layer while it is gathered
+    for gpus in (1, 2, 8):
+        covered = states.covered_by_deepspeed(gpus) + largest
+        assert covered == pytest.approx(states.deepspeed_estimate(gpus), rel=tolerance)
+
+
+def test_gpus_share_what_zero_shards(settings):
+    def plan(gpus: int, stage: int) -> Plan:
+        deepspeed = {"zero_optimization": {"stage": stage}} if stage else None
+        return plan_of(recipe_of(settings, trainer={"deepspeed": deepspeed}), gpus)
+
+    for name, first_stage in {"optimizer": 2, "gradients": 2, "policy weights": 3, "reference": 3}.items():
+        for stage in (0, 2, 3):
+            shared = plan(4, stage).part(name) == pytest.approx(plan(1, stage).part(name) / 4, rel=0.01)
+            assert shared == (stage >= first_stage), (name, stage)
+    assert plan(4, 0).part("DDP buckets") > 0 == plan(1, 0).part("DDP buckets")
+    assert plan(4, 3).part("gathered policy") == plan(1, 0).part("policy weights")
+
+
+def test_images_and_bits_a_step(settings):
+    trainer = {"gradient_accumulation_steps": 2, "steps_per_generation": 4}
+    plan = plan_of(recipe_of(settings, trainer=trainer, algorithm={"num_iterations": 3}), gpus=2)
+    assert plan.images_an_update == 4 * 2 * 2
+    assert (plan.images_a_rollout, plan.prompts_a_rollout, plan.updates_a_rollout) == (32, 8, 6)
+    assert plan.bits_an_image == 4 * 3 * 4 * 8
+    with pytest.raises(UserError, match="does not divide the 3 samples"):
+        plan_of(recipe_of(settings, trainer={"per_device_train_batch_size": 3}))
+
+
+def test_what_is_placed_on_the_cpu_leaves_the_gpu(settings):
+    on_gpu = plan_of(recipe_of(settings))
+    moved = plan_of(recipe_of(settings, model={"reference_device": "cpu"}, decode={"device": "cpu"}))
+    assert moved.part("decoder") == moved.part("decoding") == 0
+    assert on_gpu.held("rollout") - moved.held("rollout") == on_gpu.part("reference") + on_gpu.part("decoder")
+    assert moved.host == on_gpu.part("reference") + on_gpu.part("decoder")
+    assert on_gpu.host == 0
+
+
+def test_gpus_that_decode_leave_the_others_alone(settings):
+    together = plan_of(recipe_of(settings), gpus=6)
+    apart = plan_of(recipe_of(settings, decode={"processes": 2}), gpus=8)
+    assert (apart.gpus, apart.training_gpus, apart.decoding_gpus) == (8, 6, 2)
+    assert apart.images_an_update == together.images_an_update
+    assert apart.part("decoder") == apart.part("decoding") == together.decoding == 0
+    assert apart.decoding == together.part("decoder") + together.part("decoding")
+    assert plan_of(recipe_of(settings, decode={"processes": 2}), gpus=16).decoding_gpus == 4
+    with pytest.raises(UserError, match=r"decode\.processes 1 a machine leaves 0 of 1 GPUs to train on"):
+        plan_of(recipe_of(settings, decode={"processes": 1}), gpus=1)
+
+
+def test_a_gpu_that_decodes_may_be_what_does_not_fit(settings):
+    recipe = recipe_of(settings, decode={"processes": 1, "batch_size": 64}, trainer={"per_device_train_batch_size": 64})
+    roomy = plan_of(recipe, gpus=2)
+    assert roomy.decoding > roomy.peak
+    memory = RESERVE + int((roomy.decoding + roomy.peak) / 2 / 0.95)
+    plan = plan_of(recipe, gpus=2, memory=memory)
+    assert not plan.fits
+    assert "GiB, which DOES NOT FIT" in describe(plan, "it", memory / GIB)
+
+
+def test_rewards_are_counted_or_named(settings, tmp_path):
+    (tmp_path / "mine.py").write_text("def mine(images, **_):\n    return [0.0] * len(images)\n")
+    clip = {"use": "clip_score", "model": "RN50", "weights": "openai"}
+    entries = [clip, "ocr", {"use": f"{tmp_path / 'mine.py'}:mine"}, {**clip, "name": "on_cpu", "device": "cpu"}]
+    plan = plan_of(recipe_from_mapping({**settings, "rewards": entries}))
+    assert plan.part("reward models") == 4 * 102_007_137  # open_clip's RN50
+    assert plan.not_counted == ("mine",)
+
+
+def test_geneval_is_its_detector_and_clip(settings, tmp_path):
+    entry = {"use": "geneval", "clip_model": "RN50", "dtype": "bfloat16"}
+    plan = plan_of(recipe_from_mapping({**settings, "rewards": [entry]}))
+    assert plan.part("reward models") == 2 * (102_007_137 + RELEASED_DETECTORS[GenEval().detector])
+    config = tiny_config()
+    config.save_pretrained(tmp_path / "detector")
+    plan = plan_of(recipe_from_mapping({**settings, "rewards": [{**entry, "detector": str(tmp_path / "detector")}]}))
+    size = Mask2FormerForUniversalSegmentation(config).num_parameters()
+    assert plan.part("reward models") == 2 * (102_007_137 + size)
+    plan = plan_of(recipe_from_mapping({**settings, "rewards": [{**entry, "detector": str(tmp_path / "none")}]}))
+    assert (plan.part("reward models"), plan.not_counted) == (0, ("geneval",))
+
+
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_the_text_kl_term_within_15_percent(settings, nano_checkpoint, nano_processor, tmp_path, checkpointing):
+    recipe = recipe_of(settings, trainer={"gradient_checkpointing": checkpointing})
+    model = trainable(load_policy(recipe.model, nano_checkpoint), None).train()
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    Image.new("RGB", (128, 128)).save(tmp_path / "picture.png")
+    record = QuestionRecord(tmp_path / "picture.png", "What is it?", "nothing at all, as far as one can see")
+    text = TextKL([record] * 3, nano_processor, model.config, beta=1.0, questions_per_update=3, seed=0)
+    text.begin(0, model, torch.device("cpu"))
+    exchange = text._parts[0].exchange
+    with Measured(model) as measured:
+        divergence = text.divergence(model)
+        held = measured.held - exchange.images["pixel_values"].nbytes  # which were there, and were seen first inside
+    assert divergence.requires_grad
+    rows, length = exchange.input_ids.shape
+    planned = simulation_of(recipe.model).text(recipe, rows, length, exchange.answer_mask.shape[1])
+    assert planned == pytest.approx(held, rel=0.15)
+
+
+def test_the_text_kl_term_is_shared_among_gpus_and_micro_batches(settings):
+    asked = {"kl_beta": 0.1, "kl_questions": "questions.jsonl", "kl_questions_per_update": 16}
+    trainer = {"gradient_accumulation_steps": 4}
+    plans = [plan_of(recipe_of(settings, understanding=asked, trainer=trainer), gpus=gpus) for gpus in (1, 2, 8)]
+    one, two, eight = (plan.part("text-KL activations") for plan in plans)
+    assert one > 1.5 * two > 1.5 * eight > 0
+    assert plan_of(recipe_of(settings, trainer=trainer)).part("text-KL activations") == 0
+
+
+def test_the_policys_own_weights_wait_while_its_average_is_evaluated(settings):
+    sections = {"model": {"ema": {}}, "evaluate": {"prompts": "held_out.jsonl"}}
+    without = plan_of(recipe_of(settings, **sections))
+    sections["evaluate"]["ema"] = True
+    averaged = plan_of(recipe_of(settings, **sections))
+    for phase in ("evaluate", "decode"):
+        assert averaged.held(phase) - without.held(phase) == 4 * averaged.parameters["trained"]
+    assert averaged.held("update") == without.held("update")
+
+
+def test_offloaded_rewards_are_counted_while_something_is_scored(settings):
+    clip = {"use": "clip_score", "model": "RN50", "weights": "openai"}
+    size = 4 * 102_007_137
+    kept = plan_of(recipe_from_mapping({**settings, "rewards": ["color", clip], "eval_rewards": [clip]}))
+    assert kept.movable_rewards == ("rewards.1", "eval_rewards.0")
+    away = {**clip, "offload": True}
+    moved = plan_of(recipe_from_mapping({**settings, "rewards": ["color", away], "eval_rewards": [away]}))
+    assert moved.movable_rewards == ()
+    assert kept.held("rollout") - moved.held("rollout") == 2 * size
+    assert kept.held("decode") - moved.held("decode") == size  # training and evaluation take turns
+    assert moved.host - kept.host == 2 * size
+
+
+# Configs -------------------------------------------------------------------------------------------------------------
+
+
+def test_config_files_are_enough(settings, nano_checkpoint, tmp_path):
+    bare = tmp_path / "bare"
+    for file in nano_checkpoint.rglob("config.json"):
+        copy = bare / file.relative_to(nano_checkpoint)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copy)
+    recipe = recipe_of(settings, model={"path": str(bare)})
+    assert plan_of(recipe).parts == plan_of(recipe_of(settings)).parts
+    shutil.rmtree(bare / "sd3_pipeline")
+    assert "no decoder configs" in planned_model(recipe.model).origin
+    (bare / "config.json").write_text('{"model_type": "qwen3_vl"}')
+    with pytest.raises(UserError, match=r"is not a UniAR model's"):
+        planned_model(recipe.model)
+    with pytest.raises(UserError, match="someone/something is no folder, and its configs could not be had"):
+        planned_model(recipe_of(settings, model={"path": "someone/something"}).model)
+
+
+def test_configs_of_transformers_4_are_read(settings):
+    recipe = recipe_of(settings, model={"path": str(GOLDEN)})
+    policy = planned_model(recipe.model).policy(recipe.model)
+    stored = TensorFiles(GOLDEN).stored
+    shapes = {name: tuple(tensor.shape) for name, tensor in policy.state_dict().items()}
+    assert shapes == {name: tensor.shape for name, tensor in stored.items()}
+
+
+@pytest.fixture(scope="module")
+def released() -> PlannedModel:
+    return planned_model(load_recipe(ROOT / "configs" / "uniar_sft_512.yaml").model)
+
+
+def test_released_size(released):
+    assert "written down in rl/plan/planned_model.py" in released.origin
+    policy = released.policy(load_recipe(ROOT / "configs" / "uniar_sft_512.yaml").model)
+    assert sum(parameter.numel() for parameter in policy.parameters()) == pytest.approx(10e9, rel=0.05)
+    transformer = released.sd3_transformer(torch.bfloat16)
+    # Stable Diffusion 3.5 Medium has 2.24 billion, and UniAR adds one projection of 4,608 features.
+    own = sum(parameter.numel() for parameter in transformer.parameters()) - 4608 * 1536
+    assert own == pytest.approx(2.243e9, rel=0.005)
+
+
+@pytest.fixture(scope="module")
+def released_simulation(released) -> Simulation:
+    return Simulation(released)
+
+
+RECIPES = {file.stem: file for file in sorted((ROOT / "configs").glob("uniar_sft_*.yaml"))}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_shipped_recipes_say_their_memory(name, released_simulation):
+    """Their heads name the command that plans them, and its peak."""
+    head = "".join(line[1:] for line in RECIPES[name].read_text().splitlines(keepends=True) if line.startswith("#"))
+    gpus = int(re.search(r"uniar-rl plan \S+ --gpus (\d+)", head)[1])
+    peak = float(re.search(r"peak of ([\d.]+) GiB", head)[1])
+    plan = make_plan(load_recipe(RECIPES[name]), released_simulation, gpus, 80 * GIB)
+    assert plan.fits
+    assert plan.peak / GIB == pytest.approx(peak, abs=0.05)
+
+
+@pytest.mark.gpu
+def test_peak_on_a_gpu(settings):
+    """Allocated memory, without the context and the allocator's reserve, which the plan keeps free besides."""
+    sizes = {"height": 256, "width": 256}
+    model = {"path": None, "preset": "small", "dtype": "bfloat16"}
+    recipe = recipe_of(settings, model=model, rollout=sizes, trainer={"per_device_train_batch_size": 16})
+    plan = plan_of(recipe)
+    torch.cuda.reset_peak_memory_stats()
+    train(recipe)
+    measured = torch.cuda.max_memory_allocated()
+    assert 0.6 * measured < plan.peak < 1.6 * measured

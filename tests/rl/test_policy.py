@@ -1,0 +1,104 @@
+"""What is drawn and what is replayed must be one policy (docs/architecture.md, "Numbers that must agree")."""
+
+import dataclasses
+
+import pytest
+import torch
+from PIL import Image
+
+from rl.data.prompts import PromptRecord
+from rl.policy.replay import Branch, replay
+from rl.policy.rollout import DrawSettings, Sample, decode, draw
+from uniar.errors import UserError
+
+RECORDS = [PromptRecord("a red circle", id="a"), PromptRecord("two blue squares on a green background", id="b")]
+SAMPLES = [Sample(record, index) for record in RECORDS for index in range(3)]
+SETTINGS = DrawSettings(
+    height=64,
+    width=64,
+    temperature=1.0,
+    guidance_scale=2.5,
+    upsampling_ratio=1.0,
+    num_inference_steps=2,
+    decoder_guidance_scale=1.0,
+    decode_batch_size=4,
+    seed=5,
+)
+
+
+@pytest.mark.parametrize(
+    ("convention", "scale"), [("none", None), ("guided", 2.5), ("guided_detach", 2.5), ("conditional", 2.5)]
+)
+def test_replayed_gaps_are_the_rollouts(nano_model, nano_processor, convention, scale):
+    settings = dataclasses.replace(SETTINGS, guidance_scale=scale)
+    drawn = draw(nano_model, nano_processor, SAMPLES, settings, return_gaps=True)
+    gaps = replay(nano_model, drawn.rollout.bits, drawn.prompt, drawn.twin, convention)
+    assert torch.allclose(gaps.cond, drawn.rollout.gap_cond, atol=1e-4)
+    if convention in ("guided", "guided_detach"):
+        assert torch.allclose(gaps.uncond, drawn.rollout.gap_uncond, atol=1e-4)
+    else:
+        assert gaps.uncond is None
+
+
+def test_replayed_gaps_are_the_rollouts_when_editing(nano_model, nano_processor, tmp_path):
+    records = []
+    for number, colour in enumerate(("red", "blue")):
+        Image.new("RGB", (80, 48), colour).save(tmp_path / f"{number}.png")
+        records.append(PromptRecord(f"make it {colour}", image=str(tmp_path / f"{number}.png"), id=str(number)))
+    samples = [Sample(record, index) for record in records for index in range(2)]
+    drawn = draw(nano_model, nano_processor, samples, SETTINGS, return_gaps=True)
+    gaps = replay(nano_model, drawn.rollout.bits, drawn.prompt, drawn.twin, "guided")
+    assert torch.allclose(gaps.cond, drawn.rollout.gap_cond, atol=1e-4)
+    assert torch.allclose(gaps.uncond, drawn.rollout.gap_uncond, atol=1e-4)
+
+
+def test_which_branch_carries_the_gradient(nano_model, nano_processor):
+    nano_model.set_trainable()
+    drawn = draw(nano_model, nano_processor, SAMPLES, SETTINGS)
+    guided = replay(nano_model, drawn.rollout.bits, drawn.prompt, drawn.twin, "guided")
+    detached = replay(nano_model, drawn.rollout.bits, drawn.prompt, drawn.twin, "guided_detach")
+    assert guided.cond.requires_grad
+    assert guided.uncond.requires_grad
+    assert detached.cond.requires_grad
+    assert not detached.uncond.requires_grad
+
+
+def test_a_branch_survives_the_batch_dictionary(nano_model, nano_processor):
+    drawn = draw(nano_model, nano_processor, SAMPLES, SETTINGS)
+    batch = {**drawn.prompt.to_dict("prompt_"), **drawn.twin.to_dict("twin_")}
+    order = [4, 1, 0, 5, 2, 3]
+    shuffled = {key: value[order] for key, value in batch.items()}
+    prompt, twin = Branch.from_dict(shuffled, "prompt_"), Branch.from_dict(shuffled, "twin_")
+    straight = replay(nano_model, drawn.rollout.bits, drawn.prompt, drawn.twin, "guided").cond[order]
+    again = replay(nano_model, drawn.rollout.bits[order], prompt, twin, "guided").cond
+    assert torch.allclose(straight, again, atol=1e-5)
+    assert Branch.from_dict({}, "twin_") is None
+
+
+def test_a_sample_is_the_same_whoever_is_drawn_beside_it(nano_model, nano_processor):
+    together = draw(nano_model, nano_processor, SAMPLES, SETTINGS, step=3).rollout.bits
+    reverse = draw(nano_model, nano_processor, SAMPLES[::-1], SETTINGS, step=3).rollout.bits.flip(0)
+    halves = [
+        draw(nano_model, nano_processor, half, SETTINGS, step=3).rollout.bits for half in (SAMPLES[:2], SAMPLES[2:])
+    ]
+    assert torch.equal(together, reverse)
+    assert torch.equal(together, torch.cat(halves))
+    assert not torch.equal(together, draw(nano_model, nano_processor, SAMPLES, SETTINGS, step=4).rollout.bits)
+    assert not torch.equal(together[0], together[1])
+
+
+def test_a_group_shares_its_decoder_noise(nano_model, nano_processor, nano_decoder):
+    bits = draw(nano_model, nano_processor, SAMPLES[:1], SETTINGS).rollout.bits.repeat(2, 1, 1, 1, 1)
+    pair = SAMPLES[:2]
+    first, second = decode(nano_decoder, bits, pair, SETTINGS)
+    assert first.tobytes() == second.tobytes()
+    own = dataclasses.replace(SETTINGS, same_noise_per_group=False)
+    first, second = decode(nano_decoder, bits, pair, own)
+    assert first.tobytes() != second.tobytes()
+
+
+def test_prompts_with_and_without_image_do_not_mix(nano_model, nano_processor, tmp_path):
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    edit = PromptRecord("make it blue", image=str(tmp_path / "a.png"), id="edit")
+    with pytest.raises(UserError, match="'a red circle' has no image"):
+        draw(nano_model, nano_processor, [Sample(RECORDS[0], 0), Sample(edit, 0)], SETTINGS)

@@ -1,0 +1,204 @@
+import dataclasses
+import errno
+import fcntl
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from rl.checkpoint.folder_lock import FolderLock
+from rl.config.model import ModelSection
+from rl.config.sections import DataSection, Recipe
+from rl.evaluation.evaluate import Evaluation
+from rl.evaluation.understanding import Understanding
+from rl.run.folder import RunFolder
+from rl.run.pictures import plot_metrics, plt, sample_grid
+from uniar.errors import UserError
+
+
+def recipe_into(folder) -> Recipe:
+    return Recipe(
+        model=ModelSection(preset="nano"),
+        data=DataSection(prompts="prompts.jsonl"),
+        rewards=[{"use": "compressibility"}],
+        output_dir=str(folder),
+    )
+
+
+def test_a_folder_belongs_to_one_run(tmp_path):
+    recipe = recipe_into(tmp_path / "run")
+    first = RunFolder.claim(recipe)
+    assert first.config.read_text() == recipe.to_yaml()
+    with pytest.raises(UserError, match="holds another run"):
+        RunFolder.claim(recipe)
+    assert RunFolder.claim(recipe, resume=True).path == first.path
+
+
+def test_a_folder_is_held_by_one_run_at_a_time(tmp_path):
+    recipe = recipe_into(tmp_path / "run")
+    with FolderLock() as lock:
+        RunFolder.claim(recipe, lock=lock)
+        held = RunFolder(tmp_path / "run").config.read_text()
+        changed = dataclasses.replace(recipe, seed=7)
+        with (
+            pytest.raises(UserError, match="run is in use: a process of another run trains into it"),
+            FolderLock() as other,
+        ):
+            RunFolder.claim(changed, resume=True, lock=other)
+        assert RunFolder(tmp_path / "run").config.read_text() == held
+    with FolderLock() as other:
+        RunFolder.claim(changed, resume=True, lock=other)
+
+
+def test_a_killed_run_holds_nothing(tmp_path):
+    (tmp_path / "run").mkdir()
+    hold = "import sys, time; from pathlib import Path\n"
+    hold += "from rl.checkpoint.folder_lock import FolderLock; lock = FolderLock()\n"
+    hold += "lock.take(Path(sys.argv[1])); print('held', flush=True); time.sleep(100)"
+    process = subprocess.Popen([sys.executable, "-c", hold, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    with FolderLock() as lock:
+        with pytest.raises(UserError, match="is in use"):
+            lock.take(tmp_path / "run")
+        process.kill()
+        process.communicate()
+        lock.take(tmp_path / "run")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK], ids=errno.errorcode.get)
+def test_a_file_system_without_locks_holds_nothing(tmp_path, monkeypatch, caplog, number):
+    def flock(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    for lock in [FolderLock(), FolderLock()]:  # the first lets go of nothing, as if it had been killed
+        lock.take(tmp_path)
+    assert "without locks" in caplog.text
+
+
+def test_a_recipe_without_a_folder_gets_a_new_one_each_time(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = dataclasses.replace(recipe_into("runs/mine"), source="configs/mine.yaml")
+    assert [str(RunFolder.claim(recipe).path) for _ in range(3)] == ["runs/mine", "runs/mine-2", "runs/mine-3"]
+    assert "output_dir: runs/mine-3" in RunFolder("runs/mine-3").config.read_text()
+    assert str(RunFolder.claim(recipe, resume=True).path) == "runs/mine-3"
+
+
+def test_an_unwritable_folder_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        RunFolder.claim(recipe_into(tmp_path / "file" / "run"))
+
+
+def test_metrics_are_json_even_where_they_are_not_numbers(tmp_path):
+    folder = RunFolder.claim(recipe_into(tmp_path / "run"))
+    folder.append(1, {"reward": 0.5, "kl": math.nan})
+    folder.append(2, {"reward": 0.75})
+    folder.append(2, {"eval_reward": 0.7})
+    folder.append(3, {"reward": 0.8})
+    assert folder.read()[0] == {"step": 1, "reward": 0.5, "kl": None}
+    folder.forget_after(2)
+    assert [line["step"] for line in folder.read()] == [1, 2, 2]
+    with folder.metrics.open("a") as file:
+        file.write('{"step": 3, "rew')
+    assert [line["step"] for line in folder.read()] == [1, 2, 2]
+    folder.forget_after(1)
+    assert folder.metrics.read_text() == '{"step": 1, "reward": 0.5, "kl": null}\n'
+
+
+def test_a_resumed_run_leaves_no_evaluation_behind_that_it_may_not_make_again(tmp_path):
+    folder = RunFolder.claim(recipe_into(tmp_path / "run"))
+    for step in (10, 20):
+        (folder.evaluations / f"step-{step:06d}.json").write_text('{"total": [0.5]}')
+        (folder.evaluations / f"details-{step:06d}.json").write_text("{}")
+        (folder.samples / f"step-{step:06d}.png").touch()
+    (folder.samples / "mine.png").touch()
+    folder.best.mkdir()
+    folder.note_best(10)
+    folder.forget_after(10)
+    assert folder.best.exists()
+    folder.note_best(20)
+    folder.forget_after(10)
+    assert not folder.best.exists()
+    assert not folder.best_step.exists()
+    assert set(folder.evaluated_totals()) == {10}
+    kept = sorted(file.name for file in (*folder.evaluations.iterdir(), *folder.samples.iterdir()))
+    assert kept == ["details-000010.json", "mine.png", "step-000010.json", "step-000010.png"]
+
+
+def test_a_process_that_is_killed_leaves_what_is_known_of_the_best_model(tmp_path, monkeypatch):
+    folder = RunFolder(tmp_path)
+    folder.note_best(10)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        folder.note_best(20)
+    assert json.loads(folder.best_step.read_text()) == {"step": 10}
+
+
+def test_an_evaluation_and_the_questions_of_its_step_share_a_file(tmp_path):
+    folder = RunFolder.claim(recipe_into(tmp_path / "run"))
+    scores = torch.tensor([[1.0], [math.nan]], dtype=torch.float64)
+    folder.save_evaluation(2, Evaluation(("red",), scores, scores[:, 0], [], 0.1), None)
+    half = torch.tensor([0.5, 0.5], dtype=torch.float64)
+    folder.save_evaluation(2, None, Understanding(["yes", "no"], half, half, half, 0.1))
+    folder.save_evaluation(4, None, Understanding(["yes", "no"], 2 * half, half, half, 0.1))
+    kept = json.loads((folder.evaluations / "step-000002.json").read_text())
+    assert (kept["total"], kept["red"], kept["understanding"]["answers"]) == ([1.0, None], [1.0, None], ["yes", "no"])
+    assert list(folder.evaluated_totals()) == [2]
+    assert {step: means["exact_match"] for step, means in folder.evaluated_understanding().items()} == {2: 0.5, 4: 1.0}
+
+
+def test_grid_shows_every_tile(tmp_path):
+    red, blue = Image.new("RGB", (64, 64), "red"), Image.new("RGB", (64, 128), "blue")
+    tiles = [(red, "a red square", 0.25), (blue, "a very long prompt " * 20, math.nan)] * 3
+    sample_grid(tiles, tmp_path / "deep" / "grid.png")
+    with Image.open(tmp_path / "deep" / "grid.png") as sheet:
+        colours = {sheet.getpixel((x, y)) for x in range(0, sheet.width, 20) for y in range(0, sheet.height, 20)}
+    assert {(255, 0, 0), (0, 0, 255), (255, 255, 255)} <= colours
+
+
+def test_plot_is_drawn_with_gaps_in_the_metrics(tmp_path):
+    lines = [
+        {"step": 0, "eval_reward": 0.1, "eval_reward_se": None},
+        {"step": 1, "reward": 0.2, "kl": None, "entropy": 0.6},
+        {"step": 2, "reward": 0.3, "kl": 0.01, "entropy": 0.5},
+    ]
+    plot_metrics(lines, tmp_path / "metrics.png")
+    plot_metrics([], tmp_path / "empty.png")
+    with Image.open(tmp_path / "metrics.png") as drawn, Image.open(tmp_path / "empty.png") as empty:
+        assert drawn.size[0] > 2 * drawn.size[1]
+        assert drawn.tobytes() != empty.tobytes()
+
+
+def test_a_held_out_reward_that_is_set_otherwise_has_a_panel_of_its_own(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(plt, "close", figures.append)
+    lines = [
+        {"step": 0, "eval_reward": 0.4, "eval_reward_se": 0.02},
+        {"step": 1, "reward": 0.7, "kl": 0.0, "entropy": 0.6},
+        {"step": 2, "eval_reward": 0.6, "eval_reward_se": 0.02, "eval_understanding/exact_match": 0.8},
+    ]
+    for held_out_as in (None, "other rewards, temperature 0.5"):
+        plot_metrics(lines, tmp_path / "metrics.png", held_out_as)
+    together, apart = (figure.axes for figure in figures)
+    assert [axis.get_title() for axis in together[:2]] == ["reward", "KL to the reference (nats per bit)"]
+    assert labels(together[0]) == ["held-out ± s.e.", "training rollouts"]
+    assert len(apart) == len(together) + 1
+    assert apart[1].get_title() == "held-out reward, set otherwise:\nother rewards, temperature 0.5"
+    assert (labels(apart[0]), labels(apart[1])) == (["training rollouts"], ["held-out ± s.e."])
+    plot_metrics(lines[1:2], tmp_path / "metrics.png", "other rewards")  # nothing held out was drawn
+    assert len(figures[2].axes) == 3
+
+
+def labels(axis) -> list[str]:
+    return sorted(text.get_text() for text in axis.get_legend().get_texts())

@@ -1,0 +1,112 @@
+"""`uniar-rl evaluate`: on one process and on several, with the config of a run, and what it refuses."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rl.cli import main
+from rl.config.recipe import load_recipe
+from rl.run.folder import RunFolder
+
+ROOT = Path(__file__).parents[2]
+PLUGIN = """\
+def mean_red(prompts, images):
+    means = [image.resize((1, 1)).getpixel((0, 0))[0] / 255 for image in images]
+    return [None if "circle" in prompt else mean for prompt, mean in zip(prompts, means)]
+"""
+
+
+@pytest.fixture
+def recipe(nano_checkpoint: Path, tmp_path: Path) -> dict:
+    lines = [{"prompt": f"a {colour} square", "task": "a"} for colour in ("red", "blue", "green", "yellow", "pink")]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return {
+        "model": {"path": str(nano_checkpoint), "dtype": "float32"},
+        "data": {"prompts": str(tmp_path / "prompts.jsonl")},
+        "rollout": {"height": 64, "width": 64, "samples_per_prompt": 4},
+        "decode": {"num_inference_steps": 1, "batch_size": 4},
+        "rewards": [{"use": "compressibility"}],
+        "evaluate": {"prompts": str(tmp_path / "prompts.jsonl"), "samples_per_prompt": 4, "temperature": 1.0},
+        "output_dir": str(tmp_path / "run"),
+    }
+
+
+def test_a_runs_config_scores_the_same_on_any_number_of_processes(recipe, tmp_path):
+    """The plug-in stands beside the recipe, which is in another folder than the config and the current one."""
+    beside = tmp_path / "recipes"
+    beside.mkdir()
+    (beside / "mine.py").write_text(PLUGIN)
+    rewards = [{"use": "mine.py:mean_red"}, {"use": "compressibility", "weight": 0}]
+    (beside / "mine.yaml").write_text(json.dumps({**recipe, "rewards": rewards}))
+    folder = RunFolder.claim(load_recipe(beside / "mine.yaml"))
+
+    command = ["evaluate", str(folder.config), "--output"]
+    assert main([*command, str(tmp_path / "one")]) == 0
+    launched = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "3", "--standalone", "-m", "rl.cli"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*launched, *command, str(tmp_path / "three")],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, three = (json.loads((tmp_path / name / "scores.json").read_text())["metrics"] for name in ("one", "three"))
+    assert one.pop("eval_seconds") > 0
+    assert three.pop("eval_seconds") > 0
+    assert one == three
+    assert 0 < one["eval_mean_red"] < 1
+    assert done.stdout.count(f"reward: {one['eval_reward']:.4f}") == 1
+    grids = [(tmp_path / name / "samples.png").read_bytes() for name in ("one", "three")]
+    assert grids[0] == grids[1]
+
+
+def test_what_has_no_number_is_null(recipe, tmp_path):
+    (tmp_path / "mine.py").write_text(PLUGIN)
+    (tmp_path / "circles.jsonl").write_text('{"prompt": "a red circle"}\n')
+    recipe["rewards"] = [{"use": f"{tmp_path / 'mine.py'}:mean_red"}]
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    command = ["evaluate", str(tmp_path / "recipe.yaml"), f"evaluate.prompts={tmp_path / 'circles.jsonl'}"]
+    assert main([*command, "evaluate.samples_per_prompt=1", "--output", str(tmp_path / "scores")]) == 0
+
+    def refuse(word: str) -> None:
+        raise ValueError(f"{word} is no JSON")
+
+    scores = json.loads((tmp_path / "scores" / "scores.json").read_text(), parse_constant=refuse)
+    assert scores["metrics"]["eval_reward"] is None
+    assert scores["metrics"]["eval_excluded_samples"] == 1
+
+
+def test_a_device_that_is_not_there(recipe, tmp_path, capsys):
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    assert main(["evaluate", str(tmp_path / "recipe.yaml"), "--device", "gpuu"]) == 2
+    assert "--device gpuu cannot be used here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["evaluate", "train"])
+def test_rewards_that_no_held_out_prompt_is_for(command, recipe, tmp_path, capsys):
+    """Without `eval_rewards` the training rewards score the held-out prompts, so their tasks must be there too."""
+    (tmp_path / "held_out.jsonl").write_text('{"prompt": "a red circle", "task": "b"}\n')
+    recipe["rewards"] = [{"use": "compressibility", "tasks": ["a"]}]
+    recipe["trainer"] = {"max_steps": 1, "per_device_train_batch_size": 8}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    assert main([command, str(tmp_path / "recipe.yaml"), f"evaluate.prompts={tmp_path / 'held_out.jsonl'}"]) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1
+    assert "held_out.jsonl" in said[0]
+    assert "eval_rewards" in said[0]
+    assert "for the task 'a', which no prompt has; tasks of the prompts: b." in said[0]
+
+
+@pytest.mark.parametrize("section", ["rewards", "eval_rewards"])
+def test_a_reward_that_would_be_logged_as_the_total_is_refused(section, recipe, tmp_path, capsys):
+    recipe[section] = [{"use": "compressibility", "name": "reward"}]
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    assert main(["evaluate", str(tmp_path / "recipe.yaml")]) == 2
+    assert "is called 'reward', which they use themselves; give it another name" in capsys.readouterr().err

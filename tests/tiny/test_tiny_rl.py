@@ -1,0 +1,90 @@
+"""Reinforcement learning from the committed UniAR-Tiny, judged by the pictures and answers that come of it."""
+
+import json
+import math
+import shutil
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from rl.cli import main
+from rl.config.recipe import load_recipe
+
+ROOT = Path(__file__).parents[2]
+RECIPES = sorted(file.name for file in (ROOT / "configs").glob("tiny_*.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch):
+    monkeypatch.chdir(ROOT)  # recipes name the model and the prompts from there
+
+
+@pytest.mark.parametrize("name", [*RECIPES, "quickstart.yaml"])
+def test_recipes_train_uniar_tiny_on_training_prompts_and_judge_held_out_ones_strictly(name):
+    recipe = load_recipe(f"configs/{name}")
+    assert recipe.model.path == "assets/uniar-tiny"
+    assert (recipe.data.prompts, recipe.evaluate.prompts) == (
+        "configs/prompts/shapes/train.jsonl",
+        "configs/prompts/shapes/held_out.jsonl",
+    )
+    assert recipe.eval_rewards[0]["credit"] == "strict"
+    assert recipe.understanding.questions == "configs/prompts/shapes/questions_held_out.jsonl"
+
+
+@pytest.fixture(scope="module")
+def in_float32(tmp_path_factory) -> Path:
+    """UniAR-Tiny with its AR weights in float32, and so its exports: nothing is rounded away."""
+    folder = tmp_path_factory.mktemp("tiny") / "uniar-tiny"
+    shutil.copytree(ROOT / "assets" / "uniar-tiny", folder)
+    weights = {name: tensor.float() for name, tensor in load_file(folder / "model.safetensors").items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize(("name", "rate"), [("tiny_lora", "2e-2"), ("quickstart", "6e-4")])
+def test_an_exported_model_scores_as_the_trained_one(name, rate, in_float32, tmp_path):
+    """Drawings and answers of `final`, loaded anew, against the run's own last evaluation, after updates so large that
+    the model at the start scores otherwise."""
+    few = ["evaluate.limit=48", "understanding.limit=40", "understanding.batch_size=40", f"model.path={in_float32}"]
+    short = ["trainer.per_device_train_batch_size=16", "algorithm.num_iterations=1", "trainer.max_steps=4"]
+    harsh = [
+        "trainer.bf16=false",
+        f"trainer.learning_rate={rate}",
+        "trainer.warmup_steps=0",
+        "trainer.lr_scheduler_type=constant",
+    ]
+    run, scores = tmp_path / "run", tmp_path / "scores"
+    assert main(["train", f"configs/{name}.yaml", *few, *short, *harsh, f"output_dir={run}"]) == 0
+    evaluate = ["evaluate", f"configs/{name}.yaml", *few, "--output", str(scores)]
+    assert main([*evaluate, "--model", str(run / "final")]) == 0
+
+    before, trained = (json.loads((run / "evaluations" / f"step-{step:06}.json").read_text()) for step in (0, 4))
+    exported = json.loads((scores / "scores.json").read_text())["metrics"]
+    assert (len(trained["total"]), len(trained["understanding"]["p_answer"])) == (48, 40)
+    start, score = (statistics.fmean(found["total"]) for found in (before, trained))
+    assert abs(score - start) >= 4 / 48
+    assert abs(score - exported["eval_reward"]) <= 1.5 / 48  # an adapter is merged, which rounds
+    start, sure = (statistics.fmean(found["understanding"]["p_answer"]) for found in (before, trained))
+    assert abs(sure - start) >= 1e-4
+    assert exported["eval_understanding/p_answer"] == pytest.approx(sure, abs=2e-5)
+
+
+@pytest.mark.slow
+def test_the_quickstart_gains_what_it_promises(tmp_path):
+    """Minutes on 2 cores: 12 points and 3 standard errors on held-out captions, answers kept."""
+    command = [sys.executable, "-m", "rl.train", "configs/quickstart.yaml", f"output_dir={tmp_path / 'run'}"]
+    subprocess.run(command, check=True)
+    before, *_, after = (
+        json.loads(file.read_text()) for file in sorted((tmp_path / "run" / "evaluations").glob("step-*.json"))
+    )
+    gains = [b - a for a, b in zip(before["total"], after["total"], strict=True)]
+    assert len(gains) >= 400
+    gain, error = statistics.fmean(gains), statistics.stdev(gains) / math.sqrt(len(gains))
+    assert gain >= 0.12
+    assert gain >= 3 * error
+    answers = [statistics.fmean(found["understanding"]["exact_match"]) for found in (before, after)]
+    assert answers[1] >= answers[0] - 0.03

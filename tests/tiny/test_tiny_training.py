@@ -1,0 +1,194 @@
+"""How UniAR-Tiny is made: stages of a few steps, from nothing to a checkpoint that loads; interrupted and resumed."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoProcessor
+
+from rl.policy.replay import Branch, replay
+from tiny import lessons, pool, training
+from tiny.batches import TOKENS, drawing_rows, drawn_gaps
+from tiny.captions import drawing
+from tiny.edits import edit
+from tiny.lessons import Lesson, encode, losses
+from tiny.model import SIDE, grids, new_policy, new_sd3, new_vae, new_vision, patches, write_untrained
+from tiny.sentences import sentences
+from tiny.train import STAGES, train
+from tiny.train_vae import train_vae
+from tiny.training import flip, pictures, randomness
+from tiny.world import free_scene, render
+from uniar.errors import UserError
+from uniar.modeling_decoder import UniARVisualDecoder
+from uniar.modeling_uniar import UniARForConditionalGeneration
+from uniar.processing import build_visual_prompt
+
+
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny") / "untrained"
+    write_untrained(folder, sentences(0, each=400), 0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """All stages, two steps each."""
+    folder = tmp_path_factory.mktemp("tiny") / "trained"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pool, "SIZE", 64)
+        train(folder, seed=0, steps=2)
+    return folder
+
+
+def scenes(count: int, seed: int = 0) -> list:
+    rng, _ = randomness(seed, "test")
+    return [free_scene(rng) for _ in range(count)]
+
+
+def test_patches_are_laid_out_as_the_image_processor_does(untrained):
+    images = [render(scene) for scene in scenes(3)]
+    expected = AutoProcessor.from_pretrained(untrained).image_processor(images=images, return_tensors="pt")
+    assert torch.allclose(patches(pictures(scenes(3))), expected["pixel_values"], atol=1e-6)
+    assert torch.equal(grids(3), expected["image_grid_thw"])
+
+
+def test_an_image_of_any_size_becomes_sixteen_tokens(untrained):
+    processor = AutoProcessor.from_pretrained(untrained)
+    for size in ((64, 64), (512, 512), (20, 20)):
+        encoded = processor.image_processor(images=[render(scenes(1)[0]).resize(size)], return_tensors="pt")
+        assert encoded["image_grid_thw"].tolist() == [[1, SIDE // 8, SIDE // 8]]
+
+
+def test_rows_of_training_are_the_prompts_that_drawing_starts_from(untrained):
+    """The gaps that supervised training sees are those that the rollout and its replay see, edits included."""
+    torch.manual_seed(0)
+    processor, model = AutoProcessor.from_pretrained(untrained), new_policy(untrained, 0).eval()
+    rng, _ = randomness(0, "rows")
+    items = [edit(rng, "train") for _ in range(3)]
+    bits = encode(model.model.visual, [item.target for item in items])
+    given = encode(model.model.visual, [item.source for item in items])
+    for editing in (False, True):
+        prompts = [item.instruction for item in items] if editing else [drawing(rng, "train").prompt for _ in items]
+        images = [render(item.source) for item in items] if editing else None
+        prompt = build_visual_prompt(prompts, model, processor, height=SIDE, width=SIDE, input_images=images)
+        branch = Branch.of(prompt, torch.arange(3), model.config.image_token_id)
+        with torch.no_grad():
+            expected = replay(model, bits, branch, None, "none").cond
+            rows = drawing_rows(model, processor, prompts, editing=editing)
+            found = drawn_gaps(model, rows, bits, given if editing else None)
+        assert found.shape == (3, TOKENS, *model.config.vision_config.code_shape)
+        assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_flipped_bits():
+    noise = torch.Generator().manual_seed(0)
+    bits = torch.zeros(64, TOKENS, 2, 4, 32, dtype=torch.uint8)
+    flipped = flip(bits, 0.2, noise)
+    assert 0.07 < flipped.float().mean() < 0.13
+    assert flipped.dtype == torch.uint8
+    assert torch.equal(flip(bits, 0.0, noise), bits)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_captions_of_other_pictures(untrained, monkeypatch, share):
+    """As many drawings as asked for get them; the pictures stay the same, and examined drawings have their own."""
+    lesson = Lesson(60, 1, 1, 1, drawing_weight=1.0, wrong_captions=share, no_prompt=0.0)
+    processor, model = AutoProcessor.from_pretrained(untrained), new_policy(untrained, 0).eval()
+    captions, shown = [], []
+
+    def rows(model, processor, prompts, **kind):
+        captions.append(prompts)
+        return drawing_rows(model, processor, prompts, **kind)
+
+    def bits_of(vision, scenes):
+        shown.append(scenes)
+        return encode(vision, scenes)
+
+    monkeypatch.setattr(lessons, "drawing_rows", rows)
+    monkeypatch.setattr(lessons, "encode", bits_of)
+    rng, _ = randomness(0, "lesson")
+    own = [drawing(rng, "train") for _ in range(60)]
+    for each in (lesson, lesson.as_examined()):
+        with torch.no_grad():
+            found = losses(model, processor, model.model.visual, "train", *randomness(0, "lesson"), each)
+        assert all(value.isfinite() for value in found.values())
+    assert [scenes[:60] for scenes in shown] == [[item.scene for item in own]] * 2
+    drawn, _, examined, _ = captions
+    wrong = sum(caption != item.prompt for caption, item in zip(drawn, own, strict=True))
+    assert abs(wrong - 60 * share) <= {0.0: 0, 0.5: 12, 1.0: 3}[share]  # a few are alike by chance
+    assert examined == [item.prompt for item in own]
+
+
+def test_all_weights_stay_under_14_megabytes(untrained):
+    modules = [new_policy(untrained, 0), new_vision(0), new_sd3(), new_vae()]
+    weights = sum(2 * parameter.numel() for module in modules for parameter in module.parameters())
+    assert weights + sum(file.stat().st_size for file in untrained.rglob("*.safetensors")) <= 14e6
+
+
+def test_two_steps_of_each_stage_make_a_checkpoint(trained):
+    assert list(json.loads((trained / "stages.json").read_text())) == list(STAGES)
+    logged = [json.loads(line) for line in (trained / "training.jsonl").read_text().splitlines()]
+    assert {line["stage"] for line in logged} == set(STAGES)
+
+    model = UniARForConditionalGeneration.from_pretrained(trained, dtype=torch.float32)
+    decoder = UniARVisualDecoder.from_pretrained(trained)
+    for name, tensor in decoder.bsq_encoder.state_dict().items():
+        assert torch.equal(tensor, model.model.visual.state_dict()[name]), name
+    assert not [file for file in trained.rglob("config.json") if str(trained) in file.read_text()]
+    bits = encode(decoder.bsq_encoder, scenes(2))
+    images = decoder.decode(bits, SIDE, SIDE, num_inference_steps=2, noise_seeds=[0, 1])
+    assert [image.size for image in images] == [(SIDE, SIDE)] * 2
+    assert decoder.prompt_embeds.shape[1] == 6
+    assert sum(file.stat().st_size for file in trained.rglob("*.safetensors") if ".training" not in file.parts) < 14e6
+
+
+def test_a_finished_stage_is_not_run_again(trained, capsys):
+    before = (trained / "training.jsonl").read_text()
+    train(trained, seed=0, stage="policy", steps=2)
+    assert (trained / "training.jsonl").read_text() == before
+    assert "policy: done" in capsys.readouterr().out
+
+
+def test_a_stage_without_the_ones_before_it_is_refused(tmp_path):
+    with pytest.raises(UserError, match="stage policy needs stage tokenizer"):
+        train(tmp_path / "new", seed=0, stage="policy")
+    command = [sys.executable, "-m", "tiny.train", "--output", str(tmp_path / "new"), "--stage", "decoder"]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False)
+    assert ended.returncode == 2
+    assert "error: stage decoder needs stage vae" in ended.stderr
+
+
+def test_an_interrupted_stage_ends_with_the_same_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "SAVE_SECONDS", 0.0)  # after every step
+    whole = train_vae(tmp_path / "whole", seed=3, steps=6)
+
+    class Cut(Exception):
+        pass
+
+    update = training.Stage.update
+
+    def cut_short(stage, loss, **parts):
+        if stage.step == 4:
+            raise Cut
+        update(stage, loss, **parts)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Stage, "update", cut_short)
+        with pytest.raises(Cut):
+            train_vae(tmp_path / "cut", seed=3, steps=6)
+    assert train_vae(tmp_path / "cut", seed=3, steps=6) == whole
+    name = Path("sd3_pipeline/vae/diffusion_pytorch_model.safetensors")
+    assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_loss_that_is_no_number_ends_the_stage(tmp_path):
+    model = torch.nn.Linear(1, 1)
+    stage = training.Stage("broken", tmp_path, model, steps=3, learning_rate=1.0, seed=0)
+    for _ in stage:
+        with pytest.raises(FloatingPointError, match="stage broken: the loss of step 0 is nan"):
+            stage.update(model(torch.tensor([[float("nan")]])).sum())
+        break
