@@ -127,10 +127,10 @@ def plain_rollout(
     it. Returns the bits it would have drawn itself, and how many of those that differ were not on the edge.
     """
     text, samples = model.model.language_model, len(prompt)
-    twins = prompt.unconditional.rows([0] * samples)
-    ids = torch.cat([prompt.input_ids, twins.input_ids])
-    mask = torch.cat([prompt.attention_mask, twins.attention_mask]).bool()
-    positions = torch.cat([prompt.position_ids, twins.position_ids], 1)
+    unconditional = prompt.unconditional.rows([0] * samples)
+    ids = torch.cat([prompt.input_ids, unconditional.input_ids])
+    mask = torch.cat([prompt.attention_mask, unconditional.attention_mask]).bool()
+    positions = torch.cat([prompt.position_ids, unconditional.position_ids], 1)
     length, tokens = ids.shape[1], noise.shape[1]
     every = torch.arange(length + tokens)
     padding = torch.nn.functional.pad(mask, (0, tokens), value=True)

@@ -34,7 +34,7 @@ def meter(prompts, images, **_):
     with Path(__file__).with_name(f"meter-{os.environ.get('RANK', '0')}.jsonl").open("a") as file:
         file.write(json.dumps(line) + "\\n")
     return [0.0] * len(prompts)
-meter.beside_decoding = False
+meter.overlaps_decoding = False
 """
 
 

@@ -4,10 +4,9 @@ import asyncio
 import logging
 import math
 import threading
-import time
 from collections.abc import Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,8 +23,6 @@ from rewards.models.model_reward import default_device
 from uniar.errors import UserError, did_you_mean
 
 logger = logging.getLogger(__name__)
-
-_AUTOCAST_DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
 @dataclass(frozen=True)
@@ -232,19 +229,30 @@ class RewardSuite:
             if rows and (only is None or spec.name in only):
                 calls.append((column, rows))
         waiting = [call for call in calls if self.rewards[call[0]].is_async]
+        outcomes: dict[int, Outcome] = {}
         with self.on_device(), ThreadPoolExecutor(max_workers=max(1, len(waiting))) as pool:
             if waiting and self._loop is None:
                 self._loop = _BackgroundLoop()
-            futures = {column: pool.submit(self._score_column, column, batch, rows, first) for column, rows in waiting}
-            results = {
-                column: self._score_column(column, batch, rows, first)
-                for column, rows in calls
-                if column not in futures
+
+            def how(column: int) -> dict[str, Any]:
+                spec, wait = self.specs[column], self._loop and self._loop.run
+                return {"wait": wait, "retries": spec.retries, "first_fault_only": spec.on_error == "stop"}
+
+            futures = {
+                column: pool.submit(score_samples, self.rewards[column], batch.select(rows), **how(column))
+                for column, rows in waiting
             }
-            results.update({column: future.result() for column, future in futures.items()})
+            for column, rows in calls:
+                if column not in futures:
+                    outcomes[column] = score_samples(self.rewards[column], batch.select(rows), **how(column))
+                    self._report(column, outcomes[column], batch, rows, first)
+            for column, rows in waiting:
+                outcomes[column] = futures[column].result()
+                self._report(column, outcomes[column], batch, rows, first)
         for column, rows in calls:
             name = self.names[column]
-            outcome, seconds[name] = results[column]
+            outcome = outcomes[column]
+            seconds[name] = outcome.seconds
             values[rows, column] = torch.tensor(outcome.scores, dtype=torch.float64)
             failed[[rows[fault] for fault in outcome.faults], column] = True
             if outcome.details:
@@ -260,28 +268,14 @@ class RewardSuite:
             self._loop.close()
             self._loop = None
 
-    def _score_column(self, column: int, batch: RewardBatch, rows: list[int], first: int) -> tuple[Outcome, float]:
-        """What the reward made of the rows, and the seconds it took."""
-        spec, reward = self.specs[column], self.rewards[column]
-        start = time.perf_counter()
-        with ExitStack() as stack:
-            if not reward.wants_policy:
-                # The policy may come with its autocast, which is no business of the other rewards.
-                for kind in _AUTOCAST_DEVICES:
-                    stack.enter_context(torch.autocast(kind, enabled=False))
-            outcome = score_samples(
-                reward,
-                batch.select(rows),
-                wait=self._loop and self._loop.run,
-                retries=spec.retries,
-                first_fault_only=spec.on_error == "stop",
-            )
+    def _report(self, column: int, outcome: Outcome, batch: RewardBatch, rows: list[int], first: int) -> None:
+        """Raises RewardError for the first fault under `on_error: stop`; else says that samples are left out."""
+        spec = self.specs[column]
         for fault in dict.fromkeys(outcome.faults.values()):  # a batch that failed as a whole is reported once
             error = self._error(spec.name, fault, batch, rows, first)
             if spec.on_error == "stop":
                 raise error
             logger.warning("%s; left out (on_error: skip).", error)
-        return outcome, time.perf_counter() - start
 
     @staticmethod
     def _error(name: str, fault: Fault, batch: RewardBatch, rows: list[int], first: int) -> RewardError:

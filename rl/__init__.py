@@ -1,7 +1,12 @@
-"""RL trainers for UniAR: prompts, rollout, decode, reward, advantage, loss, update, evaluation, export."""
+"""RL trainers for UniAR: prompts, rollout, decode, reward, advantage, loss, update, evaluation, export.
+
+`load_recipe`, `train` and `UniARTrainer` are loaded at their first use, so that `import rl` costs nothing.
+"""
 
 import os
+from importlib import import_module
 from types import ModuleType
+from typing import Any
 
 from rl.rooms import check_rooms
 
@@ -19,3 +24,12 @@ def _tell_deepspeed(_: ModuleType) -> None:
 
 
 on_import("deepspeed", before=_tell_deepspeed)
+
+_MODULES = {"UniARTrainer": "rl.trainer.trainer", "load_recipe": "rl.config.recipe"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value = getattr(import_module(_MODULES[name]), name)
+    return value

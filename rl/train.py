@@ -14,6 +14,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 from accelerate import PartialState
 from transformers import PrinterCallback, ProgressCallback, set_seed
@@ -62,8 +63,8 @@ from rl.trainer.build import (
     training_prompts,
 )
 from rl.trainer.callbacks import RunCallback
+from rl.trainer.extensions.collection import TrainerExtensions
 from rl.trainer.extensions.early_stop import check_metric
-from rl.trainer.features import Features
 from rl.trainer.stopping import Stopper
 from rl.trainer.trainer import UniARTrainer
 from rl.trainer.watch import Watch
@@ -173,9 +174,10 @@ def _train(recipe: Recipe, resume: bool, lock: FolderLock) -> RunFolder | None:
         Watch(recipe.watch),
         reference,
         build_text_kl(recipe, kl_questions, processor, model.config),
-        Features.of(recipe, reference, records),
+        TrainerExtensions.of(recipe, reference, records),
         callbacks=[callback, stopper],
         only_weights=only_weights,
+        scores_seen=callback.scores_seen,
     )
     for ours in (callback, stopper):
         ours.attach(trainer)
@@ -196,9 +198,9 @@ def _train(recipe: Recipe, resume: bool, lock: FolderLock) -> RunFolder | None:
         saved = "nothing is saved" if args.save_strategy == "no" else "go on with --resume"
         print(f"stopped by {stopper.stopped} after update {state.global_step}; {saved}", flush=True)
         return None
-    trainer.watch.require_updates()
+    trainer.step.watch.require_updates()
     lock.require_there()
-    early_stop, said = trainer.features.early_stop, None
+    early_stop, said = trainer.extensions.early_stop, None
     if early_stop is not None and args.process_index == 0:
         said = early_stop.report(state.global_step, state.max_steps, folder.best)
         print(said, flush=True)
@@ -243,6 +245,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     # The deepspeed launcher adds --local_rank=N, which LOCAL_RANK says as well.
     return command_line(["train", *(word for word in arguments if not word.startswith("--local_rank="))])
 
+
+class _CallableModule(ModuleType):
+    """`from rl import train` names this module, which launchers start as `rl.train`; called, it is the function."""
+
+    def __call__(self, recipe: Recipe, resume: bool = False) -> RunFolder | None:
+        return train(recipe, resume)
+
+
+sys.modules[__name__].__class__ = _CallableModule
 
 if __name__ == "__main__":
     sys.exit(main())

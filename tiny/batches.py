@@ -31,7 +31,8 @@ class Rows:
 def drawing_rows(
     model: UniARForConditionalGeneration, processor: Any, prompts: Sequence[str], *, editing: bool = False
 ) -> Rows:
-    """Prefixes of images to draw (spec section 6), T image tokens behind them; `editing`: with an image in them."""
+    """Prefixes of images to draw (docs/checkpoint-format.md, 6), T image tokens behind them; `editing`: with an image
+    in them."""
     contents = []
     for prompt in prompts:
         given = [{"type": "image"}] if editing else []

@@ -29,11 +29,11 @@ from tiny.shapes import Shapes, scene_faults
 from tiny.training import randomness
 from tiny.world import free_scene, render
 from uniar.answering import Drawing, Picture, answer
-from uniar.files import user_path
 from uniar.generation import draw_noise, rollout
 from uniar.modeling_decoder import UniARVisualDecoder
 from uniar.modeling_uniar import UniARForConditionalGeneration
 from uniar.processing import build_visual_prompt
+from uniar.reading.files import user_path
 from uniar.seeds import seed_of
 
 GUIDANCE = 2.0

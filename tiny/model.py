@@ -1,4 +1,4 @@
-"""UniAR-Tiny's sizes, and the untrained parts that its training starts from (spec sections 1 and 2).
+"""UniAR-Tiny's sizes, and the untrained parts that its training starts from (docs/checkpoint-format.md, 1 and 2).
 
 64×64 pixels are 4×4 visual tokens of 2 levels × 4 patches × 32 bits; a patch of the tokenizer (8 pixels) is a patch of
 the SD3 transformer (2 latents of 4 pixels), so nothing is resized between them.

@@ -20,7 +20,7 @@ from tiny.questions import question
 from tiny.splits import SPLITS, Split
 from tiny.world import Scene, render
 from uniar.errors import UserError
-from uniar.files import user_path
+from uniar.reading.files import user_path
 
 PICTURES = "images"
 TRIES = 500  # in a row without a new text, after which there are taken to be no more

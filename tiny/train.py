@@ -25,7 +25,7 @@ from tiny.train_policy import train_policy
 from tiny.train_tokenizer import train_tokenizer
 from tiny.train_vae import train_vae
 from uniar.errors import UserError
-from uniar.files import user_path
+from uniar.reading.files import user_path
 
 STAGES = {
     "vae": train_vae,

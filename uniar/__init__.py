@@ -2,6 +2,9 @@
 
 The names below are those of UniAR's own package. Each is loaded at its first use, so that `import uniar` costs nothing;
 transformers' Auto classes know UniAR from then on.
+
+This room has many files because code written for UniAR's own package and the cards of checkpoints name their paths
+(`uniar.modeling_uniar` and so on), and because the model's parts belong together.
 """
 
 from importlib import import_module

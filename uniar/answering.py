@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from uniar.pictures import in_rgb
-from uniar.prompt_text import refuse_tokens, reserved_tokens
+from uniar.reading.pictures import in_rgb
+from uniar.reading.prompt_text import refuse_tokens, reserved_tokens
 
 if TYPE_CHECKING:
     from uniar.configuration_uniar import UniARConfig

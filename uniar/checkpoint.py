@@ -1,4 +1,5 @@
-"""The checkpoint folder (spec section 1): find it, check it, load from it strictly, write one beside its source.
+"""The checkpoint folder (docs/checkpoint-format.md, 1): find it, check it, load from it strictly, write one beside its
+source.
 
 <checkpoint>/
   config.json  *.safetensors  generation_config.json     AR model
@@ -30,7 +31,7 @@ from torch import nn
 from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
 
 from uniar.errors import UserError
-from uniar.files import read_object, reason_of, user_path
+from uniar.reading.files import read_object, reason_of, user_path
 from uniar.weight_files import DIFFUSERS, MODEL, stored_tensors, weight_files
 
 DECODER_PARTS = ("bsq_encoder", "sd3_transformer", "sd3_pipeline")

@@ -1,4 +1,4 @@
-"""Configurations of the AR model and of its image tokenizer (spec section 2)."""
+"""Configurations of the AR model and of its image tokenizer (docs/checkpoint-format.md, 2)."""
 
 from typing import Any
 

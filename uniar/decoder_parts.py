@@ -1,5 +1,5 @@
-"""The visual decoder's parts on disk (spec section 1): loading them exactly, and what the text encoders make of the one
-prompt."""
+"""The visual decoder's parts on disk (docs/checkpoint-format.md, 1): loading them exactly, and what the text encoders
+make of the one prompt."""
 
 import gc
 from pathlib import Path

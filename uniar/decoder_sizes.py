@@ -8,8 +8,8 @@ from typing import Any, NamedTuple, Self
 
 from uniar.configuration_uniar import UniARVisionConfig
 from uniar.errors import UserError
-from uniar.files import read_json
 from uniar.processing import check_size
+from uniar.reading.files import read_json
 
 RELEASED_SIDE = 512
 """pixels, of the square drawings that the released models were trained on"""

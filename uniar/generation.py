@@ -10,7 +10,6 @@ T visual tokens · L levels · S patches a token · K bits a code · H hidden.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -18,12 +17,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers.models.qwen3_vl.modeling_qwen3_vl import apply_rotary_pos_emb
 
+from uniar.drawing_model import DrawingModel
 from uniar.errors import UserError
 from uniar.processing import VisualPrompt
 from uniar.quantizer import bits_to_indices
-
-if TYPE_CHECKING:
-    from uniar.modeling_uniar import UniARForConditionalGeneration
 
 
 @dataclass(frozen=True)
@@ -47,11 +44,11 @@ def draw_noise(seeds: Sequence[int], tokens: int, code_shape: tuple[int, int, in
 
 @torch.no_grad()
 def rollout(
-    model: "UniARForConditionalGeneration",
+    model: DrawingModel,
     prompt: VisualPrompt,
     noise: Tensor,
     *,
-    owners: Sequence[int] | None = None,
+    prompt_index: Sequence[int] | None = None,
     guidance_scale: float | None = None,
     temperature: float = 1.0,
     return_gaps: bool = False,
@@ -60,23 +57,24 @@ def rollout(
 ) -> Rollout:
     """Draws B images from their uniforms `noise` (B, T, L, S, K).
 
-    Sample i belongs to prompt `owners[i]`, by default i // (B / U): the same number G of samples for each prompt.
+    Sample i belongs to prompt `prompt_index[i]`, by default i // (B / U): the same number G of samples for each prompt.
     A bit is 1 where σ(d*) > u, with d* = (d_u + s·(d_c - d_u)) / T in float32; temperature 0 is greedy.
     `guidance_scale` None runs the conditional branch alone; otherwise `prompt.unconditional` must be there, and both
     branches read the same bits. `memory_budget` (bytes) bounds caches and activations: samples are drawn in as many
     batches as it takes. In float32 the bits are the same; in bfloat16 logits depend in their last digits on the size of
     the batch, so about one bit in a thousand is another. Returned tensors live on the model's device.
 
-    Raises UserError when the budget does not hold one sample, ValueError for noise, owners or prompts that don't fit.
+    Raises UserError when the budget does not hold one sample, ValueError for noise, prompt indices or prompts that
+    don't fit.
     """
     tokens, code_shape = prompt.image_token_num, model.config.vision_config.code_shape
     samples, prompts = len(noise), len(prompt)
-    if owners is None:
+    if prompt_index is None:
         if samples % prompts:
-            raise ValueError(f"{samples} samples cannot be divided evenly over {prompts} prompts; give their owners.")
-        owners = [sample * prompts // samples for sample in range(samples)]
-    if not samples or len(owners) != samples or not all(0 <= owner < prompts for owner in owners):
-        raise ValueError(f"{samples} samples cannot be divided over {prompts} prompts as {list(owners)}.")
+            raise ValueError(f"{samples} samples cannot be divided evenly over {prompts} prompts; give prompt_index.")
+        prompt_index = [sample * prompts // samples for sample in range(samples)]
+    if not samples or len(prompt_index) != samples or not all(0 <= owner < prompts for owner in prompt_index):
+        raise ValueError(f"{samples} samples cannot be divided over {prompts} prompts as {list(prompt_index)}.")
     if noise.shape[1:] != (tokens, *code_shape):
         raise ValueError(f"noise is {tuple(noise.shape)}; it must be {(samples, tokens, *code_shape)}.")
     if temperature < 0:
@@ -84,18 +82,18 @@ def rollout(
     branches = [replace(prompt, unconditional=None)]
     if guidance_scale is not None:
         if prompt.unconditional is None:
-            raise ValueError("guidance needs the prompt's unconditional twin.")
+            raise ValueError("guidance needs the prompt's unconditional branch.")
         branches.append(prompt.unconditional)
 
     size = _batch_size(model, branches, tokens, samples, memory_budget)
     shared = [_prefill(model, branch) if len(branch) == 1 else None for branch in branches]
 
     def draw(batch: list[int]) -> Rollout:
-        numbers = sorted({owners[sample] for sample in batch})
+        numbers = sorted({prompt_index[sample] for sample in batch})
         steps = _Steps(
             model,
             [kept or _prefill(model, branch.rows(numbers)) for kept, branch in zip(shared, branches, strict=True)],
-            torch.tensor([numbers.index(owners[sample]) for sample in batch], device=model.device),
+            torch.tensor([numbers.index(prompt_index[sample]) for sample in batch], device=model.device),
             noise[batch],
             guidance_scale,
             temperature,
@@ -110,7 +108,7 @@ def rollout(
         return steps.result()
 
     # A prompt's samples go together: its prefix is prefilled once, or twice where a batch ends inside them.
-    order = sorted(range(samples), key=owners.__getitem__)
+    order = sorted(range(samples), key=prompt_index.__getitem__)
     batches = [order[start : start + size] for start in range(0, samples, size)]
     with tqdm(total=len(batches) * tokens, desc="visual tokens", disable=not show_progress) as progress:
         parts = [draw(batch) for batch in batches]
@@ -120,7 +118,7 @@ def rollout(
 
 
 def generate_visual(
-    model: "UniARForConditionalGeneration",
+    model: DrawingModel,
     prefix_input_ids: Tensor,
     attention_mask: Tensor,
     pos_ids_all: Tensor,
@@ -176,11 +174,11 @@ class _Prefix:
         return self.valid.shape[1]
 
 
-def _layers(model: "UniARForConditionalGeneration") -> list[nn.Module]:
+def _layers(model: DrawingModel) -> list[nn.Module]:
     return [*model.model.language_model.layers, *model.visual_decoder_layers]
 
 
-def _prefill(model: "UniARForConditionalGeneration", prompt: VisualPrompt) -> _Prefix:
+def _prefill(model: DrawingModel, prompt: VisualPrompt) -> _Prefix:
     rows, width = prompt.input_ids.shape
     backbone, deepstack = model.model, []
     if prompt.pixel_values is None:
@@ -205,7 +203,7 @@ def _prefill(model: "UniARForConditionalGeneration", prompt: VisualPrompt) -> _P
     return _Prefix(keys, values, hidden[:, -1], valid, prompt.position_ids[:, :, width:])
 
 
-def _empty_cache(model: "UniARForConditionalGeneration", rows: int, slots: int) -> list[Tensor]:
+def _empty_cache(model: DrawingModel, rows: int, slots: int) -> list[Tensor]:
     attention = model.config.text_config
     shape = (rows, attention.num_key_value_heads, slots, attention.head_dim)
     return [torch.zeros(shape, dtype=model.dtype, device=model.device) for _ in _layers(model)]
@@ -258,9 +256,9 @@ class _Steps:
 
     def __init__(
         self,
-        model: "UniARForConditionalGeneration",
+        model: DrawingModel,
         prefixes: Sequence[_Prefix],
-        owners: Tensor,
+        prompt_index: Tensor,
         noise: Tensor,
         guidance_scale: float | None,
         temperature: float,
@@ -268,7 +266,7 @@ class _Steps:
         keep_gaps: bool,
     ) -> None:
         self.model, self.layers, self.guidance_scale = model, _layers(model), guidance_scale
-        device, samples, tokens = model.device, len(owners), noise.shape[1]
+        device, samples, tokens = model.device, len(prompt_index), noise.shape[1]
         rows = samples * len(prefixes)
         self.prefix_width = max(prefix.width for prefix in prefixes)
         slots = self.prefix_width + tokens
@@ -277,7 +275,7 @@ class _Steps:
         hidden, positions = [], []
         for number, prefix in enumerate(prefixes):
             # One unconditional row may stand for all prompts.
-            source = owners if len(prefix.valid) > 1 else torch.zeros_like(owners)
+            source = prompt_index if len(prefix.valid) > 1 else torch.zeros_like(prompt_index)
             start, stop = self.prefix_width - prefix.width, self.prefix_width
             mine = slice(number * samples, (number + 1) * samples)
             for cache, filled in ((self.keys, prefix.keys), (self.values, prefix.values)):
@@ -331,7 +329,7 @@ class _Steps:
 
 
 def _batch_size(
-    model: "UniARForConditionalGeneration",
+    model: DrawingModel,
     branches: Sequence[VisualPrompt],
     tokens: int,
     samples: int,
@@ -353,9 +351,7 @@ def _batch_size(
     return min(samples, memory_budget // needed)
 
 
-def sample_bytes(
-    model: "UniARForConditionalGeneration", prefix: int, tokens: int, branches: int, patches: int = 0
-) -> int:
+def sample_bytes(model: DrawingModel, prefix: int, tokens: int, branches: int, patches: int = 0) -> int:
     """Bytes a sample takes in the engine when no other shares its prompt, from above.
 
     Keys and values of the prefix, and then either what a layer holds during prefill (of the vision tower, over the

@@ -25,10 +25,10 @@ from uniar.checkpoint import (
 from uniar.configuration_uniar import UniARConfig
 from uniar.decoder_parts import TEXT_ENCODERS, TOKENIZERS, load_tokenizer, t5_length
 from uniar.errors import UserError
-from uniar.files import read_object
 from uniar.modeling_sd3 import SD3Transformer2DModelWithSigLIP
 from uniar.modeling_uniar import UniARForConditionalGeneration
 from uniar.modeling_vision import UniARVisionModel
+from uniar.reading.files import read_object
 from uniar.weight_files import DIFFUSERS, MODEL, stored_tensors
 
 _DECODER_MODELS = {

@@ -1,4 +1,4 @@
-"""Visual bits → images: the tokenizer's features steer a Stable Diffusion 3 decoder (spec section 7).
+"""Visual bits → images: the tokenizer's features steer a Stable Diffusion 3 decoder (docs/checkpoint-format.md, 7).
 
 Shapes: B samples · T visual tokens · L levels · S patches a token · K bits a code · C latent channels · h, w latent
 sides · R transformer rows (B, or 2B with guidance: unconditional rows first). A grid is (rows, columns).
@@ -64,7 +64,8 @@ class UniARVisualDecoder(nn.Module):
     def from_pretrained(
         cls, path: str | Path, device: torch.device | str | None = None, torch_dtype: torch.dtype = torch.bfloat16
     ) -> Self:
-        """Loads the decoder's parts of a checkpoint folder or hub id (spec section 1); `device` None: on the CPU.
+        """Loads the decoder's parts of a checkpoint folder or hub id (docs/checkpoint-format.md, 1); `device` None: on
+        the CPU.
 
         The text encoders are loaded first, encode the prompt and leave memory before the rest is loaded. Raises
         UserError for a missing part, a part of another kind, and a missing, left-over or mismatched tensor, by name.

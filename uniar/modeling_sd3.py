@@ -1,5 +1,5 @@
 """The SD3 transformer that reads visual bits: Stable Diffusion 3's MMDiT with the image tokenizer's features added to
-its latent tokens (spec section 7; SD3: arXiv 2403.03206).
+its latent tokens (docs/checkpoint-format.md, 7; SD3: arXiv 2403.03206).
 
 Shapes: B images · C latent channels · h, w latent sides · N patches of the features' grid · M = (h/p)·(w/p) latent
 tokens, p the patch size · H·L feature channels (`siglip_channels`) · D `inner_dim`.

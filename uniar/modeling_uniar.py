@@ -1,4 +1,4 @@
-"""The AR model: text in Qwen3-VL's way, and the logits of visual bits (spec sections 3, 5 and 6).
+"""The AR model: text in Qwen3-VL's way, and the logits of visual bits (docs/checkpoint-format.md, 3, 5 and 6).
 
 Shapes: B rows · P prefix positions · T drawn visual tokens · L levels · S patches a token · K bits a code · H hidden.
 """
@@ -15,7 +15,6 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import (
     Qwen3VLForConditionalGeneration,
     Qwen3VLModel,
     Qwen3VLTextDecoderLayer,
-    Qwen3VLTextRMSNorm,
 )
 
 from uniar import generation
@@ -23,8 +22,7 @@ from uniar.checkpoint import StrictLoading
 from uniar.configuration_uniar import UniARConfig
 from uniar.errors import UserError
 from uniar.modeling_vision import UniARVisionModel
-
-MLP_HEAD_WIDTH = 16384
+from uniar.visual_head import visual_head
 
 
 class UniARModel(Qwen3VLModel):
@@ -40,7 +38,8 @@ class UniARModel(Qwen3VLModel):
     def rotary_positions(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, image_grid_thw: Tensor | None = None
     ) -> Tensor:
-        """(3, B, P) rotary positions (spec section 6); `image_grid_thw` lists the images row by row, in patches."""
+        """(3, B, P) rotary positions (docs/checkpoint-format.md, 6); `image_grid_thw` lists the images row by row, in
+        patches."""
         positions, _ = self.get_rope_index(
             input_ids, self.token_types(input_ids), image_grid_thw=image_grid_thw, attention_mask=attention_mask
         )
@@ -68,7 +67,8 @@ class UniARModel(Qwen3VLModel):
         deepstack: Sequence[Tensor],
         extra_layers: Iterable[nn.Module] = (),
     ) -> Tensor:
-        """(B, P, H) hidden states behind the text layers and `extra_layers`, without the final norm (spec section 5).
+        """(B, P, H) hidden states behind the text layers and `extra_layers`, without the final norm
+        (docs/checkpoint-format.md, 5).
 
         All layers see one causal mask with `attention_mask` (B, P) as padding, and one set of rotary positions.
         `deepstack` features are added behind the first text layers at `image_mask`, as far as there are text layers.
@@ -164,7 +164,7 @@ class UniARForConditionalGeneration(StrictLoading, Qwen3VLForConditionalGenerati
         self.model = UniARModel(config)
         self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
         if config.vistok_pred:
-            self.output_layer_vistok = _visual_head(config)
+            self.output_layer_vistok = visual_head(config)
         if config.visual_transformer_decoder:
             self.visual_decoder = nn.ModuleList(
                 Qwen3VLTextDecoderLayer(text, layer_idx=text.num_hidden_layers + depth)
@@ -184,7 +184,8 @@ class UniARForConditionalGeneration(StrictLoading, Qwen3VLForConditionalGenerati
         return self.output_layer_vistok(hidden).unflatten(-1, (*self.config.vision_config.code_shape, 2))
 
     def set_trainable(self) -> None:
-        """Trains what drawing goes through (spec section 9): text layers, input embeddings, visual decoder and head.
+        """Trains what drawing goes through (docs/checkpoint-format.md, 9): text layers, input embeddings, visual
+        decoder and head.
 
         The vision tower stays as it is, and so do `lm_head` and the final norm, which no image gradient reaches.
         """
@@ -382,24 +383,6 @@ class UniARForConditionalGeneration(StrictLoading, Qwen3VLForConditionalGenerati
             generator=generator,
             memory_budget=memory_budget,
         )
-
-
-def _visual_head(config: UniARConfig) -> nn.Module:
-    """Parameter names follow the reference's Sequential: `.weight`, `.0`/`.1`, or `.0`/`.1`/`.3`."""
-    text, vision = config.text_config, config.vision_config
-    levels, spatial, bsq_dim = vision.code_shape
-    outputs = levels * spatial * bsq_dim * 2
-    if config.vistok_pred_use_mlp:
-        return nn.Sequential(
-            Qwen3VLTextRMSNorm(text.hidden_size, eps=text.rms_norm_eps),
-            nn.Linear(text.hidden_size, MLP_HEAD_WIDTH, bias=False),
-            nn.GELU(approximate="tanh"),
-            nn.Linear(MLP_HEAD_WIDTH, outputs, bias=False),
-        )
-    linear = nn.Linear(text.hidden_size, outputs, bias=False)
-    if config.vistok_pred_layernorm:
-        return nn.Sequential(Qwen3VLTextRMSNorm(text.hidden_size, eps=text.rms_norm_eps), linear)
-    return linear
 
 
 def _without_last_of_each_row(image_grid_thw: Tensor, rows: int) -> Tensor:

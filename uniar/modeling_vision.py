@@ -1,4 +1,4 @@
-"""The image tokenizer: pixels ↔ bits ↔ features (spec sections 3 and 4).
+"""The image tokenizer: pixels ↔ bits ↔ features (docs/checkpoint-format.md, 3 and 4).
 
 Shapes: N visual tokens of all images laid end to end · B images of T tokens · L levels · S = merge² patches of a
 token, row-major · K bits a code. Level 0 is the last layer, levels 1… are the deepstack layers in order.
@@ -118,7 +118,7 @@ class UniARVisionModel(StrictLoading, Qwen3VLVisionModel):
         return [self.merger(main), *merged]
 
     def decoder_features(self, bits: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Bits (B, T, L, S, K) → (B, patches, hidden·L) for the SD3 decoder (spec section 4).
+        """Bits (B, T, L, S, K) → (B, patches, hidden·L) for the SD3 decoder (docs/checkpoint-format.md, 4).
 
         `grid` is (rows, columns) in visual tokens. Patches come in plain raster order; level is the fastest channel.
         """

@@ -1,22 +1,20 @@
-"""Prompts and images → prefix ids, masks and rotary positions (spec section 6).
+"""Prompts and images → prefix ids, masks and rotary positions (docs/checkpoint-format.md, 6).
 
 Shapes: U prompts · P prefix positions · T visual tokens to draw.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from uniar.drawing_model import DrawingModel
 from uniar.errors import UserError
-from uniar.pictures import in_rgb
-from uniar.prompt_text import refuse_tokens, reserved_tokens
-
-if TYPE_CHECKING:
-    from uniar.modeling_uniar import UniARForConditionalGeneration
+from uniar.reading.pictures import in_rgb
+from uniar.reading.prompt_text import refuse_tokens, reserved_tokens
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,7 @@ class VisualPrompt:
     image_grid_thw: Tensor | None = None
     """(images to edit, 3) int64, in patches"""
     unconditional: "VisualPrompt | None" = None
-    """the twin without the text: one row that serves every prompt, or U rows (editing: each keeps its image)"""
+    """the branch without the text: one row that serves every prompt, or U rows (editing: each keeps its image)"""
 
     @property
     def image_token_num(self) -> int:
@@ -45,7 +43,8 @@ class VisualPrompt:
         return len(self.input_ids)
 
     def rows(self, numbers: Sequence[int]) -> "VisualPrompt":
-        """The prompts at `numbers` with their images, and their rows of the unconditional twin (or the one it has)."""
+        """The prompts at `numbers` with their images, and their rows of the unconditional branch (or the one it
+        has)."""
         chosen = torch.tensor(list(numbers), dtype=torch.long, device=self.input_ids.device)
         pixels = grids = None
         if self.pixel_values is not None:
@@ -53,14 +52,14 @@ class VisualPrompt:
             patches = self.pixel_values.split(grids.prod(-1).sum(1).tolist())
             pixels = torch.cat([patches[number] for number in numbers])
             grids = grids[chosen.to(grids.device)].view(-1, 3)
-        twin = self.unconditional
+        unconditional = self.unconditional
         return VisualPrompt(
             self.input_ids[chosen],
             self.attention_mask[chosen],
             self.position_ids[:, chosen],
             pixels,
             grids,
-            twin if twin is None or len(twin) == 1 else twin.rows(numbers),
+            unconditional if unconditional is None or len(unconditional) == 1 else unconditional.rows(numbers),
         )
 
     def to(self, device: torch.device | str) -> "VisualPrompt":
@@ -69,8 +68,8 @@ class VisualPrompt:
             for name in ("input_ids", "attention_mask", "position_ids", "pixel_values", "image_grid_thw")
             if (value := getattr(self, name)) is not None
         }
-        twin = None if self.unconditional is None else self.unconditional.to(device)
-        return replace(self, **moved, unconditional=twin)
+        unconditional = None if self.unconditional is None else self.unconditional.to(device)
+        return replace(self, **moved, unconditional=unconditional)
 
 
 def check_size(height: int, width: int, pixels_per_token: int, where: str = "") -> None:
@@ -88,7 +87,7 @@ def check_size(height: int, width: int, pixels_per_token: int, where: str = "") 
 
 def build_visual_prompt(
     prompts: Sequence[str],
-    model: "UniARForConditionalGeneration",
+    model: DrawingModel,
     processor: Any,
     *,
     height: int,
@@ -96,7 +95,7 @@ def build_visual_prompt(
     input_images: Sequence[Image.Image | Sequence[Image.Image]] | None = None,
     unconditional: bool = True,
 ) -> VisualPrompt:
-    """The prefix of each prompt for an image of height × width pixels, and its unconditional twin.
+    """The prefix of each prompt for an image of height × width pixels, and its unconditional branch.
 
     `input_images` gives each prompt its image (or images) to edit; the processor resizes them. Without them one
     unconditional row serves all prompts. Raises UserError for an invalid size, no prompts, a prompt that holds an
@@ -131,7 +130,7 @@ def _encode(
     prompts: list[str],
     images: list[list[Image.Image]] | None,
     grid: tuple[int, int],
-    model: "UniARForConditionalGeneration",
+    model: DrawingModel,
     processor: Any,
 ) -> VisualPrompt:
     texts = []
@@ -162,7 +161,7 @@ def drawing_positions(
     input_ids: Tensor,
     attention_mask: Tensor,
     grid: tuple[int, int],
-    model: "UniARForConditionalGeneration",
+    model: DrawingModel,
     given_grids: Tensor | None = None,
 ) -> Tensor:
     """(3, U, P + T) rotary positions of left-padded prefixes and the grid of (rows, columns) tokens behind them."""
@@ -191,7 +190,7 @@ def append_drawn_grid(given_grids: Tensor | None, grid: tuple[int, int], rows: i
 
 def prepare_visual_inputs(
     prompts: Sequence[str],
-    model: "UniARForConditionalGeneration",
+    model: DrawingModel,
     processor: Any,
     ar_height: int,
     ar_width: int,
@@ -203,13 +202,13 @@ def prepare_visual_inputs(
     image_token_num (T), and when editing pixel_values and input_image_grid_thw of all 2B rows.
     """
     prompt = build_visual_prompt(prompts, model, processor, height=ar_height, width=ar_width, input_images=input_images)
-    twin = prompt.unconditional
-    rows, width = len(prompt), max(prompt.input_ids.shape[1], twin.input_ids.shape[1])
+    unconditional = prompt.unconditional
+    rows, width = len(prompt), max(prompt.input_ids.shape[1], unconditional.input_ids.shape[1])
     pad_id = processor.tokenizer.pad_token_id
 
     def both(name: str, fill: int) -> Tensor:
         halves = []
-        for half in (prompt, twin):
+        for half in (prompt, unconditional):
             tensor = getattr(half, name)
             missing = width - half.input_ids.shape[1]
             padded = torch.nn.functional.pad(tensor, (missing, 0), value=fill)
@@ -228,6 +227,6 @@ def prepare_visual_inputs(
         "image_token_num": prompt.image_token_num,
     }
     if prompt.pixel_values is not None:
-        inputs["pixel_values"] = torch.cat([prompt.pixel_values, twin.pixel_values])
-        inputs["input_image_grid_thw"] = torch.cat([prompt.image_grid_thw, twin.image_grid_thw])
+        inputs["pixel_values"] = torch.cat([prompt.pixel_values, unconditional.pixel_values])
+        inputs["input_image_grid_thw"] = torch.cat([prompt.image_grid_thw, unconditional.image_grid_thw])
     return inputs

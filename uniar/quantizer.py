@@ -1,4 +1,4 @@
-"""Bits, codes and indices: the three forms of a patch's binary code (spec section 4).
+"""Bits, codes and indices: the three forms of a patch's binary code (docs/checkpoint-format.md, 4).
 
 bits     {0, 1}, uint8, shape (..., K)
 codes    {-1, +1} = 2·bit - 1, shape (..., K); over √K they lie on the unit sphere (BSQ, arXiv 2406.07548)

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from uniar.errors import UserError
-from uniar.files import read_object, reason_of
+from uniar.reading.files import read_object, reason_of
 
 MODEL = "model"
 """what a model of transformers calls its weights"""

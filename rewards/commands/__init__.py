@@ -1,4 +1,4 @@
-"""`uniar-rl rewards list | describe | score | check | serve`.
+"""The commands under `uniar-rl rewards`.
 
 Each command's module has `add_arguments(parser)` and `run(arguments)`; `run` raises UserError for bad input.
 """

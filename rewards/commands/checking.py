@@ -11,7 +11,7 @@ from rewards.commands.pictures import batches, read_pictures
 from rewards.contract.base import RewardBatch
 from rewards.contract.registry import plugin_rewards
 from uniar.errors import UserError
-from uniar.files import user_path
+from uniar.reading.files import user_path
 
 EXAMPLES = """\
 examples:

@@ -7,9 +7,9 @@ from typing import Any
 
 from rewards.contract.base import RewardBatch
 from uniar.errors import UserError
-from uniar.json_lines import JsonLine, read_json_lines
-from uniar.pictures import check_picture, load_picture, picture_path
-from uniar.prompt_files import read_all, read_record
+from uniar.reading.json_lines import JsonLine, read_json_lines
+from uniar.reading.pictures import check_picture, load_picture, picture_path
+from uniar.reading.prompt_files import read_all, read_record
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 

@@ -11,7 +11,7 @@ from rewards.commands.pictures import Picture, batches, read_pictures
 from rewards.remote.wire import Column, ScoreRequest
 from rewards.serving.batching import ScoringThread
 from uniar.errors import UserError
-from uniar.files import user_path
+from uniar.reading.files import user_path
 
 EXAMPLES = """\
 examples:

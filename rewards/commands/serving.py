@@ -10,7 +10,7 @@ from PIL import Image
 
 from rewards.suite import RewardSuite
 from uniar.errors import UserError, did_you_mean
-from uniar.files import user_path
+from uniar.reading.files import user_path
 
 TOKEN_VARIABLE = "UNIAR_REWARDS_TOKEN"
 

@@ -97,7 +97,7 @@ class Reward:
     """Whether a sample's score depends on that sample alone. False for a reward that compares the samples of a prompt:
     a run then gives it all samples of one prompt at a time, whichever processes drew them, and never a part of them."""
 
-    beside_decoding: bool = True
+    overlaps_decoding: bool = True
     """Whether it may score the images that are there, in a thread of its own, while the decoder draws the next. False
     for a reward that uses what the trainer itself uses, such as the policy's weights."""
 

@@ -22,7 +22,7 @@ class FunctionReward(Reward):
     takes `**columns`). What it names without a default is a column, a list with None for samples that lack it, and must
     be a metadata key of some sample. What has a default is the function's own parameter: the recipe's value or the
     default, whatever metadata there is. The function may be `async def`, and may carry the attributes `pointwise =
-    False`, `beside_decoding = False` and `usual_range`.
+    False`, `overlaps_decoding = False` and `usual_range`.
 
     Raises UserError for a function that takes neither prompts nor images, and for unknown or mistyped parameters.
     """
@@ -46,7 +46,7 @@ class FunctionReward(Reward):
         """metadata keys that some sample has had"""
         self._function = function
         self.pointwise = getattr(function, "pointwise", True)
-        self.beside_decoding = getattr(function, "beside_decoding", True)
+        self.overlaps_decoding = getattr(function, "overlaps_decoding", True)
         self.usual_range = getattr(function, "usual_range", None)
 
     @property

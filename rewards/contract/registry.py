@@ -14,7 +14,7 @@ from types import ModuleType
 from rewards.contract.base import Reward
 from rewards.contract.protocol import described
 from uniar.errors import UserError, did_you_mean
-from uniar.files import user_path
+from uniar.reading.files import user_path
 
 _BUILT_IN = {
     "aesthetic": "rewards.models.aesthetic:Aesthetic",

@@ -120,6 +120,8 @@ class RewardSpec:
         """The reward itself, parameters checked, weights not loaded yet."""
         try:
             target = resolve(self.use, self.folder) if isinstance(self.use, str) else self.use
+            if hasattr(target, "beside_decoding"):
+                raise UserError("it says beside_decoding, which is called overlaps_decoding since version 0.2.")
             if inspect.isclass(target):
                 taken = [key for key in RECIPE_KEYS if key in inspect.signature(target).parameters]
                 if taken:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from uniar.errors import UserError
-from uniar.files import user_path
+from uniar.reading.files import user_path
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of 0 to 255, RGB
 TOP = 100  # pairs of query and class that count, an image

@@ -12,7 +12,7 @@ from PIL import Image
 
 from rewards.models.weights import check_weights, read_weights
 from uniar.errors import UserError, did_you_mean
-from uniar.files import user_path
+from uniar.reading.files import user_path
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from rewards.contract.base import RewardBatch
 from rewards.models.model_reward import ModelReward, Precision, cosines, numbers_only
 from rewards.models.pixels import center_cropped
 from rewards.models.weights import find_file, load_weights, read_weights
-from uniar.files import user_path
+from uniar.reading.files import user_path
 
 PUBLISHED = {  # CLIP ViT-H/14; what is not named is as in every CLIP
     "projection_dim": 1024,

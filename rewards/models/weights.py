@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from uniar.errors import UserError
-from uniar.files import user_path
+from uniar.reading.files import user_path
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".json")

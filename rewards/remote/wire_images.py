@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from uniar.errors import UserError
-from uniar.pictures import PictureTooLarge, in_rgb, open_picture
+from uniar.reading.pictures import PictureTooLarge, in_rgb, open_picture
 
 # 16-bit and float images are left out: scaling them takes several times their memory.
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")

@@ -72,7 +72,7 @@ class Connection(H11Protocol):
         if self.cycle is None or self.cycle.response_complete:
             self._expect(self.shared.head_seconds)  # the rest of the head
         else:
-            self._expect(None)  # rewards/serving/desk.py sees to the body
+            self._expect(None)  # rewards/serving/server_state.py sees to the body
 
     def on_response_complete(self) -> None:
         # uvicorn closes idle ones before, unless the client has not read its answer.

@@ -21,7 +21,7 @@ from uvicorn import Server
 from rewards.remote.addresses import is_loopback
 from rewards.remote.wire_images import BadRequest, Limits
 from rewards.serving.connections import build_server, prove
-from rewards.serving.desk import STATUS_OF_NO_ONE, Desk
+from rewards.serving.server_state import STATUS_OF_NO_ONE, ServerState
 from rewards.suite import RewardSuite
 from uniar.errors import UserError
 
@@ -42,7 +42,7 @@ def create_app(suite: RewardSuite, *, limits: Limits | None = None, token: str |
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        with suite.on_device(), contextlib.closing(Desk(suite, limits)) as app.state.desk:
+        with suite.on_device(), contextlib.closing(ServerState(suite, limits)) as app.state.server:
             yield
 
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
@@ -61,7 +61,7 @@ def create_app(suite: RewardSuite, *, limits: Limits | None = None, token: str |
     @app.post("/v1/score")
     async def score(request: Request) -> Response:
         _authorize(request, token)
-        return await request.app.state.desk.score(request)
+        return await request.app.state.server.score(request)
 
     @app.exception_handler(BadRequest)
     async def refuse(request: Request, error: BadRequest) -> Response:

@@ -51,7 +51,7 @@ class SelfVQA(ModelReward):
         super().__init__(batch_size, device, dtype)
         self.judge, self.question, self.answers, self.against = judge, Question(question), answers, against
         self.wants_policy = judge == POLICY
-        self.beside_decoding = not self.wants_policy  # the policy's weights may be gathered only for a while
+        self.overlaps_decoding = not self.wants_policy  # the policy's weights may be gathered only for a while
         self._processor: Any = None
 
     def build(self) -> nn.Module:

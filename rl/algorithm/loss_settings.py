@@ -1,12 +1,17 @@
 """Which settings of a policy loss go together: asked by a recipe when it is read, and by rl/algorithm/losses.py
 itself."""
 
+from typing import Literal
+
+Loss = Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo", "dppo_tv"]
+RatioLevel = Literal["bit", "visual_token", "sequence"]
+
 CISPO_CAP = 5.0
 LEVEL_OF = {"gspo": "sequence", "dppo_tv": "bit"}
 """Losses that are defined at one ratio level only."""
 
 
-def misfit(
+def conflicting_setting(
     loss: str, level: str, epsilon: float | None, epsilon_high: float | None, delta: float | None
 ) -> tuple[str, str] | None:
     """The first setting of `algorithm` that does not go with the others, and a sentence that says why; else None."""

@@ -17,9 +17,8 @@ from torch import Tensor
 
 from rl.algorithm import bernoulli
 from rl.algorithm.bernoulli import MAX_LOG_RATIO, KLEstimator
-from rl.algorithm.loss_settings import CISPO_CAP, misfit
+from rl.algorithm.loss_settings import CISPO_CAP, Loss, RatioLevel, conflicting_setting
 from rl.algorithm.metrics import Kind
-from rl.config.algorithm import Loss, RatioLevel
 from uniar.errors import UserError
 
 EPSILON = 0.2
@@ -71,7 +70,7 @@ class LossInputs:
     bits: Tensor | None = None
     """{0, 1}, where log-probabilities are to be made from gaps"""
     gap: Tensor | None = None
-    """the policy's gaps (rl.algorithm.guidance.policy_gap); needed by the exact KL and the entropy bonus"""
+    """the policy's gaps (GuidanceSettings.policy_gap); needed by the exact KL and the entropy bonus"""
     old_gap: Tensor | None = None
     ref_gap: Tensor | None = None
     mask: Tensor | None = None
@@ -369,5 +368,5 @@ def _check_settings(
     for name, value, known in (("loss", loss, Loss), ("ratio_level", level, RatioLevel)):
         if value not in typing.get_args(known):
             raise UserError(f"algorithm.{name} is {value!r}, expected one of {', '.join(typing.get_args(known))}.")
-    if found := misfit(loss, level, epsilon, epsilon_high, delta):
+    if found := conflicting_setting(loss, level, epsilon, epsilon_high, delta):
         raise UserError(found[1])

@@ -9,11 +9,11 @@ import torch
 from peft.utils.other import get_pattern_key
 from torch import Tensor
 
+from rl.checkpoint.averages import averaged_weights
 from rl.checkpoint.tensor_files import TensorFiles
 from rl.checkpoint.zero_shards import ZeroShards
-from rl.trainer.extensions.ema import averaged_weights
 from uniar.errors import UserError
-from uniar.files import read_object
+from uniar.reading.files import read_object
 from uniar.weight_files import ADAPTER, has_weights
 
 ADAPTER_CONFIG = "adapter_config.json"

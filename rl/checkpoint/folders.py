@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 
 from rl.checkpoint.disk_errors import failure_within, write_failure
 from uniar.errors import UserError
-from uniar.files import read_json, reason_of, write_whole
+from uniar.reading.files import read_json, reason_of, write_whole
 
 logger = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from trl import GRPOConfig
 
 from rl.checkpoint.adapters import ADAPTER_CONFIG, trained_adapter
-from rl.distributed.weight_slices import whole
-from rl.export.writing import trained_weights
+from rl.checkpoint.weights import trained_weights
+from rl.distributed.weight_slices import gathered_parameter
 from uniar.errors import UserError
 
 
@@ -95,7 +95,7 @@ def load_weights(model: nn.Module, checkpoint: Path, source: Path) -> None:
         )
     with torch.no_grad():
         for name, parameter in trained.items():
-            with whole(parameter, changes=True):
+            with gathered_parameter(parameter, changes=True):
                 stored = weights[names[name]]
                 if stored.shape != parameter.shape:
                     found, expected = tuple(stored.shape), tuple(parameter.shape)

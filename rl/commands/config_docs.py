@@ -13,7 +13,7 @@ from rl.config import trainer_arguments
 from rl.config.settings import expected, settings_of
 from rl.config.yaml_files import dump_yaml
 from rl.data.prompts import MixEntry
-from uniar import prompt_files
+from uniar.reading import prompt_files
 
 PATH = Path(__file__).parents[2] / "docs" / "config.md"
 
@@ -55,7 +55,7 @@ These are set elsewhere, and refused here:
 """
 
 FORMS = "all read into the same records.\n"
-"""where the part of uniar/prompt_files.py's own text begins that the page repeats"""
+"""where the part of uniar/reading/prompt_files.py's own text begins that the page repeats"""
 FIXED = """\
 A run that is resumed may change the others: learning rate, schedule, decay, betas and whatever else the optimizer is
 given are the new recipe's from its next update on, under DeepSpeed too. These it cannot change, nor the model, its

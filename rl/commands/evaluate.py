@@ -36,8 +36,8 @@ from rl.trainer.build import (
 from uniar.checkpoint import load_processor, resolve_checkpoint
 from uniar.commands.loading import choose_device
 from uniar.errors import UserError
-from uniar.files import user_path, write_whole
 from uniar.inspection import inspect_checkpoint
+from uniar.reading.files import user_path, write_whole
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -14,7 +14,7 @@ from rl.export.writing import MAX_SHARD_SIZE, export_adapter, export_checkpoint
 from rl.policy.loading import checkpoint_of
 from uniar.checkpoint import resolve_checkpoint
 from uniar.errors import UserError
-from uniar.files import reason_of, user_path
+from uniar.reading.files import reason_of, user_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,17 +1,28 @@
-"""`uniar-rl plan`: what a recipe needs, whether it fits, and what would make it fit; no GPU and no weights needed."""
+"""`uniar-rl plan`: what a recipe needs, and whether it fits; no GPU and no weights needed."""
 
 import argparse
-import shlex
-from collections.abc import Sequence
 
 from rl.config.recipe import load_recipe
-from rl.config.sections import Recipe
-from rl.plan.advice import advise
 from rl.plan.estimate import GIB, PREFIX, RESERVE, RESERVED_SHARE, Plan, make_plan
 from rl.plan.model_states import PHASES
 from rl.plan.planned_model import planned_model
 from rl.plan.simulation import Simulation
 from uniar.errors import UserError
+
+LEVERS = (
+    ("rollout.memory_budget_gb=N", "rollouts in several parts"),
+    ("decode.batch_size=1", "slower decoding"),
+    ("trainer.gradient_checkpointing=true", "a second forward pass"),
+    ("trainer.per_device_train_batch_size=N", "smaller micro-batches; accumulate more of them"),
+    ("model.reference_device=cpu", "a copy of the reference per rollout"),
+    ("rewards.0.offload=true", "a copy of a reward model per rollout"),
+    ("trainer.deepspeed=configs/deepspeed/zero2.json", "communication; needs several GPUs"),
+    ("trainer.deepspeed=configs/deepspeed/zero3.json", "more communication; needs several GPUs"),
+    ("trainer.deepspeed=configs/deepspeed/zero3_offload.json", "much slower updates, memory of the machine"),
+    ("model.lora={r: 16, alpha: 32}", "adapters are trained, not all weights"),
+    ("algorithm.beta=0", "no KL term"),
+)
+"""what can be changed where a recipe does not fit, and its price"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,22 +55,11 @@ def run(arguments: argparse.Namespace) -> None:
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     simulation = Simulation(planned_model(recipe.model))
     memory = int((arguments.memory - arguments.reward_memory) * GIB)
-
-    def planner(overrides: Sequence[str], gpus: int) -> tuple[Recipe, Plan]:
-        changed = load_recipe(arguments.recipe, [*arguments.overrides, *overrides])
-        return changed, make_plan(changed, simulation, gpus, memory, arguments.prompt_tokens)
-
-    _, plan = planner((), arguments.gpus)
+    plan = make_plan(recipe, simulation, arguments.gpus, memory, arguments.prompt_tokens)
     print(describe(plan, arguments.recipe, arguments.memory, arguments.reward_memory))
     if not plan.fits:
-        changes = advise(recipe, plan, planner)
-        if not changes:
-            print("\nno change that this command knows of makes it fit; take a smaller image or larger GPUs")
-            return
-        print("\nwhat would make it fit:")
-        for change in changes:
-            words = shlex.join(change.overrides) if not change.overrides[0].startswith("--") else change.overrides[0]
-            print(f"  {words}\n      {change.plan.most / GIB:.1f} GiB at its peak; price: {change.price}")
+        print("\nwhat lowers the peak, cheapest first; try them as overrides of this command:")
+        print("\n".join(f"  {change:<58}{price}" for change, price in LEVERS))
 
 
 def describe(plan: Plan, name: str, memory: float, reward_memory: float = 0.0) -> str:
@@ -89,13 +89,6 @@ def describe(plan: Plan, name: str, memory: float, reward_memory: float = 0.0) -
     if plan.decoding_gpus:
         verdict = "" if plan.decoding <= plan.usable else ", which DOES NOT FIT"
         lines.append(f"a GPU for decoding and rewards: {plan.decoding / GIB:.1f} GiB{verdict}")
-    estimate = plan.states.deepspeed_estimate(plan.training_gpus)
-    if estimate is not None:
-        covered = plan.states.covered_by_deepspeed(plan.training_gpus)
-        lines.append(
-            f"weights, gradients and optimizer by DeepSpeed's own estimate, all weights trained: {estimate / GIB:.1f} "
-            f"GiB; here {covered / GIB:.1f}"
-        )
     if plan.not_counted:
         lines.append(f"not counted, their size is not known: {', '.join(plan.not_counted)} (see --reward-memory)")
     return "\n".join(lines)

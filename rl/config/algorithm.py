@@ -5,24 +5,21 @@
 import dataclasses
 from typing import Literal
 
+from rl.algorithm.advantages import Estimator, Scale
+from rl.algorithm.loss_settings import Loss, RatioLevel
 from rl.config.settings import setting
-
-Loss = Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo", "dppo_tv"]
-RatioLevel = Literal["bit", "visual_token", "sequence"]
 
 
 @dataclasses.dataclass(frozen=True)
 class AdvantageSection:
     """How rewards become advantages."""
 
-    estimator: Literal["grpo", "rloo", "gdpo"] = setting(
+    estimator: Estimator = setting(
         "grpo: the weighted sum of rewards minus its group mean. rloo: minus the mean of the other samples of the "
         "group. gdpo: each reward normalised in its group first, then weighted and summed.",
         "grpo",
     )
-    scale: Literal["group", "batch", "none"] = setting(
-        "Divide by the standard deviation of the group, of the whole batch, or not at all.", "group"
-    )
+    scale: Scale = setting("Divide by the standard deviation of the group, of the whole batch, or not at all.", "group")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 import math
 
-from rl.algorithm.loss_settings import misfit
+from rl.algorithm.guidance import CONVENTIONS
+from rl.algorithm.loss_settings import conflicting_setting
 from rl.config.sections import Recipe, RewardEntry
 from rl.config.settings import Origins, build, origin_of, settings_of
 from uniar.errors import UserError
@@ -61,13 +62,14 @@ def check_choices(recipe: Recipe, origins: Origins) -> None:
         )
     if recipe.evaluate.ema and model.ema is None:
         refuse("evaluate.ema", "evaluate.ema is true, but there is no average to evaluate; set model.ema, such as {}.")
-    if rollout.guidance == "none" and rollout.guidance_scale != 1:
+    guided = [convention.name for convention in CONVENTIONS.values() if convention.draws_unconditional]
+    if rollout.guidance not in guided and rollout.guidance_scale != 1:
         refuse(
             "rollout.guidance_scale",
-            f"rollout.guidance_scale is {rollout.guidance_scale:g} with rollout.guidance none, which needs 1; "
-            "for guidance set rollout.guidance to guided, guided_detach or conditional.",
+            f"rollout.guidance_scale is {rollout.guidance_scale:g} with rollout.guidance {rollout.guidance}, which "
+            f"needs 1; for guidance set rollout.guidance to {', '.join(guided[:-1])} or {guided[-1]}.",
         )
-    if rollout.guidance != "none" and rollout.guidance_scale == 1:
+    if rollout.guidance in guided and rollout.guidance_scale == 1:
         refuse(
             "rollout.guidance_scale",
             f"rollout.guidance_scale is 1 with rollout.guidance {rollout.guidance}, which needs a scale above 1; "
@@ -79,7 +81,9 @@ def check_choices(recipe: Recipe, origins: Origins) -> None:
             f"understanding.kl_beta is {recipe.understanding.kl_beta:g}, and understanding.kl_questions is null; name "
             "the questions whose answers are to be held, or set kl_beta to 0.",
         )
-    found = misfit(algorithm.loss, algorithm.level, algorithm.epsilon, algorithm.epsilon_high, algorithm.delta)
+    found = conflicting_setting(
+        algorithm.loss, algorithm.level, algorithm.epsilon, algorithm.epsilon_high, algorithm.delta
+    )
     if found:
         refuse(f"algorithm.{found[0]}", found[1])
 

@@ -13,7 +13,7 @@ from trl import GRPOConfig
 from rl.config.sections import Recipe
 from rl.config.trainer_arguments import TAKEN
 from uniar.errors import UserError
-from uniar.files import reason_of
+from uniar.reading.files import reason_of
 
 PROJECT = "uniar-rl"
 """what W&B and trackio file runs under, where neither the recipe nor the environment names it"""

@@ -14,7 +14,7 @@ from rl.config.settings import Origins, build, home_expanded, key_of, origin_of,
 from rl.config.trainer_arguments import TAKEN, check_trainer_arguments
 from rl.config.yaml_files import parse_yaml, read_yaml
 from uniar.errors import UserError
-from uniar.files import user_path
+from uniar.reading.files import user_path
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

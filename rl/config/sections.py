@@ -11,12 +11,12 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Literal
 
+from rl.algorithm.guidance import CONVENTIONS, GuidanceSettings
 from rl.config.algorithm import AlgorithmSection
 from rl.config.model import ModelSection, Place
 from rl.config.settings import LARGEST_SEED, Origins, origin_of, setting, settings_of
 from rl.config.yaml_files import dump_yaml
 
-Guidance = Literal["none", "guided", "guided_detach", "conditional"]
 WatchAction = Literal["stop", "skip", "warn"]
 
 
@@ -83,11 +83,9 @@ class RolloutSection:
     )
     samples_per_prompt: int = setting("Images drawn of each prompt: the group that advantages compare.", 16, ge=2)
     temperature: float = setting("Sampling temperature T; log-probabilities are those at T.", 1.0, gt=0)
-    guidance: Guidance = setting(
-        "Whose log-probabilities are trained under classifier-free guidance. none: one branch, no guidance. guided: "
-        "sampled from the guided policy, gradient through both branches. guided_detach: the same, no gradient through "
-        "the unconditional branch. conditional: sampled guided, trained as if the conditional branch had sampled "
-        "(biased; common elsewhere).",
+    guidance: Literal[tuple(CONVENTIONS)] = setting(
+        "Whose log-probabilities are trained under classifier-free guidance. "
+        + " ".join(f"{convention.name}: {convention.help}" for convention in CONVENTIONS.values()),
         "none",
     )
     guidance_scale: float = setting(
@@ -103,6 +101,11 @@ class RolloutSection:
         gt=0,
     )
     show_progress: bool = setting("Show a progress bar over the visual tokens of each rollout.", False)
+
+    @property
+    def guidance_settings(self) -> GuidanceSettings:
+        """What turns raw gaps into those of the policy that draws."""
+        return GuidanceSettings(self.guidance, self.guidance_scale, self.temperature)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, Union
 
 from uniar.errors import UserError, did_you_mean
-from uniar.files import user_path
+from uniar.reading.files import user_path
 
 LARGEST_SEED = 4_000_000_000
 """of a run: NumPy's generators, which transformers seeds, take 32 bits, and TRL adds the number of the process."""

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from uniar.errors import UserError
-from uniar.json_lines import JsonLine, parse_json
-from uniar.pictures import picture_name, require_picture_file
+from uniar.reading.json_lines import JsonLine, parse_json
+from uniar.reading.pictures import picture_name, require_picture_file
 
 if TYPE_CHECKING:
     import datasets

@@ -1,5 +1,5 @@
-"""Prompts to train and evaluate on, as PromptRecords: prompt files (uniar/prompt_files.py says in which forms and with
-which fields), `datasets` datasets, and YAML mixes of both:
+"""Prompts to train and evaluate on, as PromptRecords: prompt files (uniar/reading/prompt_files.py says in which forms
+and with which fields), `datasets` datasets, and YAML mixes of both:
 
     datasets:
       - name: counting
@@ -24,10 +24,10 @@ from rl.config.settings import build, origin_of, setting
 from rl.config.yaml_files import read_yaml
 from rl.data.dataset_rows import DATASETS, DatasetImage, is_dataset, read_dataset, split_of
 from uniar.errors import UserError, did_you_mean
-from uniar.json_lines import JsonLine
-from uniar.pictures import check_picture, load_picture, picture_name, picture_path, picture_to_edit
-from uniar.prompt_files import Keys, StoredPicture, read_all, read_prompt_file, read_record
-from uniar.prompt_text import check_text
+from uniar.reading.json_lines import JsonLine
+from uniar.reading.pictures import check_picture, load_picture, picture_name, picture_path, picture_to_edit
+from uniar.reading.prompt_files import Keys, StoredPicture, read_all, read_prompt_file, read_record
+from uniar.reading.prompt_text import check_text
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ from pathlib import Path
 from PIL import Image
 
 from uniar.errors import UserError
-from uniar.json_lines import JsonLine, read_json_lines
-from uniar.pictures import check_picture, load_picture, picture_name, picture_path
-from uniar.prompt_files import read_all
-from uniar.prompt_text import check_text
+from uniar.reading.json_lines import JsonLine, read_json_lines
+from uniar.reading.pictures import check_picture, load_picture, picture_name, picture_path
+from uniar.reading.prompt_files import read_all
+from uniar.reading.prompt_text import check_text
 
 FIELDS = ("image", "question", "answer")
 

@@ -6,6 +6,7 @@ They are no part of training: the others are renumbered, so that the Trainer, DD
 
 import hashlib
 import os
+import signal
 import stat
 import tempfile
 from collections.abc import Sequence
@@ -15,6 +16,9 @@ from pathlib import Path
 from rewards import Reward
 from rl.config.sections import Recipe
 from uniar.errors import UserError
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+"""that end a run early, saved; processes that decode leave them to those that train"""
 
 LONGEST_PATH = 103
 """bytes of a socket's path; 107 on Linux, 103 on other systems"""

@@ -72,10 +72,10 @@ class WeightSlices:
             values.lerp_(current.to(values.device), weight)
 
     @torch.no_grad()
-    def put(self) -> None:
+    def copy_to_model(self) -> None:
         """Gives the model these weights, rounded to its type; what the optimizer holds stays. Collective."""
         for name, parameter in self._parameters.items():
-            with whole(parameter, changes=True):
+            with gathered_parameter(parameter, changes=True):
                 (start, values), device = self._slices[name], self._accelerator.device
                 flat = torch.zeros(parameter.numel(), dtype=values.dtype, device=device)
                 flat[start : start + len(values)] = values.to(device)
@@ -91,9 +91,9 @@ class WeightSlices:
         ending the run.
         """
         own = WeightSlices.copied(self._parameters, self._accelerator, float32=False)
-        self.put()
+        self.copy_to_model()
         yield
-        own.put()
+        own.copy_to_model()
 
     def save(self, folder: Path) -> None:
         """Writes this rank's file."""
@@ -200,7 +200,7 @@ def _shape(parameter: nn.Parameter) -> torch.Size:
     return getattr(parameter, "ds_shape", parameter.shape)
 
 
-def whole(parameter: nn.Parameter, *, changes: bool = False) -> AbstractContextManager:
+def gathered_parameter(parameter: nn.Parameter, *, changes: bool = False) -> AbstractContextManager:
     """Under ZeRO-3, a weight that is whole inside the block; with `changes`, what is written to it there is kept.
     Collective."""
     if not hasattr(parameter, "ds_tensor"):

@@ -178,7 +178,8 @@ def _is_hub_id(base: str) -> bool:
 def _method(recipe: Recipe) -> str:
     drawn, algorithm = recipe.rollout, recipe.algorithm
     weights = "full fine-tuning" if recipe.model.lora is None else f"LoRA of rank {recipe.model.lora.r}"
-    guidance = "" if drawn.guidance == "none" else f", guidance {drawn.guidance} {drawn.guidance_scale:g}"
+    scale = drawn.guidance_settings.drawing_scale
+    guidance = "" if scale is None else f", guidance {drawn.guidance} {scale:g}"
     return (
         f"{algorithm.loss} ({weights}) on {drawn.height}×{drawn.width} drawings, {drawn.samples_per_prompt} a prompt, "
         f"temperature {drawn.temperature:g}{guidance}, KL weight {algorithm.beta:g}"

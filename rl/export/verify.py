@@ -10,11 +10,12 @@ from peft import PeftModel
 from torch import Tensor
 from torch.nn import Module
 
+from rl.algorithm.guidance import GuidanceSettings
 from rl.checkpoint.adapters import ADAPTER_CONFIG
+from rl.checkpoint.averages import averaged_weights
 from rl.checkpoint.zero_shards import ZeroShards
 from rl.export.model_card import loading_snippet
 from rl.policy.replay import Branch, replay
-from rl.trainer.extensions.ema import averaged_weights
 from uniar.errors import UserError
 from uniar.modeling_uniar import UniARForConditionalGeneration
 from uniar.processing import build_visual_prompt
@@ -92,5 +93,5 @@ def _logits(model: UniARForConditionalGeneration, processor: Any) -> dict[str, T
     shape = (1, prompt.image_token_num, *model.config.vision_config.code_shape)
     bits = torch.randint(0, 2, shape, generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     branch = Branch.of(prompt, torch.zeros(1, dtype=torch.long), model.config.image_token_id)
-    gaps = replay(model, bits, branch, None, "none")
+    gaps = replay(model, bits, branch, None, GuidanceSettings())
     return {"text": model(input_ids=ids).logits.float(), "visual": gaps.cond}

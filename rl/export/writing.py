@@ -1,4 +1,4 @@
-"""Training checkpoint → a self-contained folder that the model card's snippets load (spec section 1).
+"""Training checkpoint → a self-contained folder that the model card's snippets load (docs/checkpoint-format.md, 1).
 
 Names, shapes, dtypes and configs are those of the checkpoint that training started from; only values differ. Weights
 are read, merged, cast and written a tensor at a time: a shard is all that has to fit in memory, and no GPU is needed.
@@ -6,9 +6,7 @@ are read, merged, cast and written a tensor at a time: a shard is all that has t
 
 import json
 import shutil
-from collections import ChainMap
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 from peft import PeftModel
@@ -18,23 +16,18 @@ from torch.nn import Module
 from rl.checkpoint.adapters import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
-    merge_checkpoint,
     merge_state,
     read_config,
     trained_adapter,
 )
-from rl.checkpoint.disk_errors import write_failure
-from rl.checkpoint.tensor_files import TensorFiles, save_tensors, write_like
-from rl.checkpoint.zero_shards import ZeroShards
-from rl.trainer.extensions.ema import averaged_weights
+from rl.checkpoint.exported_folder import CARD, appearing
+from rl.checkpoint.tensor_files import save_tensors, write_like
+from rl.checkpoint.weights import trained_weights
 from uniar.checkpoint import copy_untrained_parts
 from uniar.errors import UserError
 from uniar.inspection import inspect_checkpoint
-from uniar.weight_files import has_weights
 
 MAX_SHARD_SIZE = 5 * 10**9
-
-CARD = "README.md"
 
 _CONFIGS = ("config.json", "generation_config.json")
 
@@ -92,22 +85,6 @@ def export_adapter(
             (folder / CARD).write_text(card)
 
 
-def trained_weights(checkpoint: Path, source: Path, *, average: bool = False) -> Mapping[str, Tensor]:
-    """All weights of a checkpoint under the model's names, read at the look-up; adapters merged into `source`. With
-    `average`, those that were trained are the averages."""
-    if (checkpoint / ADAPTER_CONFIG).is_file():
-        return merge_checkpoint(checkpoint, source, average=average)
-    if average:
-        return ChainMap(averaged_weights(checkpoint), trained_weights(checkpoint, source))
-    if not (checkpoint / "config.json").is_file():
-        raise UserError(f"{checkpoint} has neither config.json (full checkpoint) nor {ADAPTER_CONFIG} (LoRA).")
-    if has_weights(checkpoint):
-        return TensorFiles(checkpoint)
-    if (checkpoint / "latest").is_file():
-        return ZeroShards(checkpoint)
-    raise UserError(f"{checkpoint} has neither model.safetensors, nor its index, nor DeepSpeed's shards ('latest').")
-
-
 def _write_checkpoint(
     weights: Mapping[str, Tensor], source: Path, target: Path, max_shard_size: int, card: str | None
 ) -> None:
@@ -119,34 +96,3 @@ def _write_checkpoint(
         copy_untrained_parts(source, folder)
         if card is not None:
             (folder / CARD).write_text(card)
-
-
-@contextmanager
-def appearing(target: Path, sign: str) -> Iterator[Path]:
-    """A folder to write to that becomes `target` when all is there. Only a folder with the file `sign` is replaced, and
-    only if it is no training checkpoint. Raises UserError where it cannot be written."""
-    require_replaceable(target, sign)
-    target = target.resolve()  # a link to another disk stays one
-    partial, replaced = (target.with_name(f"{target.name}.{state}") for state in ("partial", "replaced"))
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.rmtree(replaced, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
-        yield partial
-        if target.exists():  # renamed first: killed while it is deleted, it would be half of a checkpoint
-            target.rename(replaced)
-        partial.rename(target)
-    except BaseException as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        if (said := write_failure(error)) is not None:
-            raise UserError(f"{target} cannot be written: {said}.") from error
-        raise
-    shutil.rmtree(replaced, ignore_errors=True)
-
-
-def require_replaceable(target: Path, sign: str = "config.json") -> None:
-    """Raises UserError for a folder that an export must not replace."""
-    if target.exists() and not (target / sign).is_file():
-        raise UserError(f"{target} exists and is no checkpoint folder; choose another output folder.")
-    if (target / "trainer_state.json").exists():
-        raise UserError(f"{target} is a training checkpoint, which an export must not replace; choose another folder.")

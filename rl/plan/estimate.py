@@ -123,12 +123,13 @@ def make_plan(recipe: Recipe, simulation: Simulation, gpus: int, memory: int, pr
     decoder = Decoder.of(*simulation.decoder(DTYPES[decode.dtype or recipe.model.dtype]), policy)
     rewards = RewardSizes.of(recipe)
 
+    draws_both = rollout.guidance_settings.convention.draws_unconditional
     parts = [
         *states.parts(gpus),
         *states.reference_parts(gpus),
         Part("averaged weights", states.average_bytes(gpus) if states.average == "gpu" else 0),
         Part("rollout data", rollout_bytes(recipe, share, bits, generation > accumulation)),
-        *cache_parts(recipe, policy, share, prefix, tokens, rollout.guidance != "none", "rollout"),
+        *cache_parts(recipe, policy, share, prefix, tokens, draws_both, "rollout"),
         Part("replay activations", simulation.replay(recipe, micro, prefix, tokens), frozenset({"replay"})),
         Part("activations", simulation.update(recipe, micro, prefix, tokens), frozenset({"update"})),
     ]
@@ -225,9 +226,8 @@ def cache_parts(
 def rollout_bytes(recipe: Recipe, samples: int, bits: int, several_updates: bool) -> int:
     """What is kept of a rank's samples until they are trained on: bits (a byte each) and float32 gaps, of the rollout,
     of the reference, and of the old policy where a rollout serves several updates."""
-    guidance, algorithm = recipe.rollout.guidance, recipe.algorithm
-    drawn = 1 if guidance == "none" else 2
-    replayed = 2 if guidance in ("guided", "guided_detach") else 1
+    convention, algorithm = recipe.rollout.guidance_settings.convention, recipe.algorithm
+    drawn, replayed = 1 + convention.draws_unconditional, 1 + convention.replays_unconditional
     several_updates = several_updates or algorithm.num_iterations > 1
     replays = int(algorithm.beta > 0) + int(several_updates and algorithm.old_logp == "replay")
     return samples * bits * (1 + 4 * (drawn + replays * replayed))

@@ -5,7 +5,6 @@ gradients while the optimizer steps) is as its version 0.19 does it.
 """
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,8 +89,6 @@ class ModelStates:
     """bytes of all weights"""
     trained: tuple[tuple[int, int], ...]
     """(number, bytes each) of the trained ones by type"""
-    largest: int
-    """parameters of the largest layer"""
     has_reference: bool
     reference_on_gpu: bool
     states_a_weight: int
@@ -118,7 +115,6 @@ class ModelStates:
             counts={"policy": sum(parameter.numel() for parameter in parameters), "trained": trained},
             whole=sum(parameter.numel() * (cast or parameter.itemsize) for parameter in parameters),
             trained=tuple((number, size) for size, number in by_type.items()),
-            largest=max(sum(p.numel() for p in module.parameters(recurse=False)) for module in policy.modules()),
             has_reference=recipe.needs_reference and recipe.model.lora is None,
             reference_on_gpu=recipe.model.reference_device == "gpu",
             states_a_weight=_optimizer_states(str(recipe.trainer.get("optim", "adamw_torch"))),
@@ -198,36 +194,6 @@ class ModelStates:
         if self.average == "cpu":
             total += self.average_bytes(gpus)
         return total
-
-    def covered_by_deepspeed(self, gpus: int) -> int:
-        """Bytes of the parts that `deepspeed_estimate` covers."""
-        names = ("policy weights", "gradients", "optimizer", "float32 gradients")
-        return sum(part.bytes for part in self.parts(gpus) if part.name in names)
-
-    def deepspeed_estimate(self, gpus: int) -> int | None:
-        """DeepSpeed's own estimate of weights, gradients and optimizer on a GPU. Its formulas are for full fine-tuning
-        in 16 bits under ZeRO-2 and ZeRO-3: None for other recipes."""
-        whole_model_trained = self.counts["trained"] > 0.5 * self.counts["policy"]
-        sixteen_bits = self.whole == 2 * self.counts["policy"]
-        if self.zero.stage < 2 or self.zero.weights_on_cpu or not whole_model_trained or not sixteen_bits:
-            return None
-        nodes = math.ceil(gpus / 8)
-        if self.zero.stage == 2:
-            from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
-
-            return estimate_zero2_model_states_mem_needs(
-                self.counts["policy"], gpus // nodes, nodes, cpu_offload=self.zero.optimizer_on_cpu
-            )[1]
-        from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
-
-        return estimate_zero3_model_states_mem_needs(
-            self.counts["policy"],
-            self.largest,
-            gpus // nodes,
-            nodes,
-            cpu_offload=self.zero.optimizer_on_cpu,
-            cpu_offload_params=self.zero.weights_on_cpu,
-        )[1]
 
 
 def _optimizer_states(name: str) -> int:

@@ -21,10 +21,10 @@ from rl.policy.loading import DTYPES, trainable
 from uniar.checkpoint import refusals
 from uniar.configuration_uniar import UniARConfig
 from uniar.errors import UserError
-from uniar.files import read_object
 from uniar.modeling_sd3 import SD3Transformer2DModelWithSigLIP
 from uniar.modeling_uniar import UniARForConditionalGeneration
 from uniar.presets.build import preset_path
+from uniar.reading.files import read_object
 
 RELEASED = ("ShareLab-SII/UniAR-SFT", "ShareLab-SII/UniAR-RL")
 

@@ -85,9 +85,9 @@ class Simulation:
 
 def update_bytes(policy: nn.Module, recipe: Recipe, rows: int, prefix: int, tokens: int, *, checkpointing: bool) -> int:
     """Of a forward and backward pass over `rows` samples: activations kept for the backward pass, and the most that is
-    in work at once. Guidance `guided` runs both branches, twice the rows."""
+    in work at once. Where both branches are trained, twice the rows."""
     model = policy.get_base_model() if hasattr(policy, "get_base_model") else policy
-    branches = 2 if recipe.rollout.guidance == "guided" else 1
+    branches = 1 + recipe.rollout.guidance_settings.convention.trains_unconditional
     model.train()
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -114,9 +114,9 @@ def text_bytes(policy: nn.Module, rows: int, length: int, answer: int, *, checkp
 
 
 def replay_bytes(policy: nn.Module, recipe: Recipe, rows: int, prefix: int, tokens: int) -> int:
-    """Of a forward pass without gradient over `rows` samples, both branches of `guided` at once."""
+    """Of a forward pass without gradient over `rows` samples, both branches at once where both are trained."""
     model = policy.get_base_model() if hasattr(policy, "get_base_model") else policy
-    branches = 2 if recipe.rollout.guidance == "guided" else 1
+    branches = 1 + recipe.rollout.guidance_settings.convention.trains_unconditional
     with torch.no_grad(), Measured(policy) as measured:
         visual_gap(model, rows * branches, prefix, tokens)
     return measured.peak

@@ -54,7 +54,7 @@ def load_policy(section: ModelSection, folder: Path) -> UniARForConditionalGener
 def trainable(
     model: UniARForConditionalGeneration, lora: LoraSection | None
 ) -> UniARForConditionalGeneration | PeftModel:
-    """Freezes what training leaves alone (spec section 9); with `lora` only its adapters are trained."""
+    """Freezes what training leaves alone (docs/checkpoint-format.md, 9); with `lora` only its adapters are trained."""
     if lora is None:
         model.set_trainable()
         return model

@@ -5,13 +5,13 @@ from typing import Any
 
 import torch
 
-from rl.checkpoint.keeper import Keeper
+from rl.checkpoint.stateful_callback import StatefulCallback
 from rl.data.prompts import PromptRecord
 from rl.policy.rollout import Sample
 from uniar.seeds import seed_of
 
 
-class PromptStream(Keeper):
+class PromptStream(StatefulCallback):
     """The prompts in the order that training has them, one epoch after the other, with the position in a checkpoint.
 
     An epoch's order is that of rl/trainer/resumable.py's sampler, which passes over the last prompts of an epoch where

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from rl.distributed.weight_slices import WeightSlices, whole
+from rl.distributed.weight_slices import WeightSlices, gathered_parameter
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -83,7 +83,7 @@ class FrozenCopy:
     def refresh(self, trained: Mapping[str, nn.Parameter], mix: float) -> None:
         """reference ← (1 − mix) · reference + mix · policy, computed in float32. Collective under ZeRO-3."""
         for name, reference in self._trained.items():
-            with whole(reference, changes=True), whole(trained[name]):
+            with gathered_parameter(reference, changes=True), gathered_parameter(trained[name]):
                 policy = trained[name].data.to(reference.device, torch.float32)
                 reference.data.copy_(reference.data.float().lerp_(policy, mix))
 
@@ -93,7 +93,7 @@ class FrozenCopy:
     def load(self, folder: Path) -> None:
         slices = self._slices()
         slices.load(folder)
-        slices.put()
+        slices.copy_to_model()
 
     def _slices(self) -> WeightSlices:
         return WeightSlices.copied(self._trained, self._accelerator, device="cpu", float32=False)

@@ -4,24 +4,15 @@ Shapes: B samples · P prefix positions · T visual tokens · L levels · S patc
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rl.config.sections import Guidance
+from rl.algorithm.guidance import Gaps, GuidanceSettings
 from uniar.processing import VisualPrompt, append_image_tokens
-
-
-class Gaps(NamedTuple):
-    """Raw logit gaps l₁ - l₀ in float32, before guidance and temperature."""
-
-    cond: Tensor
-    """(B, T, L, S, K)"""
-    uncond: Tensor | None
-    """(B, T, L, S, K), or None where the convention has one branch"""
 
 
 @dataclass(frozen=True)
@@ -40,48 +31,39 @@ class Branch:
     """(B, images, 3) grids of those images"""
 
     @classmethod
-    def of(cls, prompt: VisualPrompt, owners: Tensor, image_token_id: int) -> "Branch":
-        """Rows of `prompt` repeated for the samples that `owners` (B,) assigns to them."""
+    def of(cls, prompt: VisualPrompt, prompt_index: Tensor, image_token_id: int) -> "Branch":
+        """Rows of `prompt` repeated for the samples that `prompt_index` (B,) assigns to them."""
         if len(prompt) == 1:
-            owners = torch.zeros_like(owners)
+            prompt_index = torch.zeros_like(prompt_index)
         pixels = grids = None
         if prompt.pixel_values is not None:
             grids = prompt.image_grid_thw.view(len(prompt), -1, 3)
             split = prompt.pixel_values.split(grids.prod(-1).sum(-1).tolist())
-            pixels, grids = [split[owner] for owner in owners.tolist()], grids[owners]
+            pixels, grids = [split[owner] for owner in prompt_index.tolist()], grids[prompt_index]
         ids, mask = append_image_tokens(prompt.input_ids, prompt.attention_mask, prompt.image_token_num, image_token_id)
-        return cls(ids[owners], mask[owners], prompt.position_ids.transpose(0, 1)[owners], pixels, grids)
-
-    def to_dict(self, prefix: str) -> dict[str, Any]:
-        """Entries for the trainer's batch dictionary, every one indexed by sample."""
-        return {
-            f"{prefix}{field.name}": value for field in fields(self) if (value := getattr(self, field.name)) is not None
-        }
-
-    @classmethod
-    def from_dict(cls, batch: dict[str, Any], prefix: str) -> "Branch | None":
-        """The inverse of `to_dict`; None when the batch has no such branch."""
-        if f"{prefix}input_ids" not in batch:
-            return None
-        return cls(**{field.name: batch.get(f"{prefix}{field.name}") for field in fields(cls)})
+        return cls(
+            ids[prompt_index], mask[prompt_index], prompt.position_ids.transpose(0, 1)[prompt_index], pixels, grids
+        )
 
 
-def replay(model: Callable[..., Any], bits: Tensor, prompt: Branch, twin: Branch | None, convention: Guidance) -> Gaps:
+def replay(
+    model: Callable[..., Any], bits: Tensor, prompt: Branch, unconditional: Branch | None, guidance: GuidanceSettings
+) -> Gaps:
     """Teacher-forced raw gaps of `bits` (B, T, L, S, K), with gradients where the convention trains them.
 
-    `model` is called as UniARForConditionalGeneration is, so it may be wrapped (DDP, DeepSpeed, peft). `guided` runs
-    both branches as one forward of 2B rows; `guided_detach` runs the unconditional one without gradient; `none` and
-    `conditional` run the conditional branch alone.
+    `model` is called as UniARForConditionalGeneration is, so it may be wrapped (DDP, DeepSpeed, peft). Where both
+    branches are trained they are one forward of 2B rows; where one is, the other runs without gradient, or not at all.
     """
-    if convention in ("none", "conditional"):
+    convention = guidance.convention
+    if not convention.replays_unconditional:
         return Gaps(_gap(model, bits, prompt), None)
-    if twin is None:
-        raise ValueError(f"guidance {convention} needs the unconditional branch.")
-    if convention == "guided_detach":
+    if unconditional is None:
+        raise ValueError(f"guidance {convention.name} needs the unconditional branch.")
+    if not convention.trains_unconditional:
         with torch.no_grad():
-            uncond = _gap(model, bits, twin)
+            uncond = _gap(model, bits, unconditional)
         return Gaps(_gap(model, bits, prompt), uncond)
-    both = _gap(model, torch.cat([bits, bits]), _stack(prompt, twin))
+    both = _gap(model, torch.cat([bits, bits]), _stack(prompt, unconditional))
     return Gaps(*both.chunk(2))
 
 
@@ -103,16 +85,17 @@ def _gap(model: Callable[..., Any], bits: Tensor, rows: Branch) -> Tensor:
     return logits[..., 1] - logits[..., 0]
 
 
-def _stack(prompt: Branch, twin: Branch) -> Branch:
-    """2B rows: the prompts', then the twins', left-padded to one width. Padded ids are masked, so any id serves."""
-    width = max(prompt.input_ids.shape[1], twin.input_ids.shape[1])
+def _stack(prompt: Branch, unconditional: Branch) -> Branch:
+    """2B rows: the prompts', then the unconditional ones, left-padded to one width. Padded ids are masked, so any id
+    serves."""
+    width = max(prompt.input_ids.shape[1], unconditional.input_ids.shape[1])
 
     def pad(rows: Branch) -> list[Tensor]:
         missing = (width - rows.input_ids.shape[1], 0)
         return [F.pad(tensor, missing) for tensor in (rows.input_ids, rows.attention_mask, rows.position_ids)]
 
-    ids, mask, positions = (torch.cat(pair) for pair in zip(pad(prompt), pad(twin), strict=True))
+    ids, mask, positions = (torch.cat(pair) for pair in zip(pad(prompt), pad(unconditional), strict=True))
     if prompt.pixel_values is None:
         return Branch(ids, mask, positions)
-    grids = torch.cat([prompt.image_grid_thw, twin.image_grid_thw])
-    return Branch(ids, mask, positions, [*prompt.pixel_values, *twin.pixel_values], grids)
+    grids = torch.cat([prompt.image_grid_thw, unconditional.image_grid_thw])
+    return Branch(ids, mask, positions, [*prompt.pixel_values, *unconditional.pixel_values], grids)

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from rl.algorithm.guidance import Gaps
 from rl.data.prompts import PromptRecord
 from rl.policy.replay import Branch
 from rl.policy.seeds import bits_seed, decoder_seed
@@ -51,9 +52,8 @@ class DrawSettings:
 
     @classmethod
     def for_training(cls, recipe: "Recipe") -> "DrawSettings":
-        drawn = recipe.rollout
-        guided = drawn.guidance != "none"
-        return cls._of(recipe, drawn.temperature, drawn.guidance_scale if guided else None, recipe.seed)
+        policy = recipe.rollout.guidance_settings
+        return cls._of(recipe, policy.temperature, policy.drawing_scale, recipe.seed)
 
     @classmethod
     def for_evaluation(cls, recipe: "Recipe") -> "DrawSettings":
@@ -89,8 +89,13 @@ class Drawn:
     """Samples as drawn: what the policy is replayed with, and what it drew."""
 
     prompt: Branch
-    twin: Branch | None
+    unconditional: Branch | None
     rollout: Rollout
+
+    @property
+    def gaps(self) -> Gaps:
+        """Raw gaps of the policy that drew, where they were asked for."""
+        return Gaps(self.rollout.gap_cond, self.rollout.gap_uncond)
 
 
 def draw(
@@ -107,20 +112,20 @@ def draw(
 
     Raises UserError for an input image that cannot be opened, and for prompts with and without one in the same batch.
     """
-    prompt, owners = _prefixes(model, processor, samples, settings)
+    prompt, prompt_index = _prefixes(model, processor, samples, settings)
     seeds = [bits_seed(settings.seed, step, sample.record.id, sample.index) for sample in samples]
     drawn = rollout(
         model,
         prompt,
         draw_noise(seeds, prompt.image_token_num, model.config.vision_config.code_shape),
-        owners=owners,
+        prompt_index=prompt_index,
         guidance_scale=settings.guidance_scale,
         temperature=settings.temperature,
         return_gaps=return_gaps,
         show_progress=settings.show_progress,
         memory_budget=settings.memory_budget,
     )
-    return Drawn(*_branches(model, prompt, owners), drawn)
+    return Drawn(*_branches(model, prompt, prompt_index), drawn)
 
 
 def branches(
@@ -149,12 +154,12 @@ def _prefixes(
 
 
 def _branches(
-    model: "UniARForConditionalGeneration", prompt: VisualPrompt, owners: Sequence[int]
+    model: "UniARForConditionalGeneration", prompt: VisualPrompt, prompt_index: Sequence[int]
 ) -> tuple[Branch, Branch | None]:
-    rows = torch.tensor(owners, device=model.device)
+    rows = torch.tensor(prompt_index, device=model.device)
     image_token = model.config.image_token_id
-    twin = None if prompt.unconditional is None else Branch.of(prompt.unconditional, rows, image_token)
-    return Branch.of(prompt, rows, image_token), twin
+    unconditional = None if prompt.unconditional is None else Branch.of(prompt.unconditional, rows, image_token)
+    return Branch.of(prompt, rows, image_token), unconditional
 
 
 def decode(

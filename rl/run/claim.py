@@ -6,18 +6,18 @@ from typing import Any
 
 from accelerate.utils import broadcast_object_list
 
+from rl.checkpoint.exported_folder import require_replaceable
 from rl.checkpoint.folder_lock import FolderLock
 from rl.checkpoint.folders import checkpoints, fault, newest_good, saved_step
 from rl.checkpoint.resumed_recipe import check_resumed
 from rl.config.grpo_config import RunConfig
 from rl.config.recipe import blamed_on
 from rl.config.sections import Recipe
-from rl.export.writing import require_replaceable
 from rl.run.data_state import check_unchanged
 from rl.run.finished import finished, require_a_way_on
 from rl.run.folder import RunFolder
 from uniar.errors import UserError
-from uniar.files import require_writable
+from uniar.reading.files import require_writable
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from rl.config.sections import Recipe
 from rl.data.prompts import PromptRecord
 from rl.data.questions import QuestionRecord
 from uniar.errors import UserError
-from uniar.files import read_json
+from uniar.reading.files import read_json
 
 HELD_OUT = {"total": "evaluate.prompts", "understanding": "understanding.questions"}
 """What the parts of an evaluation's file were measured on."""

@@ -6,13 +6,13 @@ from typing import Any
 from transformers import TrainerState
 from trl import GRPOConfig
 
+from rl.checkpoint.exported_folder import CARD
 from rl.checkpoint.folders import fault, listed
 from rl.config.sections import Recipe
 from rl.evaluation.evaluate import paired_gain
-from rl.export.writing import CARD
 from rl.run.folder import RunFolder
 from uniar.errors import UserError
-from uniar.files import read_json, write_whole
+from uniar.reading.files import read_json, write_whole
 
 
 def note_finished(folder: RunFolder, recipe: Recipe, args: GRPOConfig, state: TrainerState, said: str | None) -> None:

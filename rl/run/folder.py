@@ -42,7 +42,7 @@ from rl.evaluation.understanding import ANSWER_SCORES, Understanding
 from rl.run.data_state import HELD_OUT
 from rl.run.records import append_lines, json_ready, read_evaluation, read_lines, samples_of
 from uniar.errors import UserError
-from uniar.files import read_json, write_whole
+from uniar.reading.files import read_json, write_whole
 
 CONFIG = "config.yaml"
 _OF_A_STEP = re.compile(r"(?:step|details)-(\d+)")

@@ -9,7 +9,7 @@ import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
 from rl.evaluation.understanding import ANSWER_SCORES
-from uniar.files import whole_file
+from uniar.reading.files import whole_file
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

@@ -9,7 +9,7 @@ from typing import Any
 
 from rl.evaluation.understanding import ANSWER_SCORES
 from uniar.errors import UserError
-from uniar.files import read_json, reason_of
+from uniar.reading.files import read_json, reason_of
 
 logger = logging.getLogger(__name__)
 

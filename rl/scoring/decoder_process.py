@@ -16,12 +16,12 @@ from PIL import Image
 from torch import Tensor
 
 from rewards import RewardTable
+from rl.distributed.process_roles import SIGNALS
 from rl.policy.rollout import Sample
 from rl.scoring.decoder_messages import receive, send
 from rl.scoring.groups import comparing
 from rl.scoring.pipeline import compare_samples, decode_and_score
 from rl.scoring.scorer import ScoredList
-from rl.trainer.stopping import SIGNALS
 from uniar.errors import RunError
 
 if TYPE_CHECKING:

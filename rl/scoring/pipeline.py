@@ -1,8 +1,9 @@
 """Scoring beside decoding: while a chunk of images is scored in a thread, the next chunk is decoded.
 
-The table is the one that scoring after decoding gives. Rewards that look at the policy or say `beside_decoding = False`
-get the whole batch on the calling thread, after the last chunk, and those that compare samples a group at a time. All
-others get chunks of whole decoder batches, so that the images are the same too, one after the other, in order.
+The table is the one that scoring after decoding gives. Rewards that look at the policy or say `overlaps_decoding =
+False` get the whole batch on the calling thread, after the last chunk, and those that compare samples a group at a
+time. All others get chunks of whole decoder batches, so that the images are the same too, one after the other, in
+order.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -48,12 +49,12 @@ def decode_and_score(
     Raises what decoding raises, and RewardError for a reward that fails under `on_error: stop`, without decoding on.
     """
     rewards.load()
-    beside = [r.name for r in rewards.rewards if r.pointwise and r.beside_decoding and not r.wants_policy]
+    beside = [r.name for r in rewards.rewards if r.pointwise and r.overlaps_decoding and not r.wants_policy]
     compared = comparing(rewards)
     after = [name for name in rewards.names if name not in beside and name not in compared]
     images: list[Image.Image] = []
     size = chunk_size(settings.decode_batch_size)
-    with rewards.on_device(), ScoringBeside(rewards, beside) as scoring:
+    with rewards.on_device(), BackgroundScorer(rewards, beside) as scoring:
         with phase("decode"):
             for start in range(0, len(samples), size):
                 rows = slice(start, start + size)
@@ -96,7 +97,7 @@ def compare_samples(
     return compare(rewards, reward_batch(samples, images, torch.stack(list(bits))), groups_of(samples))
 
 
-class ScoringBeside:
+class BackgroundScorer:
     """A thread that scores batches with some rewards of a suite, in the order they are added.
 
     As a context it does not end before its thread is idle; batches whose turn has not come when the block is left by an
@@ -112,7 +113,7 @@ class ScoringBeside:
         start = None if device is None else torch.cuda.set_device
         self._thread = ThreadPoolExecutor(1, "scoring", initializer=start, initargs=() if device is None else (device,))
 
-    def __enter__(self) -> "ScoringBeside":
+    def __enter__(self) -> "BackgroundScorer":
         return self
 
     def __exit__(self, *exception: object) -> None:

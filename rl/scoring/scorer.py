@@ -161,7 +161,7 @@ class DecoderConnection:
 
         def exchange() -> None:
             try:
-                with self._turn, _told():
+                with self._turn, _connection_errors_as_run_errors():
                     send(self._socket, notes, **tensors)
                     answer.set_result(receive(self._socket))
             except BaseException as error:
@@ -173,7 +173,7 @@ class DecoderConnection:
 
     def close(self) -> None:
         """Says that nothing more will be asked. Raises RunError when the decoding process has ended."""
-        with self._turn, _told():
+        with self._turn, _connection_errors_as_run_errors():
             send(self._socket, {"list": None})
         self._socket.close()
 
@@ -249,7 +249,7 @@ def _packed(bits: Tensor) -> Tensor:
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def _connection_errors_as_run_errors() -> Iterator[None]:
     """A closed connection becomes the sentence that says what has happened."""
     try:
         yield

@@ -22,7 +22,7 @@ from rl.config.sections import Recipe
 from rl.distributed.setup import is_first_process, world_size
 from rl.trainer.deepspeed_check import check_deepspeed_settings
 from uniar.errors import UserError
-from uniar.files import reason_of
+from uniar.reading.files import reason_of
 
 REFUSALS = (ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError, OSError, ArithmeticError)
 """what libraries raise for arguments that they do not take"""

@@ -24,8 +24,8 @@ from uniar.decoder_sizes import DecoderSizes
 from uniar.errors import UserError
 from uniar.modeling_decoder import UniARVisualDecoder
 from uniar.processing import check_size
-from uniar.prompt_files import Keys
-from uniar.prompt_text import check_text, reserved_tokens
+from uniar.reading.prompt_files import Keys
+from uniar.reading.prompt_text import check_text, reserved_tokens
 
 
 def held_out_prompts(recipe: Recipe) -> list[PromptRecord]:

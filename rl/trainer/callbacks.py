@@ -9,10 +9,12 @@ from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 
+from rewards import RewardTable
 from rl.checkpoint.folder_lock import FolderLock
 from rl.config.grpo_config import RunConfig, flat
 from rl.evaluation.evaluate import Evaluator
 from rl.evaluation.understanding import Examiner
+from rl.policy.rollout import Sample
 from rl.run.folder import RunFolder
 from rl.run.pictures import plot_metrics, sample_grid
 from rl.trainer.stopping import Stopper
@@ -58,10 +60,15 @@ class RunCallback(TrainerCallback):
         self.trainer: UniARTrainer | None = None
         self._drawn_step: int | None = None
         self._asked_step: int | None = None
+        self._scored: tuple[list[Sample], RewardTable] | None = None
 
     def attach(self, trainer: "UniARTrainer") -> None:
         """Called once, when the trainer exists."""
         self.trainer = trainer
+
+    def scores_seen(self, samples: list[Sample], scored: RewardTable) -> None:
+        """Called with each rollout's samples of this process: the last before a log are what it keeps details of."""
+        self._scored = (samples, scored)
 
     def on_train_begin(self, args: RunConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         done: list[bool] = [False, False]
@@ -102,10 +109,10 @@ class RunCallback(TrainerCallback):
         if not state.is_world_process_zero or not logs or "train_runtime" in logs:
             return  # the last: transformers' means over what this process has trained, which may be a part of the run
         self.folder.append(state.global_step, logs)
-        if self.trainer.last_scored is not None:
-            samples, table = self.trainer.last_scored
+        if self._scored is not None:
+            samples, table = self._scored
             self.folder.append_details(state.global_step, [sample.record.prompt for sample in samples], table)
-            self.trainer.last_scored = None
+            self._scored = None
         if line := _console_line(state, logs):
             print(line, flush=True)
         if state.global_step % PLOT_EVERY == 0 or any(name.startswith("eval_") for name in logs):
@@ -133,7 +140,7 @@ class RunCallback(TrainerCallback):
                     understanding, self._asked_step = self.examiner.run(policy, self.trainer.accelerator), step
             if state.is_world_process_zero:
                 self.folder.save_evaluation(step, evaluation, understanding)
-            early_stop = self.trainer.features.early_stop
+            early_stop = self.trainer.extensions.early_stop
             # The starting model is there already.
             if (
                 evaluation is not None

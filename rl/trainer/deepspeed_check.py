@@ -10,7 +10,7 @@ from trl import GRPOConfig
 
 from rl.config.sections import Recipe
 from uniar.errors import UserError, did_you_mean
-from uniar.files import read_json, reason_of
+from uniar.reading.files import read_json, reason_of
 
 REFUSALS = (ValueError, TypeError, KeyError, AttributeError, AssertionError, RuntimeError, ImportError, ArithmeticError)
 

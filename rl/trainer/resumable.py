@@ -20,8 +20,8 @@ from trl.trainer.utils import RepeatSampler
 
 from rl.algorithm.metrics import EXTREMES, Kind
 from rl.checkpoint.folders import PREFIX, SAVING, publish, rotate, writing
-from rl.checkpoint.keeper import Keeper
 from rl.checkpoint.resume import apply_settings, forward_schedule, settings_of_groups
+from rl.checkpoint.stateful_callback import StatefulCallback
 from rl.run.folder import RunFolder
 from uniar.seeds import seed_of
 
@@ -47,27 +47,28 @@ class PromptSampler(RepeatSampler):
         return super().__iter__()
 
 
-class Chassis(GRPOTrainer):
+class ResumableGRPOTrainer(GRPOTrainer):
     """TRL's trainer without its own ideas of a rollout and a loss."""
 
     def __init__(
         self,
         *,
-        keepers: Sequence[Keeper] = (),
+        stateful_callbacks: Sequence[StatefulCallback] = (),
         callbacks: Sequence[TrainerCallback] = (),
         only_weights: bool = False,
         **kwargs: Any,
     ) -> None:
         """only_weights: the model has the weights of the checkpoint that the run goes on from already, and the
         optimizer starts anew (rl/checkpoint/resume.py)."""
-        self.keepers, self.only_weights = list(keepers), only_weights
+        self.stateful_callbacks, self.only_weights = list(stateful_callbacks), only_weights
         self.resumed_from: Path | None = None
         self._saving = False
         self._seconds: dict[str, float] = {}
         self._logged_step = 0
-        super().__init__(callbacks=[*self.keepers, *callbacks], **kwargs)
-        for keeper in self.keepers:
-            keeper.attach(self)
+        self._first_rollout_step: int | None = None
+        super().__init__(callbacks=[*self.stateful_callbacks, *callbacks], **kwargs)
+        for callback in self.stateful_callbacks:
+            callback.attach(self)
 
     def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:
         self.resumed_from = None if resume_from_checkpoint is None else Path(resume_from_checkpoint)
@@ -130,8 +131,23 @@ class Chassis(GRPOTrainer):
         return self.args.steps_per_generation * self.num_iterations
 
     @property
-    def _serves_several_updates(self) -> bool:
+    def serves_several_updates(self) -> bool:
         return self.args.gradient_accumulation_steps % self._micro_batches_of_rollout != 0
+
+    @property
+    def is_first_pass(self) -> bool:
+        """Whether the update under way is the first that its rollout serves."""
+        return self._step % self._micro_batches_of_rollout < self.args.gradient_accumulation_steps
+
+    def begin_rollouts(self) -> None:
+        """Called with every rollout: what a resumed run logs first is of its own updates."""
+        if self._first_rollout_step is None:
+            self._first_rollout_step = self._logged_step = self.state.global_step
+
+    @property
+    def is_first_rollout(self) -> bool:
+        """Whether the update under way is the first of this process's life."""
+        return self.state.global_step == self._first_rollout_step
 
     # Checkpoints -----------------------------------------------------------------------------------------------------
 
@@ -179,8 +195,8 @@ class Chassis(GRPOTrainer):
             self._saving = True
             super(GRPOTrainer, self)._save_checkpoint(model, trial)
             self._saving = False
-            for keeper in self.keepers:
-                keeper.save(run / SAVING / name)
+            for callback in self.stateful_callbacks:
+                callback.save(run / SAVING / name)
             self.accelerator.wait_for_everyone()
             if main:
                 RunFolder(run).copy_records(run / SAVING / name)
@@ -210,7 +226,7 @@ class Chassis(GRPOTrainer):
             self._logged_step = self.state.global_step
         super().log(logs, start_time)
 
-    def _record(self, metrics: Mapping[str, float], kinds: Mapping[str, Kind] | None = None) -> None:
+    def record(self, metrics: Mapping[str, float], kinds: Mapping[str, Kind] | None = None) -> None:
         """For the next log: it has means over its updates, but for what `kinds` says is the largest or smallest."""
         for name, value in metrics.items():
             logged = self._metrics["train"][name]

@@ -62,9 +62,12 @@ def mismatch_of(metrics: Mapping[str, float], recipe: Recipe, precision: torch.d
     share of the entropy, however certain the policy is: at most t is allowed, times √(s² + (s - 1)²)/T, by which
     guidance and temperature magnify it. Rounding has no direction, so the scale of gaps is to be within t of 1.
     """
-    drawn, tolerance = recipe.rollout, recipe.algorithm.step1_tolerance or STEP1_TOLERANCE[precision]
-    scale = drawn.guidance_scale if drawn.guidance in ("guided", "guided_detach") else 1.0
-    allowed = tolerance * math.hypot(scale, scale - 1) / drawn.temperature
+    guidance, tolerance = (
+        recipe.rollout.guidance_settings,
+        recipe.algorithm.step1_tolerance or STEP1_TOLERANCE[precision],
+    )
+    scale = guidance.scale if guidance.convention.replays_unconditional else 1.0
+    allowed = tolerance * math.hypot(scale, scale - 1) / guidance.temperature
     share, size = metrics["rollout/logp_difference_share"], metrics["rollout/gap_scale"]
     if share <= allowed and abs(size - 1) <= tolerance:
         return None

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-if TYPE_CHECKING:
-    from rl.trainer.trainer import UniARTrainer
+from rl.distributed.process_roles import SIGNALS
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+if TYPE_CHECKING:
+    from rl.trainer.resumable import ResumableGRPOTrainer
 
 
 class Stopper(TrainerCallback):
@@ -25,12 +25,12 @@ class Stopper(TrainerCallback):
     def __init__(self, max_runtime: float | None = None) -> None:
         self.max_runtime = max_runtime
         self.stopped: str | None = None
-        self.trainer: UniARTrainer | None = None
+        self.trainer: ResumableGRPOTrainer | None = None
         self._requested: str | None = None
         self._started = time.monotonic()
         self._previous: dict[int, Any] = {}
 
-    def attach(self, trainer: "UniARTrainer") -> None:
+    def attach(self, trainer: "ResumableGRPOTrainer") -> None:
         """Called once, when the trainer exists."""
         self.trainer = trainer
 

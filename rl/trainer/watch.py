@@ -4,21 +4,25 @@ import logging
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from rl.checkpoint.keeper import Keeper
+from rl.checkpoint.stateful_callback import StatefulCallback
 from rl.config.sections import WatchAction, WatchSection
+from rl.trainer.train_batch import TrainBatch
 from uniar.errors import RunError, UserError
+
+if TYPE_CHECKING:
+    from rl.trainer.resumable import ResumableGRPOTrainer
 
 logger = logging.getLogger(__name__)
 
 
-class Watch(Keeper):
+class Watch(StatefulCallback):
     """Sees every rollout's rewards, every micro-batch's loss, every update's metrics and gradients: before the update
     is made.
 
@@ -27,10 +31,11 @@ class Watch(Keeper):
     """
 
     name = "watch"
+    trainer: "ResumableGRPOTrainer"
 
     def __init__(self, section: WatchSection) -> None:
         self.section = section
-        self._batches: list[dict[str, Any]] = []  # of the update under way
+        self._batches: list[TrainBatch] = []  # of the update under way
         self._losses: list[Tensor] = []  # of those, on this rank
         self._skip = self._reported = False
         self._kept: set[str] = set()  # settings that were passed; of each, the first batch is in bad_batches/
@@ -56,7 +61,7 @@ class Watch(Keeper):
         self._variance = without_variance < 1 or (self._variance and not self._fresh)
         self._fresh = False
 
-    def micro_batch(self, loss: Tensor, batch: dict[str, Any]) -> None:
+    def micro_batch(self, loss: Tensor, batch: TrainBatch) -> None:
         """Called with each micro-batch and its loss on this rank."""
         self._batches.append(batch)
         self._losses.append(loss)
@@ -144,7 +149,7 @@ class Watch(Keeper):
                 f"entropy is {entropy:.3g} nats per bit, past watch.entropy_limit {section.entropy_limit:g}",
             )
 
-    def _not_finite(self, what: str, batches: list[dict[str, Any]]) -> None:
+    def _not_finite(self, what: str, batches: list[TrainBatch]) -> None:
         self._reported = True
         # Under DeepSpeed it will be skipped whatever the recipe says.
         action = self.section.nonfinite
@@ -152,7 +157,7 @@ class Watch(Keeper):
             action = "skip"
         self._act("nonfinite", action, RunError(f"update {self._number}: {what}"), batches)
 
-    def _act(self, name: str, action: WatchAction, error: RunError, batches: list[dict[str, Any]]) -> None:
+    def _act(self, name: str, action: WatchAction, error: RunError, batches: list[TrainBatch]) -> None:
         """`name`: of the setting that was passed. Its batch is kept the first time."""
         kept = "" if name in self._kept else f"; its batch is in {self._save(batches)}"
         self._kept.add(name)
@@ -161,14 +166,14 @@ class Watch(Keeper):
         self._skip = self._skip or action == "skip"
         logger.warning("%s%s; the update is %s.", error, kept, "skipped" if action == "skip" else "made all the same")
 
-    def _save(self, batches: list[dict[str, Any]]) -> Path:
+    def _save(self, batches: list[TrainBatch]) -> Path:
         """The tensors of this rank's micro-batches, for study: a file each. Returns their folder."""
         step, rank = self._number, self.trainer.accelerator.process_index
         folder = Path(self.trainer.args.output_dir) / "bad_batches"
         folder.mkdir(parents=True, exist_ok=True)
         for number, batch in enumerate(batches):
             tensors = {}
-            for name, value in batch.items():
+            for name, value in batch.to_dict().items():
                 rows = {f"{name}.{row}": part for row, part in enumerate(value)} if isinstance(value, list) else {}
                 for part, tensor in (rows or {name: value}).items():
                     if isinstance(tensor, Tensor):

@@ -175,7 +175,7 @@ def test_a_function_with_columns_gets_them_all():
     assert seen == {"task": [None], "metadata": [{"text": "hi", "n": 1}], "bits": None, "text": ["hi"], "n": [1]}
 
 
-@pytest.mark.parametrize("name", ["pointwise", "beside_decoding"])
+@pytest.mark.parametrize("name", ["pointwise", "overlaps_decoding"])
 def test_a_function_may_declare_that_it_wants_the_whole_batch(name):
     def ranks(prompts, images):
         raise ValueError("no")
@@ -183,3 +183,10 @@ def test_a_function_may_declare_that_it_wants_the_whole_batch(name):
     assert getattr(RewardSuite([RewardSpec(ranks)]).rewards[0], name) is True
     setattr(ranks, name, False)
     assert getattr(RewardSuite([RewardSpec(ranks)]).rewards[0], name) is False
+
+
+def test_the_former_name_of_an_attribute_is_not_passed_over(tmp_path):
+    text = "def meter(prompts, images):\n    return [0.0] * len(images)\n\nmeter.beside_decoding = False\n"
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(UserError, match="it says beside_decoding, which is called overlaps_decoding"):
+        RewardSpec.from_mapping({"use": f"{tmp_path / 'mine.py'}:meter"}).build()

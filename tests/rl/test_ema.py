@@ -8,13 +8,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from support.training_runs import deepspeed, launch, logged, run, small_recipe, weights
 
+from rl.checkpoint.averages import averaged_weights
 from rl.checkpoint.folders import newest_good
-from rl.checkpoint.keeper import Keeper
+from rl.checkpoint.stateful_callback import StatefulCallback
+from rl.checkpoint.weights import trained_weights
 from rl.cli import main
 from rl.config.recipe import recipe_from_mapping
 from rl.distributed.weight_slices import SlicedFiles
-from rl.export.writing import trained_weights
-from rl.trainer.extensions.ema import averaged_weights
 from uniar.errors import UserError
 
 EMA = {"decay": 0.75}
@@ -108,13 +108,13 @@ def test_a_run_resumed_with_an_average_it_did_not_have_begins_one(settings, capl
 
 
 def test_the_main_process_alone_says_what_starts_anew(tmp_path, caplog):
-    class Numbers(Keeper):
+    class Numbers(StatefulCallback):
         name = "numbers"
 
     for is_main in (False, True):
-        keeper = Numbers()
-        keeper.attach(SimpleNamespace(accelerator=SimpleNamespace(is_main_process=is_main), resumed_from=tmp_path))
-        keeper.on_train_begin(None, None, None)
+        callback = Numbers()
+        callback.attach(SimpleNamespace(accelerator=SimpleNamespace(is_main_process=is_main), resumed_from=tmp_path))
+        callback.on_train_begin(None, None, None)
         assert ("has no numbers.json, which starts anew" in caplog.text) == is_main
 
 

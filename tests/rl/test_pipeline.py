@@ -101,7 +101,7 @@ class Compared(Reward):
 
 
 class OnTheMainThread(Reward):
-    beside_decoding = False
+    overlaps_decoding = False
 
     def score(self, batch):
         assert threading.current_thread() is threading.main_thread()

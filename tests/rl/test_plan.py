@@ -1,30 +1,25 @@
 """`uniar-rl plan` against what a small model on a CPU really holds, and on the released size without its weights."""
 
-import functools
-import re
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from support.planned_recipes import plan_of, planned_settings, recipe_of, simulation_of
 from support.tiny_detector import tiny_config
 from transformers import Mask2FormerForUniversalSegmentation
 
 from rewards.geneval.reward import GenEval
-from rl.algorithm.guidance import policy_gap
+from rl.algorithm.guidance import GuidanceSettings
 from rl.algorithm.losses import LossInputs, policy_loss
 from rl.checkpoint.tensor_files import TensorFiles, write_like
 from rl.commands.plan import describe
-from rl.config.model import ModelSection
-from rl.config.recipe import load_recipe, recipe_from_mapping
+from rl.config.recipe import recipe_from_mapping
 from rl.data.questions import QuestionRecord
-from rl.plan.estimate import GIB, RESERVE, Plan, make_plan
+from rl.plan.estimate import GIB, RESERVE, Plan
 from rl.plan.memory import Measured, PeakBytes
-from rl.plan.model_states import ModelStates, ZeroSettings
-from rl.plan.planned_model import PlannedModel, planned_model
+from rl.plan.model_states import ZeroSettings
 from rl.plan.reward_sizes import RELEASED_DETECTORS
-from rl.plan.simulation import Simulation
 from rl.policy.loading import load_policy, trainable
 from rl.policy.replay import Branch, replay
 from rl.policy.text_kl import TextKL
@@ -40,29 +35,7 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "bsq8" / "ckpt"
 
 @pytest.fixture
 def settings(nano_checkpoint, tmp_path) -> dict:
-    (tmp_path / "prompts.jsonl").write_text('{"prompt": "a red circle"}\n')
-    return {
-        "model": {"path": str(nano_checkpoint), "dtype": "float32"},
-        "data": {"prompts": str(tmp_path / "prompts.jsonl")},
-        "rollout": {"height": 64, "width": 64, "samples_per_prompt": 4},
-        "decode": {"num_inference_steps": 2, "batch_size": 4},
-        "rewards": ["color"],
-        "trainer": {"max_steps": 1, "save_strategy": "no", "per_device_train_batch_size": 4},
-        "output_dir": str(tmp_path / "run"),
-    }
-
-
-def recipe_of(settings: dict, **sections: dict):
-    return recipe_from_mapping({**settings, **{key: {**settings.get(key, {}), **sections[key]} for key in sections}})
-
-
-def plan_of(recipe, gpus: int = 1, memory: int = 80 * GIB, prefix: int = 64) -> Plan:
-    return make_plan(recipe, simulation_of(recipe.model), gpus, memory, prefix)
-
-
-@functools.cache
-def simulation_of(section: ModelSection) -> Simulation:
-    return Simulation(planned_model(section))
+    return planned_settings(nano_checkpoint, tmp_path)
 
 
 # Against real tensors ------------------------------------------------------------------------------------------------
@@ -94,8 +67,8 @@ def test_weights_gradients_optimizer_and_reference_are_exact(settings, monkeypat
     assert plan.parameters["trained"] == sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     if not model:
         assert plan.part("reference") == sum(p.nbytes for p in trainer.reference.model.parameters())
-    assert plan.part("averaged weights") == sum(keeper.slices.bytes for keeper in trainer.keepers)
-    decoder = trainer.scorer.decoder
+    assert plan.part("averaged weights") == sum(callback.slices.bytes for callback in trainer.stateful_callbacks)
+    decoder = trainer.step.scorer.decoder
     held = [*decoder.parameters(), *decoder.sd3_transformer.buffers()]
     assert plan.part("decoder") == sum(tensor.nbytes for tensor in held)
 
@@ -133,15 +106,16 @@ def test_activations_within_15_percent(settings, nano_checkpoint, nano_processor
     model = trainable(load_policy(recipe.model, nano_checkpoint), None).train()
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
+    policy = GuidanceSettings(guidance, rollout["guidance_scale"])
     prompts = ["a red circle on a large blue table"] * 4
     prompt = build_visual_prompt(prompts, model, nano_processor, height=64, width=64, unconditional=True)
     rows, image_token = torch.arange(4), model.config.image_token_id
-    twin = Branch.of(prompt.unconditional, rows, image_token) if guidance == "guided" else None
+    unconditional = Branch.of(prompt.unconditional, rows, image_token) if guidance == "guided" else None
     shape = (4, prompt.image_token_num, *model.config.vision_config.code_shape)
     bits = torch.randint(0, 2, shape, dtype=torch.uint8)
     with Measured(model) as measured:
-        gaps = replay(model, bits, Branch.of(prompt, rows, image_token), twin, guidance)
-        gap = policy_gap(gaps.cond, gaps.uncond, convention=guidance, scale=rollout["guidance_scale"], temperature=1.0)
+        gaps = replay(model, bits, Branch.of(prompt, rows, image_token), unconditional, policy)
+        gap = policy.policy_gap(gaps)
         inputs = LossInputs(bits=bits, gap=gap, ref_gap=torch.zeros(shape), advantages=torch.ones(4))
         loss, _ = policy_loss(inputs, beta=recipe.algorithm.beta)
         loss.backward()
@@ -229,21 +203,6 @@ def test_zero_settings_are_deepspeeds():
     assert ZeroSettings.of(None, 64) == ZeroSettings()
     with pytest.raises(UserError, match=r"no\.json' cannot be read"):
         ZeroSettings.of("no.json", 64)
-
-
-@pytest.mark.parametrize(("stage", "tolerance"), [(2, 1e-4), (3, 0.12)])
-def test_sharded_states_are_near_deepspeeds_estimate(settings, stage, tolerance):
-    """In 16 bits, all weights trained. For ZeRO-2 it is the same sum; for ZeRO-3 theirs has 18 bytes a weight, which is
-    the 2 + 2 + 12 of the paper and half of the float32 gradients that a step makes."""
-    deepspeed = {"zero_optimization": {"stage": stage}}
-    recipe = recipe_of(settings, model={"dtype": "bfloat16"}, trainer={"deepspeed": deepspeed})
-    policy = planned_model(recipe.model).policy(recipe.model)
-    policy.requires_grad_(True)
-    states = ModelStates.of(recipe, policy, 64)
-    largest = 4 * states.largest if stage == 3 else 0  # two copies of the largest layer while it is gathered
-    for gpus in (1, 2, 8):
-        covered = states.covered_by_deepspeed(gpus) + largest
-        assert covered == pytest.approx(states.deepspeed_estimate(gpus), rel=tolerance)
 
 
 def test_gpus_share_what_zero_shards(settings):
@@ -372,78 +331,3 @@ def test_offloaded_rewards_are_counted_while_something_is_scored(settings):
     assert kept.held("rollout") - moved.held("rollout") == 2 * size
     assert kept.held("decode") - moved.held("decode") == size  # training and evaluation take turns
     assert moved.host - kept.host == 2 * size
-
-
-# Configs -------------------------------------------------------------------------------------------------------------
-
-
-def test_config_files_are_enough(settings, nano_checkpoint, tmp_path):
-    bare = tmp_path / "bare"
-    for file in nano_checkpoint.rglob("config.json"):
-        copy = bare / file.relative_to(nano_checkpoint)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, copy)
-    recipe = recipe_of(settings, model={"path": str(bare)})
-    assert plan_of(recipe).parts == plan_of(recipe_of(settings)).parts
-    shutil.rmtree(bare / "sd3_pipeline")
-    assert "no decoder configs" in planned_model(recipe.model).origin
-    (bare / "config.json").write_text('{"model_type": "qwen3_vl"}')
-    with pytest.raises(UserError, match=r"is not a UniAR model's"):
-        planned_model(recipe.model)
-    with pytest.raises(UserError, match="someone/something is no folder, and its configs could not be had"):
-        planned_model(recipe_of(settings, model={"path": "someone/something"}).model)
-
-
-def test_configs_of_transformers_4_are_read(settings):
-    recipe = recipe_of(settings, model={"path": str(GOLDEN)})
-    policy = planned_model(recipe.model).policy(recipe.model)
-    stored = TensorFiles(GOLDEN).stored
-    shapes = {name: tuple(tensor.shape) for name, tensor in policy.state_dict().items()}
-    assert shapes == {name: tensor.shape for name, tensor in stored.items()}
-
-
-@pytest.fixture(scope="module")
-def released() -> PlannedModel:
-    return planned_model(load_recipe(ROOT / "configs" / "uniar_sft_512.yaml").model)
-
-
-def test_released_size(released):
-    assert "written down in rl/plan/planned_model.py" in released.origin
-    policy = released.policy(load_recipe(ROOT / "configs" / "uniar_sft_512.yaml").model)
-    assert sum(parameter.numel() for parameter in policy.parameters()) == pytest.approx(10e9, rel=0.05)
-    transformer = released.sd3_transformer(torch.bfloat16)
-    # Stable Diffusion 3.5 Medium has 2.24 billion, and UniAR adds one projection of 4,608 features.
-    own = sum(parameter.numel() for parameter in transformer.parameters()) - 4608 * 1536
-    assert own == pytest.approx(2.243e9, rel=0.005)
-
-
-@pytest.fixture(scope="module")
-def released_simulation(released) -> Simulation:
-    return Simulation(released)
-
-
-RECIPES = {file.stem: file for file in sorted((ROOT / "configs").glob("uniar_sft_*.yaml"))}
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_shipped_recipes_say_their_memory(name, released_simulation):
-    """Their heads name the command that plans them, and its peak."""
-    head = "".join(line[1:] for line in RECIPES[name].read_text().splitlines(keepends=True) if line.startswith("#"))
-    gpus = int(re.search(r"uniar-rl plan \S+ --gpus (\d+)", head)[1])
-    peak = float(re.search(r"peak of ([\d.]+) GiB", head)[1])
-    plan = make_plan(load_recipe(RECIPES[name]), released_simulation, gpus, 80 * GIB)
-    assert plan.fits
-    assert plan.peak / GIB == pytest.approx(peak, abs=0.05)
-
-
-@pytest.mark.gpu
-def test_peak_on_a_gpu(settings):
-    """Allocated memory, without the context and the allocator's reserve, which the plan keeps free besides."""
-    sizes = {"height": 256, "width": 256}
-    model = {"path": None, "preset": "small", "dtype": "bfloat16"}
-    recipe = recipe_of(settings, model=model, rollout=sizes, trainer={"per_device_train_batch_size": 16})
-    plan = plan_of(recipe)
-    torch.cuda.reset_peak_memory_stats()
-    train(recipe)
-    measured = torch.cuda.max_memory_allocated()
-    assert 0.6 * measured < plan.peak < 1.6 * measured

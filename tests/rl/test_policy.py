@@ -6,9 +6,11 @@ import pytest
 import torch
 from PIL import Image
 
+from rl.algorithm.guidance import GuidanceSettings
 from rl.data.prompts import PromptRecord
-from rl.policy.replay import Branch, replay
+from rl.policy.replay import replay
 from rl.policy.rollout import DrawSettings, Sample, decode, draw
+from rl.trainer.train_batch import TrainBatch
 from uniar.errors import UserError
 
 RECORDS = [PromptRecord("a red circle", id="a"), PromptRecord("two blue squares on a green background", id="b")]
@@ -32,7 +34,7 @@ SETTINGS = DrawSettings(
 def test_replayed_gaps_are_the_rollouts(nano_model, nano_processor, convention, scale):
     settings = dataclasses.replace(SETTINGS, guidance_scale=scale)
     drawn = draw(nano_model, nano_processor, SAMPLES, settings, return_gaps=True)
-    gaps = replay(nano_model, drawn.rollout.bits, drawn.prompt, drawn.twin, convention)
+    gaps = replay(nano_model, drawn.rollout.bits, drawn.prompt, drawn.unconditional, GuidanceSettings(convention))
     assert torch.allclose(gaps.cond, drawn.rollout.gap_cond, atol=1e-4)
     if convention in ("guided", "guided_detach"):
         assert torch.allclose(gaps.uncond, drawn.rollout.gap_uncond, atol=1e-4)
@@ -47,7 +49,7 @@ def test_replayed_gaps_are_the_rollouts_when_editing(nano_model, nano_processor,
         records.append(PromptRecord(f"make it {colour}", image=str(tmp_path / f"{number}.png"), id=str(number)))
     samples = [Sample(record, index) for record in records for index in range(2)]
     drawn = draw(nano_model, nano_processor, samples, SETTINGS, return_gaps=True)
-    gaps = replay(nano_model, drawn.rollout.bits, drawn.prompt, drawn.twin, "guided")
+    gaps = replay(nano_model, drawn.rollout.bits, drawn.prompt, drawn.unconditional, GuidanceSettings("guided"))
     assert torch.allclose(gaps.cond, drawn.rollout.gap_cond, atol=1e-4)
     assert torch.allclose(gaps.uncond, drawn.rollout.gap_uncond, atol=1e-4)
 
@@ -55,24 +57,26 @@ def test_replayed_gaps_are_the_rollouts_when_editing(nano_model, nano_processor,
 def test_which_branch_carries_the_gradient(nano_model, nano_processor):
     nano_model.set_trainable()
     drawn = draw(nano_model, nano_processor, SAMPLES, SETTINGS)
-    guided = replay(nano_model, drawn.rollout.bits, drawn.prompt, drawn.twin, "guided")
-    detached = replay(nano_model, drawn.rollout.bits, drawn.prompt, drawn.twin, "guided_detach")
+    guided = replay(nano_model, drawn.rollout.bits, drawn.prompt, drawn.unconditional, GuidanceSettings("guided"))
+    detached = replay(
+        nano_model, drawn.rollout.bits, drawn.prompt, drawn.unconditional, GuidanceSettings("guided_detach")
+    )
     assert guided.cond.requires_grad
     assert guided.uncond.requires_grad
     assert detached.cond.requires_grad
     assert not detached.uncond.requires_grad
 
 
-def test_a_branch_survives_the_batch_dictionary(nano_model, nano_processor):
-    drawn = draw(nano_model, nano_processor, SAMPLES, SETTINGS)
-    batch = {**drawn.prompt.to_dict("prompt_"), **drawn.twin.to_dict("twin_")}
-    order = [4, 1, 0, 5, 2, 3]
-    shuffled = {key: value[order] for key, value in batch.items()}
-    prompt, twin = Branch.from_dict(shuffled, "prompt_"), Branch.from_dict(shuffled, "twin_")
-    straight = replay(nano_model, drawn.rollout.bits, drawn.prompt, drawn.twin, "guided").cond[order]
-    again = replay(nano_model, drawn.rollout.bits[order], prompt, twin, "guided").cond
-    assert torch.allclose(straight, again, atol=1e-5)
-    assert Branch.from_dict({}, "twin_") is None
+def test_a_batch_survives_its_dictionary(nano_model, nano_processor):
+    drawn = draw(nano_model, nano_processor, SAMPLES, SETTINGS, return_gaps=True)
+    guidance, order = GuidanceSettings("guided"), [4, 1, 0, 5, 2, 3]
+    batch = TrainBatch(drawn.rollout.bits, drawn.prompt, drawn.unconditional, drawn.gaps)
+    shuffled = TrainBatch.from_dict({key: value[order] for key, value in batch.to_dict().items()})
+    straight = batch.replay(nano_model, guidance).cond[order]
+    assert torch.allclose(straight, shuffled.replay(nano_model, guidance).cond, atol=1e-5)
+    assert shuffled.old is shuffled.reference is shuffled.advantages is None
+    alone = TrainBatch.from_dict(TrainBatch(drawn.rollout.bits, drawn.prompt, None, drawn.gaps).to_dict())
+    assert alone.unconditional is None
 
 
 def test_a_sample_is_the_same_whoever_is_drawn_beside_it(nano_model, nano_processor):

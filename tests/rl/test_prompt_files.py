@@ -13,8 +13,8 @@ from PIL import Image
 from rl.data.prompts import check_drawable, load_prompts
 from uniar.commands.requests import read_questions
 from uniar.errors import UserError
-from uniar.prompt_files import Keys
-from uniar.prompt_text import RESERVED, reserved_tokens
+from uniar.reading.prompt_files import Keys
+from uniar.reading.prompt_text import RESERVED, reserved_tokens
 
 
 def write(path: Path, content: str | bytes | list | dict) -> Path:

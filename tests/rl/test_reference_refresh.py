@@ -5,10 +5,10 @@ import torch
 from safetensors.torch import load_file
 from support.training_runs import changed, deepspeed, launch, logged, run, small_recipe
 
+from rl.checkpoint.weights import trained_weights
 from rl.config.checks import refresh_risk
 from rl.config.recipe import recipe_from_mapping
 from rl.distributed.weight_slices import SlicedFiles
-from rl.export.writing import trained_weights
 from uniar.errors import UserError
 
 

@@ -106,7 +106,7 @@ def test_what_a_killed_writer_left_is_cleared_away(folder):
 
 
 @pytest.mark.parametrize(
-    ("keeper", "content"),
+    ("callback", "content"),
     [
         (KLControl(None, 0.1), "[]"),
         (KLControl(None, 0.1), '{"beta": "much"}'),
@@ -116,10 +116,10 @@ def test_what_a_killed_writer_left_is_cleared_away(folder):
         (EarlyStop(EarlyStopSection()), ""),
     ],
 )
-def test_a_state_that_is_none_is_named(tmp_path, keeper, content):
-    keeper.place(tmp_path).write_text(content)
-    with pytest.raises(UserError, match=str(keeper.place(tmp_path))):
-        keeper.load(tmp_path)
+def test_a_state_that_is_none_is_named(tmp_path, callback, content):
+    callback.place(tmp_path).write_text(content)
+    with pytest.raises(UserError, match=str(callback.place(tmp_path))):
+        callback.load(tmp_path)
 
 
 @pytest.mark.parametrize("content", ["", '{"global_step": 3', "[]", '{"global_step": "3", "log_history": []}', "{}"])

@@ -10,12 +10,13 @@ import pytest
 import torch
 from support.training_runs import ROOT, changed, run, small_recipe
 
+from rl.algorithm.guidance import Gaps, GuidanceSettings
 from rl.cli import main
 from rl.config.recipe import load_recipe
 from rl.policy import replay as policy
-from rl.policy.replay import Branch, Gaps
+from rl.policy.replay import Branch
+from rl.trainer.step import Step
 from rl.trainer.step1_check import STEP1_TOLERANCE, RolloutMismatch, compared, mismatch_of, parts
-from rl.trainer.trainer import UniARTrainer
 
 Replay = Callable[..., Gaps]
 PRECISIONS = {"float32": {"bf16": False}, "bfloat16": {"bf16": True}}
@@ -78,7 +79,7 @@ def inject(monkeypatch):
 
     def into(fault) -> None:
         sound = policy.replay
-        monkeypatch.setattr("rl.trainer.trainer.replay", lambda *given: fault(sound, *given))
+        monkeypatch.setattr("rl.trainer.train_batch.replay", lambda *given: fault(sound, *given))
 
     return into
 
@@ -171,13 +172,13 @@ def test_a_sound_policy_passes_with_room(tmp_path, rollout, seed):
 def test_an_adapter_that_the_replay_leaves_out(nano, monkeypatch):
     recipe = changed(nano, model={"lora": {"r": 4, "alpha": 8}}, trainer={"save_strategy": "steps", "save_steps": 2})
     run(recipe, trainer={"max_steps": 2})
-    sound = UniARTrainer._replay
+    sound = Step.loss
 
     def without(self, model, batch):
         with model.disable_adapter():
             return sound(self, model, batch)
 
-    monkeypatch.setattr(UniARTrainer, "_replay", without)
+    monkeypatch.setattr(Step, "loss", without)
     with pytest.raises(RolloutMismatch, match="differs from the one that drew"):
         run(recipe, resume=True, trainer={"max_steps": 4})
 
@@ -190,7 +191,7 @@ def measure(gap: torch.Tensor, drawn: torch.Tensor) -> dict[str, float]:
 
 
 def mismatch(gap: torch.Tensor, drawn: torch.Tensor, dtype=torch.bfloat16, scale=1.0) -> RolloutMismatch | None:
-    rollout = SimpleNamespace(guidance="guided", guidance_scale=scale, temperature=1.0)
+    rollout = SimpleNamespace(guidance_settings=GuidanceSettings("guided", scale, 1.0))
     recipe = SimpleNamespace(rollout=rollout, algorithm=SimpleNamespace(step1_tolerance=None))
     return mismatch_of(measure(gap, drawn), recipe, dtype)
 

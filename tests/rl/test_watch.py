@@ -8,12 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support import training_runs
+from support.spoiled_losses import not_a_number, spoil_losses
 from support.training_runs import changed, deepspeed, launch, logged, small_recipe, weights
 
 from rl.cli import main
 from rl.run.folder import RunFolder
 from rl.trainer.step1_check import RolloutMismatch
-from rl.trainer.trainer import UniARTrainer
 from uniar.errors import RunError, UserError
 
 
@@ -29,14 +29,7 @@ def run(settings: dict, **watch) -> RunFolder:
 @pytest.fixture
 def broken_second_update(monkeypatch):
     """The loss of the second update is NaN."""
-    sound = UniARTrainer._replay
-
-    def replay(self, model, batch):
-        gaps = sound(self, model, batch)
-        broken = self.state.global_step == 1 and gaps.cond.requires_grad
-        return gaps._replace(cond=gaps.cond * float("nan")) if broken else gaps
-
-    monkeypatch.setattr(UniARTrainer, "_replay", replay)
+    spoil_losses(monkeypatch, lambda trainer: trainer.state.global_step == 1, not_a_number)
 
 
 def test_a_loss_that_is_nan_stops_the_run(settings, broken_second_update):
@@ -65,15 +58,11 @@ def test_or_only_warned_of(settings, broken_second_update, caplog):
 
 
 def test_a_gradient_that_is_not_finite(settings, monkeypatch, caplog):
-    sound = UniARTrainer._replay
-
-    def replay(self, model, batch):
-        gaps = sound(self, model, batch)
-        if self.state.global_step == 1 and gaps.cond.requires_grad:
-            gaps.cond.register_hook(lambda gradient: gradient * float("inf"))
+    def spoil(gaps):
+        gaps.cond.register_hook(lambda gradient: gradient * float("inf"))
         return gaps
 
-    monkeypatch.setattr(UniARTrainer, "_replay", replay)
+    spoil_losses(monkeypatch, lambda trainer: trainer.state.global_step == 1, spoil)
     settings["trainer"] |= {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
     with pytest.raises(RunError, match="update 2: a gradient is not finite; its batch is in"):
         run(settings)
@@ -129,17 +118,9 @@ def test_a_policy_that_is_not_the_one_that_drew(settings, caplog):
 @pytest.fixture
 def broken_updates(monkeypatch):
     """`broken_updates(numbers)`: from now on the loss of these updates, counted from 1, is NaN."""
-    sound = UniARTrainer._replay
-
-    def break_(numbers) -> None:
-        def replay(self, model, batch):
-            gaps = sound(self, model, batch)
-            broken = self.state.global_step + 1 in numbers and gaps.cond.requires_grad
-            return gaps._replace(cond=gaps.cond * float("nan")) if broken else gaps
-
-        monkeypatch.setattr(UniARTrainer, "_replay", replay)
-
-    return break_
+    return lambda numbers: spoil_losses(
+        monkeypatch, lambda trainer: trainer.state.global_step + 1 in numbers, not_a_number
+    )
 
 
 def test_skipping_has_a_bound(settings, broken_updates, caplog):
@@ -193,16 +174,23 @@ def test_skipped_updates_are_counted_on_after_a_resume(settings, broken_updates)
 ONE_RANK = """
 import sys
 from rl.train import main
-from rl.trainer.trainer import UniARTrainer
+from rl.trainer.train_batch import TrainBatch
 
-sound = UniARTrainer._replay
+sound, replay = Step.loss, TrainBatch.replay
 
-def replay(self, model, batch):
-    gaps = sound(self, model, batch)
-    broken = self.accelerator.process_index == 1 and gaps.cond.requires_grad and self.state.global_step > 0
-    return gaps._replace(cond=gaps.cond * float("nan")) if broken else gaps
+def broken(*given):
+    gaps = replay(*given)
+    return gaps._replace(cond=gaps.cond * float("nan"))
 
-UniARTrainer._replay = replay
+def loss(self, model, batch):
+    on_it = self.processes.process_index == 1 and self.trainer.state.global_step > 0
+    TrainBatch.replay = broken if on_it else replay
+    try:
+        return sound(self, model, batch)
+    finally:
+        TrainBatch.replay = replay
+
+Step.loss = loss
 sys.exit(main())
 """
 

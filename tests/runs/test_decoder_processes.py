@@ -15,13 +15,12 @@ import torch
 from support.training_runs import ROOT, changed, deepspeed, launch, logged, run, small_recipe
 
 from rl.config.recipe import recipe_from_mapping
-from rl.distributed.process_roles import Role, take_role
+from rl.distributed.process_roles import SIGNALS, Role, take_role
 from rl.run.folder import RunFolder
 from rl.scoring.decoder_messages import receive, send
 from rl.scoring.decoder_process import DecoderProcess
 from rl.scoring.scorer import DecoderConnection
 from rl.train import train
-from rl.trainer.stopping import SIGNALS
 from uniar.errors import RunError, UserError
 
 EACH = {"decode": {"processes": 1}}

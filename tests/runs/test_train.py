@@ -9,16 +9,18 @@ import torch
 from PIL import Image
 from support.training_runs import COLOURS, changed, logged, run, small_recipe, weights
 
-from rl.algorithm.guidance import policy_gap
+from rl.algorithm.guidance import GuidanceSettings
 from rl.algorithm.losses import LossInputs, policy_loss
 from rl.checkpoint.folders import newest_good
 from rl.cli import main
 from rl.config.recipe import recipe_from_mapping
 from rl.data.prompts import load_prompts
-from rl.policy.replay import Branch, replay
+from rl.trainer.step import Step
 from rl.trainer.step1_check import RolloutMismatch
-from rl.trainer.trainer import UniARTrainer
+from rl.trainer.train_batch import TrainBatch
 from uniar.modeling_uniar import UniARForConditionalGeneration
+
+GUIDED = GuidanceSettings("guided", 2.0, 1.0)
 
 
 @pytest.fixture
@@ -146,22 +148,21 @@ def test_later_updates_compare_with_the_policy_from_before_the_first(settings, m
     for number, (batch, seen) in enumerate(batches):
         drew = nano_checkpoint if number < 4 else folder.path / "checkpoint-4"
         model = UniARForConditionalGeneration.from_pretrained(drew)
-        prompt, twin = Branch.from_dict(batch, "prompt_"), Branch.from_dict(batch, "twin_")
         with torch.no_grad():
-            expected = guided(*replay(model, batch["bits"], prompt, twin, "guided"))
+            expected = GUIDED.policy_gap(batch.replay(model, GUIDED))
         assert torch.allclose(seen.old_gap, expected, atol=1e-4)
         moved = (seen.gap.detach() - expected).abs().mean()
         assert moved < 1e-5 if number % 4 == 0 else moved > 1e-3
-        from_rollout = guided(batch["rollout_cond"], batch["rollout_uncond"])
+        from_rollout = GUIDED.policy_gap(batch.drawn)
         assert torch.equal(seen.old_gap, from_rollout) == (old_logp == "rollout")
-        assert ("old_cond" in batch) == (old_logp == "replay")
+        assert (batch.old is not None) == (old_logp == "replay")
 
 
 def test_one_update_a_rollout_needs_no_old_policy(settings, monkeypatch):
     batches = record_loss_inputs(monkeypatch)
     run(settings, trainer={"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2})
     assert len(batches) == 6
-    assert all(torch.equal(seen.old_gap, seen.gap.detach()) and "old_cond" not in batch for batch, seen in batches)
+    assert all(torch.equal(seen.old_gap, seen.gap.detach()) and batch.old is None for batch, seen in batches)
 
 
 def test_loss_scale_is_a_factor_of_the_gradient(settings, tmp_path):
@@ -178,24 +179,20 @@ def test_loss_scale_is_a_factor_of_the_gradient(settings, tmp_path):
     assert logged(scaled, "grad_norm")[0] == pytest.approx(1024 * logged(plain, "grad_norm")[0], rel=1e-5)
 
 
-def guided(cond: torch.Tensor, uncond: torch.Tensor) -> torch.Tensor:
-    return policy_gap(cond, uncond, convention="guided", scale=2.0, temperature=1.0)
-
-
-def record_loss_inputs(monkeypatch) -> list[tuple[dict, LossInputs]]:
+def record_loss_inputs(monkeypatch) -> list[tuple[TrainBatch, LossInputs]]:
     """Filled during a run: each micro-batch, and what the loss was given of it."""
-    batches: list[tuple[dict, LossInputs]] = []
-    compute = UniARTrainer._compute_loss
+    batches: list[tuple[TrainBatch, LossInputs]] = []
+    compute = Step.loss
 
-    def computing(self, model, inputs):
+    def computing(self, model, batch):
         def looking(given, **chosen):
-            batches.append((inputs, given))
+            batches.append((batch, given))
             return policy_loss(given, **chosen)
 
-        monkeypatch.setattr("rl.trainer.trainer.policy_loss", looking)
-        return compute(self, model, inputs)
+        monkeypatch.setattr("rl.trainer.step.policy_loss", looking)
+        return compute(self, model, batch)
 
-    monkeypatch.setattr(UniARTrainer, "_compute_loss", computing)
+    monkeypatch.setattr(Step, "loss", computing)
     return batches
 
 

@@ -106,9 +106,9 @@ def one_sample_budget(model, prompt):
     return sample_bytes(model, prompt.input_ids.shape[1], prompt.image_token_num, 2, patches)
 
 
-def replayed_gap(model, branch, bits, owners):
+def replayed_gap(model, branch, bits, prompt_index):
     """Teacher-forced gaps of the drawn bits, rows and positions made anew."""
-    rows = branch.rows(owners)
+    rows = branch.rows(prompt_index)
     ids, mask = append_image_tokens(rows.input_ids, rows.attention_mask, bits.shape[1], model.config.image_token_id)
     last = branch.position_ids[1:, 0, -1] - branch.position_ids[1:, 0, -bits.shape[1]] + 1
     grids = append_drawn_grid(rows.image_grid_thw, tuple(last.tolist()), len(ids), 2)

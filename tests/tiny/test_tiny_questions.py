@@ -122,10 +122,10 @@ def test_scenes_for_training_have_no_held_out_combination(asked):
 
 
 def test_a_question_that_a_scene_does_not_allow_is_an_error():
-    twins = Scene((Thing("circle", "red", "small", 20, 20), Thing("circle", "red", "small", 40, 40)))
-    assert question_about(random.Random(0), twins, "yes_no").answer in ("yes", "no")
+    unconditional = Scene((Thing("circle", "red", "small", 20, 20), Thing("circle", "red", "small", 40, 40)))
+    assert question_about(random.Random(0), unconditional, "yes_no").answer in ("yes", "no")
     with pytest.raises(ValueError, match="no 'what' question"):
-        question_about(random.Random(0), twins, "what")
+        question_about(random.Random(0), unconditional, "what")
 
 
 @pytest.mark.parametrize("kind", edits.KINDS)

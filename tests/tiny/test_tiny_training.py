@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoProcessor
 
+from rl.algorithm.guidance import GuidanceSettings
 from rl.policy.replay import Branch, replay
 from tiny import lessons, pool, training
 from tiny.batches import TOKENS, drawing_rows, drawn_gaps
@@ -77,7 +78,7 @@ def test_rows_of_training_are_the_prompts_that_drawing_starts_from(untrained):
         prompt = build_visual_prompt(prompts, model, processor, height=SIDE, width=SIDE, input_images=images)
         branch = Branch.of(prompt, torch.arange(3), model.config.image_token_id)
         with torch.no_grad():
-            expected = replay(model, bits, branch, None, "none").cond
+            expected = replay(model, bits, branch, None, GuidanceSettings("none")).cond
             rows = drawing_rows(model, processor, prompts, editing=editing)
             found = drawn_gaps(model, rows, bits, given if editing else None)
         assert found.shape == (3, TOKENS, *model.config.vision_config.code_shape)

@@ -17,7 +17,7 @@ from uniar.commands import drawing
 from uniar.commands.record import read_record
 from uniar.commands.requests import slug
 from uniar.modeling_uniar import UniARForConditionalGeneration
-from uniar.pictures import editing_size, load_picture
+from uniar.reading.pictures import editing_size, load_picture
 
 LINES = [
     {"prompt": "a red circle", "id": "red"},

@@ -4,7 +4,7 @@ import os
 import pytest
 
 from uniar.errors import UserError
-from uniar.files import read_json, reason_of, user_path, whole_file, write_whole
+from uniar.reading.files import read_json, reason_of, user_path, whole_file, write_whole
 
 
 def test_a_file_is_written_whole(tmp_path):

@@ -129,11 +129,11 @@ def test_rollout_gaps_are_the_teacher_forced_ones(golden, variant, task):
     prompt = text_prompt(golden(variant)) if task == "t2i" else edit_prompt(golden(variant))
     assert len(prompt.unconditional) == (1 if task == "t2i" else 2)
     assert not prompt.attention_mask.all()  # prompts of different lengths
-    noise, owners = any_noise(model, prompt, 6), [0, 0, 0, 1, 1, 1]
+    noise, prompt_index = any_noise(model, prompt, 6), [0, 0, 0, 1, 1, 1]
     drawn = rollout(model, prompt, noise, guidance_scale=2.5, temperature=0.8, return_gaps=True)
-    close(drawn.gap_cond, replayed_gap(model, prompt, drawn.bits, owners))
-    twins = owners if task == "edit" else [0] * 6
-    close(drawn.gap_uncond, replayed_gap(model, prompt.unconditional, drawn.bits, twins))
+    close(drawn.gap_cond, replayed_gap(model, prompt, drawn.bits, prompt_index))
+    unconditional = prompt_index if task == "edit" else [0] * 6
+    close(drawn.gap_uncond, replayed_gap(model, prompt.unconditional, drawn.bits, unconditional))
     guided = (drawn.gap_uncond + 2.5 * (drawn.gap_cond - drawn.gap_uncond)).double() / 0.8
     assert torch.equal(drawn.bits, (guided.sigmoid() > noise.double()).to(torch.uint8))
     assert drawn.gap_cond.dtype == drawn.gap_uncond.dtype == torch.float32
@@ -200,16 +200,16 @@ def test_batches_and_neighbours_change_nothing(golden, task):
         close(split.gap_cond, whole.gap_cond)
         close(split.gap_uncond, whole.gap_uncond)
     # Another order of samples, and a batch that ends inside both prompts' samples.
-    order, owners = [5, 0, 3, 1, 4, 2], [1, 0, 1, 0, 1, 0]
+    order, prompt_index = [5, 0, 3, 1, 4, 2], [1, 0, 1, 0, 1, 0]
     for budget in (None, 4 * one_sample_budget(model, prompt)):
-        mixed = rollout(model, prompt, noise[order], owners=owners, **settings, memory_budget=budget)
+        mixed = rollout(model, prompt, noise[order], prompt_index=prompt_index, **settings, memory_budget=budget)
         assert torch.equal(mixed.bits, whole.bits[order])
         close(mixed.gap_uncond, whole.gap_uncond[order])
     for sample, owner in ((1, 0), (5, 1)):
         alone = rollout(model, prompt.rows([owner]), noise[sample : sample + 1], **settings)
         assert torch.equal(alone.bits[0], whole.bits[sample])
     # The same noise under other prompts, or other noise, is another sample.
-    assert not torch.equal(rollout(model, prompt, noise, owners=[1, 1, 1, 0, 0, 0], **settings).bits, whole.bits)
+    assert not torch.equal(rollout(model, prompt, noise, prompt_index=[1, 1, 1, 0, 0, 0], **settings).bits, whole.bits)
     assert not torch.equal(whole.bits[0], whole.bits[1])
 
 
@@ -278,11 +278,11 @@ def test_wrong_calls_are_refused(golden):
         (prompt, noise[..., 0], {}, r"noise is \(2, 6, 4, 4\)"),
         (prompt, noise[:1], {}, "1 samples cannot be divided evenly over 2 prompts"),
         (prompt, noise[:0], {}, "0 samples"),
-        (prompt, noise, {"owners": [0, 2]}, r"\[0, 2\]"),
-        (prompt, noise, {"owners": [0]}, r"\[0\]"),
-        (prompt, noise, {"owners": [-1, 0]}, r"\[-1, 0\]"),
+        (prompt, noise, {"prompt_index": [0, 2]}, r"\[0, 2\]"),
+        (prompt, noise, {"prompt_index": [0]}, r"\[0\]"),
+        (prompt, noise, {"prompt_index": [-1, 0]}, r"\[-1, 0\]"),
         (prompt, noise, {"temperature": -1}, "temperature is -1"),
-        (alone, noise, {"guidance_scale": 2.0}, "unconditional twin"),
+        (alone, noise, {"guidance_scale": 2.0}, "unconditional branch"),
         (without_pixels, any_noise(model, without_pixels, 2), {}, "image tokens and came without pixel_values"),
     ]
     for given, uniforms, settings, message in cases:

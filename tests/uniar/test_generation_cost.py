@@ -37,7 +37,7 @@ def test_each_prefix_is_prefilled_once(golden, monkeypatch):
     )
     assert prefilled == [1, 1, 1]
     prefilled.clear()
-    rollout(model, prompt, any_noise(model, prompt, 3), owners=[1, 1, 1])
+    rollout(model, prompt, any_noise(model, prompt, 3), prompt_index=[1, 1, 1])
     assert prefilled == [1]  # nothing is drawn for the other prompt
 
 
@@ -130,7 +130,7 @@ def test_steps_are_alike_and_the_host_never_waits(golden, scale):
     assert all(operators == recorded[0] for operators in recorded)
     assert [buffer.data_ptr() for buffer in buffers] == places
     drawn = rollout(
-        model, prompt, any_noise(model, prompt, 3), owners=[0, 0, 1], guidance_scale=scale, return_gaps=True
+        model, prompt, any_noise(model, prompt, 3), prompt_index=[0, 0, 1], guidance_scale=scale, return_gaps=True
     )
     assert torch.equal(steps.result().bits, drawn.bits)
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from uniar.errors import UserError
-from uniar.pictures import MOST_PIXELS, check_picture, in_rgb, load_picture, picture_to_edit
+from uniar.reading.pictures import MOST_PIXELS, check_picture, in_rgb, load_picture, picture_to_edit
 
 RAMP = np.linspace(0, 65535, 64, dtype=np.uint16).reshape(8, 8)
 GREYS = np.rint(RAMP / 257).astype(np.uint8)
@@ -216,7 +216,7 @@ def test_nothing_else_opens_pictures_of_others():
     opening = {file.relative_to(root).as_posix(): file.read_text(encoding="utf-8") for file in files}
     opening = {name: code for name, code in opening.items() if "Image.open(" in code}
     allowed = {
-        "uniar/pictures.py",
+        "uniar/reading/pictures.py",
         "uniar/commands/record.py",
         "rl/trainer/callbacks.py",
         "uniar/torchvision_compat.py",

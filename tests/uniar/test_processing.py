@@ -101,7 +101,7 @@ def test_golden_visual_inputs(golden, variant, tag):
     mask = torch.cat([expected["attention_mask"], torch.ones(2 * rows, found["image_token_num"])], 1).bool()
     assert torch.equal(found["pos_ids_all"][:, mask], expected["pos_ids_all"][:, mask])
     if images:
-        # The reference resizes twice (spec section 9), to the same grid here.
+        # The reference resizes twice (docs/checkpoint-format.md, 9), to the same grid here.
         assert torch.equal(found["input_image_grid_thw"], expected["input_image_grid_thw"])
         assert found["pixel_values"].shape == (2 * len(expected["pixel_values_u8"]), 1536)
         assert torch.equal(*found["pixel_values"].chunk(2))
@@ -117,16 +117,16 @@ def test_prompt_is_the_half_of_the_snippets_rows(bsq8):
     assert torch.equal(prompt.input_ids, inputs["prefix_input_ids"][:3])
     assert torch.equal(prompt.position_ids, inputs["pos_ids_all"][:, :3])
     # Without images one unconditional row, unpadded, serves all.
-    twin = prompt.unconditional
-    assert len(twin) == 1
-    assert twin.attention_mask.all()
-    assert twin.input_ids.shape[1] < prompt.input_ids.shape[1]
+    unconditional = prompt.unconditional
+    assert len(unconditional) == 1
+    assert unconditional.attention_mask.all()
+    assert unconditional.input_ids.shape[1] < prompt.input_ids.shape[1]
     for row in range(3, 6):
-        width = twin.input_ids.shape[1]
-        assert torch.equal(inputs["prefix_input_ids"][row, -width:], twin.input_ids[0])
-        assert torch.equal(inputs["pos_ids_all"][:, row, -width - 6 :], twin.position_ids[:, 0])
+        width = unconditional.input_ids.shape[1]
+        assert torch.equal(inputs["prefix_input_ids"][row, -width:], unconditional.input_ids[0])
+        assert torch.equal(inputs["pos_ids_all"][:, row, -width - 6 :], unconditional.position_ids[:, 0])
     # An empty prompt is the unconditional one.
-    assert torch.equal(prompt.input_ids[2][prompt.attention_mask[2].bool()], twin.input_ids[0])
+    assert torch.equal(prompt.input_ids[2][prompt.attention_mask[2].bool()], unconditional.input_ids[0])
     assert (
         build_visual_prompt(prompts, model, processor, height=64, width=96, unconditional=False).unconditional is None
     )

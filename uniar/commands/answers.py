@@ -11,8 +11,8 @@ from uniar.commands.conversation import Answer
 from uniar.commands.record import difference
 from uniar.commands.requests import Question
 from uniar.errors import UserError
-from uniar.json_lines import parse_json_lines
-from uniar.pictures import load_picture, picture_digest
+from uniar.reading.json_lines import parse_json_lines
+from uniar.reading.pictures import load_picture, picture_digest
 from uniar.shareable import shareable
 
 _BEGINNING = b'{"id": '

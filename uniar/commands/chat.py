@@ -11,9 +11,9 @@ from uniar.commands.conversation import Conversation
 from uniar.commands.loading import Checkpoint, add_model_options, check_number
 from uniar.commands.requests import Question, add_prompt_options, read_questions
 from uniar.errors import UserError
-from uniar.files import user_path
-from uniar.pictures import load_picture
-from uniar.prompt_text import check_text
+from uniar.reading.files import user_path
+from uniar.reading.pictures import load_picture
+from uniar.reading.prompt_text import check_text
 from uniar.seeds import seed_of
 
 EXAMPLES = """\

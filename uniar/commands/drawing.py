@@ -20,10 +20,10 @@ from uniar.commands.processes import Processes
 from uniar.commands.record import check_manifest, difference, read_record, write_image
 from uniar.commands.requests import Request
 from uniar.errors import UserError
-from uniar.files import user_path
 from uniar.generation import draw_noise, rollout
-from uniar.pictures import picture_to_edit
 from uniar.processing import build_visual_prompt
+from uniar.reading.files import user_path
+from uniar.reading.pictures import picture_to_edit
 from uniar.seeds import seed_of
 from uniar.shareable import shareable
 
@@ -239,7 +239,7 @@ def draw_batch(
         model,
         prompt,
         draw_noise(seeds, prompt.image_token_num, model.config.vision_config.code_shape),
-        owners=[numbers[sample.request.name] for sample in samples],
+        prompt_index=[numbers[sample.request.name] for sample in samples],
         guidance_scale=settings.cfg if guided else None,
         temperature=settings.temperature,
         show_progress=show_progress,

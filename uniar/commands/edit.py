@@ -5,7 +5,7 @@ import argparse
 from uniar.commands.drawing import add_drawing_options, check_options, draw_requests
 from uniar.commands.loading import Checkpoint, add_model_options
 from uniar.commands.requests import add_prompt_options, editing_requests, numbered_as_uniar, read_questions
-from uniar.files import user_path
+from uniar.reading.files import user_path
 
 EXAMPLES = """\
 examples:

@@ -8,7 +8,7 @@ from pathlib import Path
 from uniar.commands.record import write_manifest
 from uniar.commands.requests import Request
 from uniar.errors import UserError
-from uniar.files import write_whole
+from uniar.reading.files import write_whole
 
 LAYOUTS = {"flat": "*.png", "uniar": "*/samples/*.png"}
 """Which images of a folder are a layout's."""

@@ -1,7 +1,7 @@
 """What to draw: requests from the command line or from a prompt file, checked before any weight is loaded.
 
-Any prompt file that training reads serves here (uniar/prompt_files.py), with `height` and `width` besides; a picture's
-path starts from the file's folder. Tasks and metadata are passed over.
+Any prompt file that training reads serves here (uniar/reading/prompt_files.py), with `height` and `width` besides; a
+picture's path starts from the file's folder. Tasks and metadata are passed over.
 """
 
 import argparse
@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from uniar.errors import UserError
-from uniar.files import user_path
-from uniar.json_lines import JsonLine
-from uniar.pictures import check_picture, editing_size, load_picture, picture_digest, picture_name, picture_path
 from uniar.processing import check_size
-from uniar.prompt_files import SUFFIXES, Keys, read_all, read_prompt_file, read_record
-from uniar.prompt_text import check_text
+from uniar.reading.files import user_path
+from uniar.reading.json_lines import JsonLine
+from uniar.reading.pictures import check_picture, editing_size, load_picture, picture_digest, picture_name, picture_path
+from uniar.reading.prompt_files import SUFFIXES, Keys, read_all, read_prompt_file, read_record
+from uniar.reading.prompt_text import check_text
 
 _LONGEST_NAME = 200
 _SLUG = 40

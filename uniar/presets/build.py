@@ -1,4 +1,5 @@
-"""Small UniAR checkpoints with random weights, in the released layout (spec section 1), built from code alone.
+"""Small UniAR checkpoints with random weights, in the released layout (docs/checkpoint-format.md, 1), built from code
+alone.
 
 They are for trying the whole path (tests, configs/nano.yaml, benchmarks), not for good pictures.
 """

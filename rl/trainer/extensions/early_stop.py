@@ -7,12 +7,12 @@ from typing import Any
 
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from rl.checkpoint.keeper import Keeper
+from rl.checkpoint.stateful_callback import StatefulCallback
 from rl.config.sections import EarlyStopSection, Recipe
 from uniar.errors import UserError
 
 
-class EarlyStop(Keeper):
+class EarlyStop(StatefulCallback):
     """Sees every evaluation: `patience` of them in a row without a score that is better by more than `min_delta` end
     training.
 

@@ -1,24 +1,20 @@
 """Exponential moving average (EMA) of the trained weights (Polyak and Juditsky 1992; for RL of image models: Flow-GRPO,
 arXiv 2505.05470)."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from rl.checkpoint.keeper import Keeper
+from rl.checkpoint.averages import FOLDER
+from rl.checkpoint.stateful_callback import StatefulCallback
 from rl.config.model import EmaSection
-from rl.distributed.weight_slices import SlicedFiles, WeightSlices
-from uniar.errors import UserError
-
-FOLDER = "ema"
-"""in a checkpoint"""
+from rl.distributed.weight_slices import WeightSlices
 
 
-class WeightAverage(Keeper):
+class WeightAverage(StatefulCallback):
     """average ← decay · average + (1 − decay) · weights, after every `update_every` updates, in float32.
 
     It starts as the weights that training starts from, and covers the trained ones alone.
@@ -52,13 +48,3 @@ class WeightAverage(Keeper):
         """The policy has the averaged weights inside the block. Collective."""
         with self.slices.in_place():
             yield
-
-
-def averaged_weights(checkpoint: Path) -> Mapping[str, Tensor]:
-    """The averages in a checkpoint under the trained model's names, in float32, each put together at its look-up.
-
-    Raises UserError for a checkpoint without them, or with some of their files missing.
-    """
-    if not (checkpoint / FOLDER).is_dir():
-        raise UserError(f"{checkpoint} has no averaged weights; its run had no model.ema.")
-    return SlicedFiles(checkpoint / FOLDER)

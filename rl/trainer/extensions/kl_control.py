@@ -5,14 +5,14 @@ from typing import Any
 
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from rl.checkpoint.keeper import Keeper
+from rl.checkpoint.stateful_callback import StatefulCallback
 from rl.config.algorithm import KLControlSection
 
 LARGEST_ERROR = 0.2
 """however far the KL is off, it counts as no more than this share of the target"""
 
 
-class KLControl(Keeper):
+class KLControl(StatefulCallback):
     """The proportional controller of Ziegler et al. (arXiv 1909.08593, section 2.2), once an update:
 
     β ← β · (1 + rate · clip(KL / target − 1, −0.2, 0.2))

@@ -4,12 +4,12 @@ from pathlib import Path
 
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from rl.checkpoint.keeper import Keeper
+from rl.checkpoint.stateful_callback import StatefulCallback
 from rl.config.algorithm import ReferenceRefreshSection
 from rl.policy.reference import AdapterCopy, FrozenCopy
 
 
-class ReferenceRefresh(Keeper):
+class ReferenceRefresh(StatefulCallback):
     """reference ← (1 − mix) · reference + mix · policy, after every `every` updates."""
 
     name = "reference"

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps, features
 
 from uniar.errors import UserError
-from uniar.files import reason_of, user_path
+from uniar.reading.files import reason_of, user_path
 
 Source = str | Path | bytes
 """The path of a picture, or the content of its file."""
@@ -127,8 +127,8 @@ def require_picture_file(source: str | Path, name: str) -> Path:
 
 
 def picture_to_edit(source: Source, height: int, width: int, name: str = "") -> Image.Image:
-    """The picture in the size of the image to draw, resized once, as the model was trained (spec section 6); the
-    processor then finds nothing to resize."""
+    """The picture in the size of the image to draw, resized once, as the model was trained (docs/checkpoint-format.md,
+    6); the processor then finds nothing to resize."""
     return load_picture(source, name).resize((width, height), Image.Resampling.BICUBIC)
 
 

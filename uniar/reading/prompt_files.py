@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from uniar.errors import UserError
-from uniar.files import reason_of
-from uniar.json_lines import (
+from uniar.reading.files import reason_of
+from uniar.reading.json_lines import (
     JsonLine,
     as_object,
     decoded,
@@ -36,7 +36,7 @@ from uniar.json_lines import (
     parse_json_lines,
     text_lines,
 )
-from uniar.prompt_text import check_text
+from uniar.reading.prompt_text import check_text
 
 SUFFIXES = (".jsonl", ".json", ".txt", ".csv", ".tsv")
 FIELDS = ("prompt", "instruction", "id", "task", "metadata", "image", "number")

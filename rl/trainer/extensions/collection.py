@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rl.checkpoint.keeper import Keeper
+from rl.checkpoint.stateful_callback import StatefulCallback
 from rl.config.sections import Recipe
 from rl.data.prompts import PromptRecord
 from rl.policy.prompt_stream import PromptStream
@@ -16,7 +16,7 @@ from rl.trainer.extensions.reference_refresh import ReferenceRefresh
 
 
 @dataclass(frozen=True)
-class Features:
+class TrainerExtensions:
     """None for what the recipe does without."""
 
     prompts: PromptStream | None = None
@@ -26,7 +26,7 @@ class Features:
     early_stop: EarlyStop | None = None
 
     @classmethod
-    def of(cls, recipe: Recipe, reference: Reference | None, records: Sequence[PromptRecord]) -> "Features":
+    def of(cls, recipe: Recipe, reference: Reference | None, records: Sequence[PromptRecord]) -> "TrainerExtensions":
         model, algorithm, held_out = recipe.model, recipe.algorithm, recipe.evaluate
         refresh = algorithm.reference_refresh
         prompts = None
@@ -43,7 +43,7 @@ class Features:
         )
 
     @property
-    def keepers(self) -> list[Keeper]:
+    def stateful_callbacks(self) -> list[StatefulCallback]:
         """Those that are there, in the order in which an update's end reaches them."""
         values = (getattr(self, field.name) for field in dataclasses.fields(self))
         return [value for value in values if value is not None]

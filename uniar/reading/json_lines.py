@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from uniar.errors import UserError
-from uniar.files import reason_of
+from uniar.reading.files import reason_of
 
 _KINDS = {bool: "true or false", int: "a number", float: "a number", str: "a string", list: "a list", dict: "an object"}
 _SHOWN = 40

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from uniar.errors import UserError
-from uniar.json_lines import is_unicode
+from uniar.reading.json_lines import is_unicode
 
 RESERVED = (
     *("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>"),

@@ -24,7 +24,7 @@ _DISCARD_SECONDS, _LOOK_SECONDS = 5.0, 0.05
 STATUS_OF_NO_ONE = 499  # nginx's, for a client that has gone; it is never sent
 
 
-class Desk:
+class ServerState:
     """What the routes share: the threads that unpack and score, and how much memory requests hold."""
 
     def __init__(self, suite: RewardSuite, limits: Limits):

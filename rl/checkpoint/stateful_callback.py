@@ -3,20 +3,31 @@
 import json
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from uniar.errors import UserError
-from uniar.files import read_json, reason_of, write_whole
+from uniar.reading.files import read_json, reason_of, write_whole
 
 if TYPE_CHECKING:
-    from rl.trainer.trainer import UniARTrainer
+    from accelerate import Accelerator
+    from torch import nn
 
 logger = logging.getLogger(__name__)
 
 
-class Keeper(TrainerCallback):
+class RunningTrainer(Protocol):
+    """What a state is made of and saved by: the part of the trainer that callbacks may see."""
+
+    accelerator: "Accelerator"
+    resumed_from: Path | None
+    """the checkpoint that this run goes on from"""
+
+    def trained_parameters(self) -> "dict[str, nn.Parameter]": ...
+
+
+class StatefulCallback(TrainerCallback):
     """A callback whose state is saved with each checkpoint and read when a run is resumed.
 
     By default the state is a few numbers, `state()`, in a JSON file; one with tensors overrides `save` and `load`.
@@ -25,9 +36,9 @@ class Keeper(TrainerCallback):
     name: str
     """of its file or folder in a checkpoint"""
 
-    trainer: "UniARTrainer"
+    trainer: RunningTrainer
 
-    def attach(self, trainer: "UniARTrainer") -> None:
+    def attach(self, trainer: RunningTrainer) -> None:
         """Called once, when the trainer exists."""
         self.trainer = trainer
 

@@ -1,0 +1,42 @@
+"""The folder of an exported model: all there or not there, and nothing of another kind is ever replaced by it."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rl.checkpoint.disk_errors import write_failure
+from uniar.errors import UserError
+
+CARD = "README.md"
+
+
+@contextmanager
+def appearing(target: Path, sign: str) -> Iterator[Path]:
+    """A folder to write to that becomes `target` when all is there. Only a folder with the file `sign` is replaced, and
+    only if it is no training checkpoint. Raises UserError where it cannot be written."""
+    require_replaceable(target, sign)
+    target = target.resolve()  # a link to another disk stays one
+    partial, replaced = (target.with_name(f"{target.name}.{state}") for state in ("partial", "replaced"))
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(replaced, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        if target.exists():  # renamed first: killed while it is deleted, it would be half of a checkpoint
+            target.rename(replaced)
+        partial.rename(target)
+    except BaseException as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if (said := write_failure(error)) is not None:
+            raise UserError(f"{target} cannot be written: {said}.") from error
+        raise
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def require_replaceable(target: Path, sign: str = "config.json") -> None:
+    """Raises UserError for a folder that an export must not replace."""
+    if target.exists() and not (target / sign).is_file():
+        raise UserError(f"{target} exists and is no checkpoint folder; choose another output folder.")
+    if (target / "trainer_state.json").exists():
+        raise UserError(f"{target} is a training checkpoint, which an export must not replace; choose another folder.")

@@ -1,0 +1,115 @@
+"""Groups that straddle processes, for rewards that compare samples: the process with a group's first sample scores it.
+
+The samples of all processes are numbered: number n is on process n // share, and groups are consecutive numbers. That
+process gets the other samples' images and bits, and all get the scores. The same scores come of it on any number of
+processes.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from PIL import Image
+from torch import Tensor, nn
+
+from rewards import RewardTable
+from rl.policy.rollout import Sample
+from rl.scoring.scorer import Scorer, Scores
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def begin_in_groups(
+    scorer: Scorer,
+    accelerator: "Accelerator",
+    bits: Tensor,
+    samples: Sequence[Sample],
+    *,
+    group: int,
+    count: int,
+    policy: Callable[[], AbstractContextManager[nn.Module]],
+    **options: Any,
+) -> Scores:
+    """`Scorer.begin` for this rank's share of `count` samples in groups of `group`, of which some may straddle ranks.
+    All ranks call it, and what it returns. What a share has beyond `count` is compared by no reward."""
+    share = len(samples)
+    first = accelerator.process_index * share
+    straddling = [start for start in range(0, count, group) if start // share != (start + group - 1) // share]
+    if not straddling or not scorer.comparing:
+        apart = range(max(0, count - first), share) if scorer.comparing else ()
+        return scorer.begin(bits, samples, policy=policy(), apart=apart, **options)
+    apart = [n - first for n in range(first, first + share) if n >= count or n // group * group in straddling]
+    scores = scorer.begin(bits, samples, policy=policy(), apart=apart, **options)
+
+    def finish() -> tuple[list[Image.Image | None], RewardTable]:
+        images, table = scores()
+        whole: dict[int, tuple[Image.Image, Tensor]] = {}
+        for start in straddling:
+            for number in range(start, start + group):
+                if (found := _moved(number, start // share, share, images, bits, accelerator)) is not None:
+                    whole[number] = found
+        drawn = [Sample(samples[n // group * group - first].record, n % group) for n in whole]
+        pictures, codes = [image for image, _ in whole.values()], [code for _, code in whole.values()]
+        compared = scorer.compare(codes, drawn, pictures, policy=policy())
+        rows = {} if compared is None else dict(zip(whole, _rows(compared), strict=True))
+        rows = {number: row for part in gather_object([rows]) for number, row in part.items()}
+        own = {number - first: row for number, row in rows.items() if first <= number < first + share}
+        return images, _filled(table, own, scorer.comparing)
+
+    return finish
+
+
+def _moved(
+    number: int,
+    owner: int,
+    share: int,
+    images: Sequence[Image.Image | None],
+    bits: Tensor,
+    accelerator: "Accelerator",
+) -> tuple[Image.Image, Tensor] | None:
+    """The image and bits of a sample, on the rank that is to have them; None on the others. The order of sending and
+    receiving is the same on all ranks."""
+    rank, holder, device = accelerator.process_index, number // share, accelerator.device
+    if rank == holder == owner:
+        return images[number % share], bits[number % share]
+    if rank == holder:
+        pixels = torch.from_numpy(np.array(images[number % share].convert("RGB")))
+        for tensor in (pixels, bits[number % share]):
+            torch.distributed.send(tensor.to(device).contiguous(), owner)
+    if rank != owner:
+        return None
+    width, height = next(image.size for image in images if image is not None)
+    pixels, own_bits = torch.empty(height, width, 3, dtype=torch.uint8, device=device), torch.empty_like(bits[0])
+    own_bits = own_bits.to(device)
+    for tensor in (pixels, own_bits):
+        torch.distributed.recv(tensor, holder)
+    return Image.fromarray(pixels.cpu().numpy()), own_bits
+
+
+def _rows(table: RewardTable) -> list[dict[str, Any]]:
+    return [
+        {
+            "values": table.values[row].tolist(),
+            "failed": table.failed[row].tolist(),
+            "details": {name: said[row] for name, said in table.details.items()},
+        }
+        for row in range(len(table.values))
+    ]
+
+
+def _filled(table: RewardTable, rows: Mapping[int, Mapping[str, Any]], names: Sequence[str]) -> RewardTable:
+    """The table with the columns `names` of some rows from elsewhere."""
+    columns = [table.names.index(name) for name in names]
+    values, failed = table.values.clone(), table.failed.clone()
+    details = {name: list(said) for name, said in table.details.items()}
+    for place, row in rows.items():
+        for column in columns:
+            values[place, column], failed[place, column] = row["values"][column], row["failed"][column]
+        for name, said in row["details"].items():
+            details.setdefault(name, [None] * len(values))[place] = said
+    return replace(table, values=values, failed=failed, details=details)

@@ -1,0 +1,29 @@
+"""The training step, as it is read: few frames from the trainer to a reward."""
+
+import json
+
+from support.training_runs import changed, run, small_recipe
+
+REWARD = """
+import json, traceback
+from pathlib import Path
+from rewards import Reward
+
+class Frames(Reward):
+    overlaps_decoding = False  # scored on the thread that draws
+
+    def score(self, batch):
+        frames = [f"{Path(frame.filename).name}:{frame.name}" for frame in traceback.extract_stack()]
+        Path(__file__).with_suffix(".json").write_text(json.dumps(frames))
+        return [0.0] * len(batch)
+"""
+
+
+def test_a_reward_is_at_most_five_frames_below_the_trainer(nano_checkpoint, tmp_path):
+    (tmp_path / "frames.py").write_text(REWARD)
+    settings = changed(small_recipe(nano_checkpoint, tmp_path), trainer={"max_steps": 1, "save_strategy": "no"})
+    run({**settings, "rewards": [{"use": f"{tmp_path / 'frames.py'}:Frames"}]})
+    frames = json.loads((tmp_path / "frames.json").read_text())
+    trainer, score = frames.index("trainer.py:_generate_and_score_completions"), frames.index("frames.py:score")
+    assert frames[trainer + 1] == "step.py:collect"
+    assert score - trainer <= 5, frames[trainer : score + 1]

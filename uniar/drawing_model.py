@@ -1,0 +1,21 @@
+"""What drawing needs of the AR model, so that the engine and the prefixes do not depend on the model's own file."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from uniar.configuration_uniar import UniARConfig
+
+
+class DrawingModel(Protocol):
+    """UniARForConditionalGeneration, as uniar/generation.py and uniar/processing.py see it."""
+
+    config: UniARConfig
+    device: torch.device
+    dtype: torch.dtype
+    model: nn.Module
+    """the backbone, with its vision tower"""
+    visual_decoder_layers: nn.ModuleList
+    visual_logits: Callable[..., Tensor]

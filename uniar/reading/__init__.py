@@ -1,0 +1,1 @@
+"""Files that users name, each kind read in one place: JSON, JSON lines, pictures, prompts. Also files written whole."""
