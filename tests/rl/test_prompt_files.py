@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from rl.data.prompts import check_drawable, load_prompts
-from uniar.commands.requests import read_questions
+from uniar.commands.requests import Question, numbered_as_uniar, read_questions
 from uniar.errors import UserError
+from uniar.reading import prompt_files
 from uniar.reading.prompt_files import Keys
 from uniar.reading.prompt_text import RESERVED, reserved_tokens
 
@@ -29,10 +30,15 @@ def lines(*rows: dict) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def asked(path: Path, prompt_key: str | None = None) -> dict[str, str]:
-    """Names and prompts, as `uniar-rl generate --prompts` reads them."""
+def questions(path: Path, prompt_key: str | None = None) -> list[Question]:
+    """As `uniar-rl generate --prompts` reads them."""
     arguments = argparse.Namespace(prompt=None, prompts=path, prompt_key=prompt_key, image_key=None, image_root=None)
-    return {question.name: question.prompt for question in read_questions(arguments, ())}
+    return read_questions(arguments, ())
+
+
+def asked(path: Path, prompt_key: str | None = None) -> dict[str, str]:
+    """Names and prompts of `questions`."""
+    return {question.name: question.prompt for question in questions(path, prompt_key)}
 
 
 def refusal(path: Path, **options) -> str:
@@ -141,6 +147,65 @@ def test_arrays_of_objects_and_of_strings(tmp_path):
     assert len(load_prompts(write(tmp_path / "lines.json", lines({"prompt": "a"}, {"prompt": "b"})))) == 2
 
 
+def test_entries_of_one_line_are_told_apart_by_their_place(tmp_path):
+    """As json.dump writes an array."""
+    strings = write(tmp_path / "one.json", ["a red circle", "a blue square", "a green triangle"])
+    assert asked(strings) == {"1": "a red circle", "2": "a blue square", "3": "a green triangle"}
+    assert load_prompts(strings)[2].where == f"{strings}, entry 3"
+    some = write(tmp_path / "some.json", '\n\n[{"prompt": "a"},\n\n{"prompt": "b"}, "c"]')
+    assert asked(some) == {"1": "a", "2": "b", "3": "c"}
+    lines_differ = write(tmp_path / "differ.json", '\n\n[{"prompt": "a",\n"task": "t"},\n\n"b"]')
+    assert asked(lines_differ) == {"3": "a", "6": "b"}
+    for rows in ([{"prompt": "a"}, {"prompt": "b", "id": 1}], [{"prompt": "a", "id": 7}, {"prompt": "b", "idx": 7}]):
+        with pytest.raises(UserError, match=r"entry 2: its name '[17]' is already that of entry 1\."):
+            asked(write(tmp_path / "clash.json", rows))
+    wrong = write(tmp_path / "wrong.json", [{"prompt": ""}, "a", {"prompt": " "}, ""])
+    assert refusal(wrong).endswith("entry 1: the prompt is empty; 2 more are wrong: 3, 4.")
+
+
+def test_idx_of_one_line_may_not_repeat_in_the_layout_of_uniar(tmp_path):
+    rows = [{"prompt": "a", "idx": 3, "id": "x"}, {"prompt": "b", "idx": 3, "id": "y"}]
+    with pytest.raises(UserError, match=r"entry 2: its idx 3 is already that of .*entry 1"):
+        numbered_as_uniar(questions(write(tmp_path / "idx.json", rows)))
+
+
+def test_one_object_over_several_lines(tmp_path):
+    path = write(tmp_path / "one.json", "\n" + json.dumps({"prompt": "a cat", "metadata": {"n": [1]}}, indent=2))
+    (record,) = load_prompts(path)
+    assert (record.prompt, record.metadata, record.where) == ("a cat", {"n": [1]}, f"{path}, line 2")
+    nested = write(tmp_path / "nested.json", json.dumps({"prompts": ["a", "b"]}, indent=2))
+    assert "line 1: the field 'prompt'" in refusal(nested) or "unknown field 'prompts'" in refusal(nested)
+
+
+def test_ids_that_repeat_in_a_table_are_metadata(tmp_path):
+    for name in ("id", "idx"):
+        table = write(tmp_path / "p.csv", f'prompt,{name},metadata\na,0,"{{""n"": 1}}"\nb,0,null\n')
+        assert [record.metadata for record in load_prompts(table)] == [{name: "0", "n": 1}, {name: "0"}]
+        assert list(asked(table).values()) == ["a", "b"]
+        for cell, words in {
+            "[1]": "line 2: 'metadata' is [1] (a list), expected an object",
+            "3": "line 2: 'metadata' is 3 (a number), expected an object",
+            f'"{{""{name}"": 5}}"': f"line 2: '{name}' is given both as a column and in metadata",
+        }.items():
+            assert words in refusal(write(tmp_path / "p.csv", f"prompt,{name},metadata\na,0,{cell}\nb,0,\n"))
+
+
+def test_folders_and_line_ends_of_other_systems(tmp_path):
+    for name, content in {"._a.txt": b"\0\5\x16\7\xff", "a.txt": "a cat", "b.TXT": "a dog"}.items():
+        write(tmp_path / "prompts" / name, content)
+    assert asked(tmp_path / "prompts") == {"a": "a cat", "b": "a dog"}
+    assert asked(write(tmp_path / "old.txt", "a cat\ra dog\r\ra cow")) == {"1": "a cat", "2": "a dog", "4": "a cow"}
+    assert asked(write(tmp_path / "old.jsonl", '{"prompt": "a"}\r{"prompt": "b"}\r')) == {"1": "a", "2": "b"}
+
+
+def test_a_packed_file_is_not_unpacked_without_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(prompt_files, "MOST_UNPACKED", 1000)
+    packed = [write(tmp_path / f"{size}.txt.gz", gzip.compress(b"a" * size)) for size in (1000, 1001, 10**6)]
+    assert len(load_prompts(packed[0])) == 1
+    for path in packed[1:]:
+        assert "holds more than 1000 bytes when unpacked" in refusal(path)
+
+
 def test_geneval_2_and_other_fields_are_metadata(tmp_path):
     row = {"prompt": "3 white cups", "atom_count": 3, "vqa_list": [["How many cups?", "3"]], "skills": ["count"]}
     (record,) = load_prompts(write(tmp_path / "geneval2_data.jsonl", lines(row)))
@@ -185,6 +250,11 @@ REFUSED = {
     "folder": ("p.jsonl", '{"prompt": "a", "image": "."}', "is not a file."),
     "two pictures": ("p.jsonl", '{"prompt": "a", "image": ["a.png", "b.png"]}', "line 1: there are 2 images; an edit"),
     "not a picture": ("p.jsonl", '{"prompt": "a", "image": "p.jsonl"}', "is not a whole picture in a format that is"),
+    "nan": ("p.jsonl", '{"prompt": "a"}\n{"prompt": "b", "x": [NaN]}', "line 2: not valid JSON: NaN is not a number"),
+    "infinity in an array": ("p.json", '["a", {"prompt": "b", "x": -Infinity}]', "entry 2: not valid JSON: -Infinity"),
+    "infinity by digits": ("p.jsonl", '{"prompt": "b", "x": 1e999}', "line 1: not valid JSON: 1e999 is not a number"),
+    "nan in a table": ("p.csv", 'prompt,metadata\na,"{""x"": NaN}"\n', "line 2: metadata: not valid JSON: NaN"),
+    "after blank lines": ("p.json", '\n\n["a",\n"b" 3]', "line 4: not valid JSON: Expecting ',' delimiter at column 5"),
     "array not closed": ("p.json", '["a",\n"b"', "line 2: not valid JSON: Expecting ',' delimiter at column 4."),
     "after the array": ("p.json", '["a"]\n["b"]', "line 2: not valid JSON: Extra data at column 1."),
     "number in array": ("p.json", '["a",\n\n 3]', "line 3: found 3 (a number), expected an object."),

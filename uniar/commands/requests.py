@@ -29,7 +29,7 @@ class Request:
     """One prompt to draw, or one picture to edit."""
 
     name: str
-    """what its files begin with, unique within a run: the line's id or number, or words of the prompt"""
+    """what its files begin with, unique within a run: the line's id, or its line or entry, or words of the prompt"""
     prompt: str
     height: int
     """of the image as the model draws it, in pixels"""
@@ -92,13 +92,15 @@ def read_questions(arguments: argparse.Namespace, given_pictures: tuple[Path, ..
     if arguments.prompt is not None:
         check_text(arguments.prompt, "--prompt: the prompt")
         return [Question("--prompt", slug(arguments.prompt), arguments.prompt, given_pictures)]
-    named: dict[str, int] = {}
+    named: dict[str, str] = {}
 
     def read(line: JsonLine) -> Question:
         keys = Keys(arguments.prompt_key, arguments.image_key)
         question = _question(line, keys, given_pictures, arguments.image_root)
-        if (earlier := named.setdefault(question.name, line.number)) != line.number:
-            raise UserError(f"{line.where}: its name '{question.name}' is already that of line {earlier}.")
+        if earlier := named.get(question.name):
+            earlier = earlier.removeprefix(f"{line.path}, ")
+            raise UserError(f"{line.where}: its name '{question.name}' is already that of {earlier}.")
+        named[question.name] = line.where
         return question
 
     return read_all(read_prompt_file(arguments.prompts), read)
@@ -114,8 +116,9 @@ def numbered_as_uniar(questions: Sequence[Question]) -> list[Question]:
         if not str(idx).isdecimal():
             raise UserError(f"{question.where}: 'idx' is {idx!r}; UniAR's layout needs a whole number, 0 or more.")
         name = f"{int(idx):05d}"
-        if (earlier := named.setdefault(name, question.where)) != question.where:
+        if earlier := named.get(name):
             raise UserError(f"{question.where}: its idx {int(idx)} is already that of {earlier}.")
+        named[name] = question.where
         numbered.append(replace(question, name=name))
     return numbered
 

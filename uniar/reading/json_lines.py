@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import math
 import re
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
@@ -73,30 +74,32 @@ def parse_json_lines(content: bytes, path: Path) -> list[JsonLine]:
 
 
 def parse_json_array(content: bytes, path: Path) -> Iterator[tuple[str, int, Any]]:
-    """The entries of one JSON array, each with where it begins, in words, and its line. Raises UserError for content
-    that is not one."""
-    text = decoded(content, path).strip()
+    """The entries of one JSON array, each with where it is, in words, and a number that no other entry has: that of the
+    line it begins in, or its place from 1 where lines hold several. Raises UserError for content that is not one."""
+    text = decoded(content, path).rstrip()
     try:
         json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {error.lineno}: not valid JSON: {error.msg} at column {error.colno}.") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON: {reason_of(error)}.") from error
-    line, place = 1, 0
-    while text[(start := _SPACE.match(text, place + 1).end())] != "]":  # behind the bracket or the comma
-        line += text.count("\n", place, start)
+    spans, lines, place, line = [], [], text.index("["), 1
+    while text[place] != "]" and text[(start := _SPACE.match(text, place + 1).end())] != "]":  # behind "[" or ","
+        line += text.count("\n", spans[-1][0] if spans else 0, start)
         _, end = _DECODER.raw_decode(text, start)
-        yield f"{path}, line {line}", line, parse_json(text[start:end], f"{path}, line {line}")
+        spans.append((start, end))
+        lines.append(line)
         place = _SPACE.match(text, end).end()
-        line += text.count("\n", start, place)
-        if text[place] == "]":
-            return
+    word, numbers = ("line", lines) if len(set(lines)) == len(lines) else ("entry", range(1, len(lines) + 1))
+    for number, (start, end) in zip(numbers, spans, strict=True):
+        where = f"{path}, {word} {number}"
+        yield where, number, parse_json(text[start:end], where)
 
 
 def text_lines(content: bytes, path: Path) -> list[tuple[int, str]]:
     """The lines that are not blank, without white space at their ends, and their numbers, from 1. Raises UserError."""
     # Other line ends of Unicode may stand inside a string.
-    lines = enumerate(decoded(content, path).split("\n"), start=1)
+    lines = enumerate(decoded(content, path).replace("\r\n", "\n").replace("\r", "\n").split("\n"), start=1)
     return [(number, text.strip()) for number, text in lines if text.strip()]
 
 
@@ -109,9 +112,10 @@ def decoded(content: bytes, path: Path) -> str:
 
 
 def parse_json(text: str, where: str) -> Any:
-    """Raises UserError for text that is not JSON, a key twice in an object, and half of a character."""
+    """Raises UserError for text that is not JSON (NaN and the infinities are not), a key twice in an object, a number
+    too large for a float, and half of a character."""
     try:
-        value = json.loads(text, object_pairs_hook=_no_key_twice)
+        value = json.loads(text, object_pairs_hook=_no_key_twice, parse_float=_finite, parse_constant=_finite)
     except json.JSONDecodeError as error:
         raise UserError(f"{where}: not valid JSON: {error.msg} at column {error.colno}.") from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits; thousands of brackets
@@ -134,6 +138,12 @@ def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in pairs]
         raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} is given twice")
     return values
+
+
+def _finite(number: str) -> float:
+    if not math.isfinite(value := float(number)):
+        raise ValueError(f"{number} is not a number that is read")
+    return value
 
 
 def is_unicode(text: str) -> bool:

@@ -17,6 +17,7 @@ Any of them may be compressed with gzip (`.jsonl.gz`). The fields of a record:
 import csv
 import gzip
 import io
+import json
 import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -40,6 +41,8 @@ from uniar.reading.prompt_text import check_text
 
 SUFFIXES = (".jsonl", ".json", ".txt", ".csv", ".tsv")
 FIELDS = ("prompt", "instruction", "id", "task", "metadata", "image", "number")
+MOST_UNPACKED = 2**30
+"""bytes of a file that gzip packed: a small file can unpack to more than the memory holds"""
 _LISTED = 5
 Record = TypeVar("Record")
 _PROMPT, _ID, _TASK, _METADATA, _IMAGE = (
@@ -189,17 +192,24 @@ def _images(line: JsonLine, given: str | None, metadata: dict[str, Any], take: C
 
 def _content(path: Path, packed: bool = False) -> bytes:
     try:
-        content = path.read_bytes()
-        return gzip.decompress(content) if packed else content
+        if not packed:
+            return path.read_bytes()
+        with gzip.open(path) as file:
+            content = file.read(MOST_UNPACKED + 1)
     except FileNotFoundError:
         raise UserError(f"the prompt file '{path}' does not exist.") from None
     except (OSError, ValueError, EOFError, zlib.error) as error:  # a NUL in the path; a file that gzip did not write
         reason = getattr(error, "strerror", None) or reason_of(error)
         raise UserError(f"the prompt file '{path}' cannot be read: {reason}.") from error
+    if len(content) > MOST_UNPACKED:
+        raise UserError(f"the prompt file '{path}' holds more than {MOST_UNPACKED} bytes when unpacked; unpack it.")
+    return content
 
 
 def _folder(path: Path) -> list[JsonLine]:
-    files = sorted(path.glob("*.txt"))
+    files = sorted(  # without what macOS puts beside each file: ._a.txt
+        file for file in path.glob("*") if file.suffix.lower() == ".txt" and not file.name.startswith(".")
+    )
     if not files:
         raise UserError(f"the folder '{path}' has no .txt files, each a prompt.")
     texts = [decoded(_content(file), file).strip() for file in files]
@@ -218,10 +228,22 @@ def _text(content: bytes, path: Path) -> Iterator[JsonLine]:
 
 def _json(content: bytes, path: Path) -> Iterator[JsonLine]:
     if not content.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
-        yield from parse_json_lines(content, path)
+        yield from _one_object(content, path) or parse_json_lines(content, path)
         return
     for where, number, value in parse_json_array(content, path):
-        yield JsonLine(path, number, {"prompt": value} if isinstance(value, str) else as_object(value, where))
+        yield JsonLine(path, number, {"prompt": value} if isinstance(value, str) else as_object(value, where), where)
+
+
+def _one_object(content: bytes, path: Path) -> list[JsonLine]:
+    """The one record of a file that is one object on several lines; none where it is anything else."""
+    text = decoded(content, path)
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return []
+    line = text[: len(text) - len(text.lstrip())].count("\n") + 1
+    where = f"{path}, line {line}"
+    return [JsonLine(path, line, as_object(parse_json(text, where), where))]
 
 
 def _table(content: bytes, path: Path, delimiter: str = ",") -> list[JsonLine]:
@@ -247,11 +269,17 @@ def _table(content: bytes, path: Path, delimiter: str = ",") -> list[JsonLine]:
             rows.append(JsonLine(path, begun, values))
     except csv.Error as error:
         raise UserError(f"{path}, line {cells.line_num}: not a valid table: {reason_of(error)}.") from error
-    ids = [row.values["id"] for row in rows if "id" in row.values]
-    if len(set(ids)) < len(ids):  # numbered within a category, say
-        for row in rows:
-            if "id" in row.values:
-                row.values["metadata"] = {"id": row.values.pop("id"), **row.values.get("metadata", {})}
+    for name in _ID:
+        ids = [row.values[name] for row in rows if name in row.values]
+        if len(set(ids)) == len(ids):
+            continue
+        for row in rows:  # numbered within a category, say
+            metadata = {} if row.values.get("metadata") is None else row.values["metadata"]
+            if name not in row.values or not isinstance(metadata, dict):  # which read_record refuses
+                continue
+            if name in metadata:
+                raise UserError(f"{row.where}: '{name}' is given both as a column and in metadata.")
+            row.values["metadata"] = {name: row.values.pop(name), **metadata}
     return rows
 
 
