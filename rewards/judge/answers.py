@@ -1,6 +1,7 @@
 """From a judge's answer to a number: parsers for text and JSON, and the expectation over its log-probabilities.
 
-Exactly one rating on the scale, or none: a judge that wrote "4 or 5", "4,5" or "4 of 10" has not said 4.
+Exactly one rating on the scale, or none: a judge that wrote "4 or 5", "4,5", "4 of 10" or "4. Actually, 3" has not
+said 4.
 """
 
 import json
@@ -22,11 +23,11 @@ _OUT_OF = re.compile(rf"[*_`\s]*+\(?(?:/|out of\b|of\b)[*_`\s]*+({NUMBER})")
 _UNIT = re.compile(r"(?i)[*_`]*+(?:\s*+(?:points?|pts|stars?|分|点|점))?+(?:[*_`)\]}»”\"'|]|<[^<>\n]{1,40}>)*+")
 _SENTENCE_ENDS = re.compile(r"[.!。！][*_`)\]}»”\"']*+(?:\s+|\Z)|[。！]")
 _CLAUSE = re.compile(r"\s*+[,;:，；、(（—–]|\s+-\s|\s+(?=(?i:because|since|due|given|based)\b)")
-_HEDGE = re.compile(
-    r"(?i)\W*+(?:or(?!\s+so\b)|maybe|perhaps|possibly|to|not|and\s+a|minus|plus|half|at\s+(?:least|most))\b"
-)
-_NUMBER_WORDS = "zero|one|two|three|four|five|six|seven|eight|nine|ten|half"
-_OTHER_NUMBER = re.compile(rf"(?i)\b(?:or|to|maybe|perhaps|possibly|and|not)\s+(?:a\s+)?(?:{_NUMBER_WORDS})\b")
+_UNITS = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
+_WORDS = {word: float(number) for number, word in enumerate(f"{_UNITS} seventeen eighteen nineteen".split())}
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety hundred"
+_WORDS |= {word: 20.0 + 10 * number for number, word in enumerate(_TENS.split())} | {"half": 0.5}
+_SAID = re.compile(rf"(?i)(?<![a-z])(?:{'|'.join(_WORDS)})(?![a-z])|{NUMBER}|[^\x00-\x7f]")
 _DENIED = re.compile(r"(?i)\b(?:not|never|cannot|unless|if|rather than|instead of)\b|n['’]t\b")
 _MORE = re.compile(r"\.?[0-9]|[^\S\n]*(?:[-–~,/]|to\b|or\b|and\b|of\b|out of\b)[^\S\n]*[0-9]")
 _PART = re.compile(r"[0-9][.,]?\Z|(?:\A|[^A-Za-z0-9])[-−]\Z")
@@ -48,14 +49,15 @@ class Rating:
 
 def read_labelled(answer: str, label: str, scale: tuple[float, float], others: Sequence[str] = ()) -> Rating:
     """The number of a line such as "Style Score (1-5): 4", for `label` "Style Score", with "/5" after the number or
-    without, and Markdown around it or not. `others`: labels that may follow in the same line.
+    without, and Markdown around it or not. `others`: labels that may follow.
 
-    What the judge says on the way counts for nothing where the last such label begins a line and the others do not; in
-    all other cases they must agree. Labels in quotation marks, and those of a sentence with "not" before them, are not
-    its verdict. Raises Unreadable where there is not exactly one number that stands by itself, or one off the scale.
+    What the judge says on the way counts for nothing where the last such label begins a line and the others do not;
+    in all other cases they must agree. Labels in quotation marks, and those of a sentence with "not" before them, are
+    not its verdict. Raises Unreadable where there is not exactly one number that stands by itself, where any other,
+    in digits or in words, follows anywhere behind it, unless it is another label's, and for one off the scale.
     """
-    pattern = rf"(?i)\b{_words(label)}\b[*_`\s]*+(?:\([^)\n]{{0,200}}\)[*_\s]*+)?[:=：][*_`\s]*+({NUMBER})?"
-    found = [(match, _begins_line(answer, match.start())) for match in re.finditer(pattern, answer)]
+    matches = re.finditer(_labelled(label), answer)
+    found = [(match, _begins_line(answer, match.start())) for match in matches]
     found = [(match, begins) for match, begins in found if begins or (match[1] and not _denied(answer, match.start()))]
     if not found or found[-1][0][1] is None:
         raise Unreadable(f"the judge's answer has no {label}: {shown(answer)}")
@@ -65,16 +67,18 @@ def read_labelled(answer: str, label: str, scale: tuple[float, float], others: S
     if any(different) or (different and not begins):
         raise Unreadable(f"the judge's answer has more than one {label}: {shown(answer)}")
     rating, end = _rating(answer, last, scale, label)
-    rest = answer[end : end + _MOST_CLAUSE].partition("\n")[0]
-    if others:
-        rest = re.split(rf"(?i)\b(?:{'|'.join(map(_words, others))})\b", rest)[0]
-    if not _stands_alone(rest):
+    rest = answer[end:]
+    for other in others:
+        rest = re.sub(rf"{_labelled(other)}(?:{_OUT_OF.pattern})?", ";", rest)
+    if not _stands_alone(rest, value):
         raise Unreadable(f"the judge's {label} is not one number: {shown(answer[last.start() :][:100])}")
     return rating
 
 
-def _words(label: str) -> str:
-    return r"\s+".join(re.escape(word) for word in label.split())
+def _labelled(label: str) -> str:
+    """The pattern of a label and what it may have before its number, which is the first group."""
+    words = r"\s+".join(re.escape(word) for word in label.split())
+    return rf"(?i:\b{words}\b)[*_`\s]*+(?:\([^)\n]{{0,200}}\)[*_\s]*+)?[:=：][*_`\s]*+({NUMBER})?"
 
 
 def read_bare(answer: str, scale: tuple[float, float], what: str) -> Rating | None:
@@ -126,24 +130,21 @@ def _denied(answer: str, place: int) -> bool:
     return before[-1:] in tuple("\"'“‘”’«") or _DENIED.search(re.split(r"[.!?;\n]", before)[-1]) is not None
 
 
-def _stands_alone(rest: str) -> bool:
-    """Whether the rest of a number's line leaves it as it is: a unit, the end of a sentence, or a clause without
-    another number. "4 or 5", "4th", "4½", "4 dogs" and "4, maybe 5" do not."""
+def _stands_alone(rest: str, value: float) -> bool:
+    """Whether what follows a number leaves it as it is: first a unit or nothing, then the end of the line, of the
+    sentence or a clause, and no other number to the end of the answer. "4th", "4½", "4 dogs" and "4, less one" do not.
+    """
     rest = rest[_UNIT.match(rest).end() :]
-    if not rest.strip(" \t|"):
-        return True
-    if ends := _SENTENCE_ENDS.match(rest):
-        begins = rest[ends.end() :]
-        return not _is_digit(begins[:1]) and not _HEDGE.match(begins)
-    clause = _CLAUSE.match(rest)
-    if clause is None:
-        return False
-    said = rest[clause.end() :]
-    return not any(map(_is_digit, said)) and not _HEDGE.match(said) and not _OTHER_NUMBER.search(said)
+    ends = not rest.partition("\n")[0].strip(" \t|\r") or _SENTENCE_ENDS.match(rest) or _CLAUSE.match(rest)
+    return bool(ends) and all(_number(said[0]) in (None, value) for said in _SAID.finditer(rest))
 
 
-def _is_digit(character: str) -> bool:
-    return character != "" and unicodedata.category(character) in ("Nd", "Nl", "No")
+def _number(said: str) -> float | None:
+    """What digits, a number word or a character of any script stand for; None where that is not a number."""
+    if len(said) == 1 and not said.isascii():
+        return unicodedata.numeric(said, None)
+    word = _WORDS.get(said.lower())
+    return float(_plain(said)) if word is None else word
 
 
 def read_json_rating(answer: str, key: str, scale: tuple[float, float]) -> Rating:
@@ -152,31 +153,25 @@ def read_json_rating(answer: str, key: str, scale: tuple[float, float]) -> Ratin
 
     Raises Unreadable as `read_labelled` does.
     """
-    found: list[tuple[Any, int, int]] = []
-    decoder = json.JSONDecoder(object_pairs_hook=partial(_with_one, key))
+    values: list[Any] = []
+    span = (0, 0)
     start = answer.find("{")
     while start >= 0:
-        end = start + 1
+        inside: list[Any] = []
+        decoder = json.JSONDecoder(object_pairs_hook=partial(_values_of, key, inside))
         try:
-            value, after = decoder.raw_decode(answer, start)
-        except (ValueError, RecursionError) as error:
-            if isinstance(error, Unreadable):
-                raise
-            # A brace that begins no JSON.
+            _, end = decoder.raw_decode(answer, start)
+        except (ValueError, RecursionError):
+            end = start + 1  # a brace that begins no JSON
         else:
-            if key in value:
-                found, end = [*found, (value[key], start, after)], after
+            values, span = values + inside, (start, end) if inside else span
         start = answer.find("{", end)
-    if not found:
+    if not values:
         raise Unreadable(f"the judge's answer has no JSON object with the key {key!r}: {shown(answer)}")
-    value, start, end = found[-1]
-    if any(other is not value and other != value for other, _, _ in found):
+    ratings = {_within(_json_number(value, key), scale, repr(key)) for value in values}
+    if len(ratings) > 1:
         raise Unreadable(f"the judge's answer has more than one {key!r}: {shown(answer)}")
-    if isinstance(value, str) and re.fullmatch(NUMBER, value):
-        value = float(_plain(value))
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise Unreadable(f"the judge's {key!r} is {shown(json.dumps(value))}, which is not a number")
-    rating = _within(value, scale, repr(key))
+    [rating], (start, end) = ratings, span
     name = re.escape(json.dumps(key, ensure_ascii=False))
     written = list(re.finditer(rf'{name}\s*:\s*"?({NUMBER})', answer[start:end]))
     if len(written) != 1 or float(_plain(written[0][1])) != rating:  # the place matters to the expectation only
@@ -184,11 +179,18 @@ def read_json_rating(answer: str, key: str, scale: tuple[float, float]) -> Ratin
     return Rating(rating, start + written[0].start(1), start + written[0].end(1))
 
 
-def _with_one(key: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    entries = dict(pairs)
-    if any(name == key and value is not entries[key] and value != entries[key] for name, value in pairs):
-        raise Unreadable(f"the judge's answer has more than one {key!r}")
-    return entries
+def _values_of(key: str, values: list[Any], pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; what it has under the key, however often, is added to the values."""
+    values += [value for name, value in pairs if name == key]
+    return dict(pairs)
+
+
+def _json_number(value: Any, key: str) -> float:
+    if isinstance(value, str) and re.fullmatch(NUMBER, value):
+        return float(_plain(value))
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise Unreadable(f"the judge's {key!r} is {shown(json.dumps(value))}, which is not a number")
+    return float(str(value))  # an integer beyond any float is infinite
 
 
 def _within(value: float, scale: tuple[float, float], what: str) -> float:

@@ -45,7 +45,9 @@ def read(answer, label="Score", scale=SCALE):
         ("<answer>Score: 4</answer>", 4),
         ("Score: 4 (all of it)", 4),
         ("Score: 4 because of its light", 4),
-        ("Score: 4. All 3 dogs are there.", 4),
+        ("Score: 4. All the dogs are there.", 4),
+        ("Score: 4 (four)\n\nIt is sharp; hence 4.", 4),
+        ("At first 3, then five, in the end:\nScore: 4", 4),
         ("Composition Score: 2\nScore: 4", 4),
         ("I would not call it Score: 2. Score: 4", 4),
         ('The sign says "Score: 5", as asked.\nScore: 2', 2),
@@ -89,6 +91,14 @@ def test_a_labelled_number_is_read(answer, value):
                     "44４"[1:],
                 ),
                 *("4+", "4-", "4-ish", "4%", "4 percent", "4 dogs", "4?", "4? No, 3.", "4 would be too much", "4 × 2"),
+                *(
+                    "4. On second thought, 3.",
+                    "4. Actually, make that 3.",
+                    "4, no wait, five",
+                    "4, less one for colour",
+                ),
+                *("4\n\nCorrection: 3", "4\nActually, 3.", "4\n\nFinal answer: 2", "4. All 3 dogs are there."),
+                *("4\n" + "It is sharp. " * 90 + "\nOr rather Five.", "4\n更正：三", "4. Minus a half.", "4\n- 2.5"),
                 *("4. 5 would be too much", "4. Or 5.", "4 — no, 3", "4 (or 3)", "4 to five", "4 on a scale to 10"),
             )
         ],
@@ -112,14 +122,17 @@ def test_no_number_is_guessed(answer, message):
 def test_labels_of_several_words_are_told_apart():
     answer = "Style Score (1-5): 3\nOverall  Style\nScore: 2\nCoherence Score: 5"
     assert read(answer, "Coherence Score") == 5
-    assert read(answer, "Overall Style Score") == 2
-    assert read("Style Score: 3\nStyle\nNote: 1", "Style Score") == 3
+    assert read_labelled(answer, "Overall Style Score", SCALE, ["Coherence Score"]).value == 2
+    assert read("Style Score: 3\nStyle\nNote: fine", "Style Score") == 3
     with pytest.raises(Unreadable, match="more than one Style Score"):
         read(answer, "Style Score")  # which of the two is meant?
     line = "Alignment Score: 4, Style Score: 3; Coherence Score: 2"
     for label, value in (("Alignment Score", 4), ("Style Score", 3), ("Coherence Score", 2)):
         others = {"Alignment Score", "Style Score", "Coherence Score"} - {label}
         assert read_labelled(line, label, SCALE, sorted(others)).value == value
+        assert read_labelled(line.replace(", ", "/5\n"), label, SCALE, sorted(others)).value == value
+        with pytest.raises(Unreadable, match="is not one number"):
+            read_labelled(f"{line}\nActually, 1.", label, SCALE, sorted(others))
 
 
 @pytest.mark.parametrize(
@@ -130,7 +143,7 @@ def test_labels_of_several_words_are_told_apart():
         ('{"Score": "3"}', 3),
         ('{"result": {"Score": 2}}', 2),
         ('{"Score": 5} again: {"Score": 5}', 5),
-        ('{"Score": 2, "parts": {"Score": 4}}', 2),
+        ('{"Score": 2, "parts": {"Score": "2"}}', 2),
         ('I think { so: {"Score": 3}', 3),
     ],
 )
@@ -154,6 +167,10 @@ def test_json_is_read_wherever_it_stands(answer, value):
         ('{"Score": 1} no, {"Score": 5}', "more than one 'Score'"),
         ('{"Score": 1, "Score": 5}', "more than one 'Score'"),
         ('{"a": {"Score": 2}, "b": {"Score": 4}}', "more than one 'Score'"),
+        ('{"Score": 4, "draft": {"Score": 2}}', "more than one 'Score'"),
+        ('{"drafts": [{"Score": 2}, [{"Score": 3}]], "Score": 4}', "more than one 'Score'"),
+        ('{"Score": 1, "draft": {"Score": true}}', "which is not a number"),
+        ('{"Score": 1' + "0" * 400 + "}", "'Score' is inf"),
         ('{"Score": "4 or 5"}', "which is not a number"),
         ('{"Score": {"low": 3, "high": 4}}', "which is not a number"),
         ('{"Score": NaN}', "'Score' is nan, the scale is 1 to 5"),
