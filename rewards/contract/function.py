@@ -18,11 +18,11 @@ _ELSEWHERE = {"completions": "images", "completion_ids": "bits", "prompt": "prom
 
 
 class FunctionReward(Reward):
-    """Calls a function by keyword with the columns of `RewardBatch.columns` that its signature names (all of them if it
-    takes `**columns`). What it names without a default is a column, a list with None for samples that lack it, and must
-    be a metadata key of some sample. What has a default is the function's own parameter: the recipe's value or the
-    default, whatever metadata there is. The function may be `async def`, and may carry the attributes `pointwise =
-    False`, `overlaps_decoding = False` and `usual_range`.
+    """Calls a function by keyword with the columns of `RewardBatch.columns` that its signature names (all of them if
+    it takes `**columns`). What it names without a default is a column, a list with None for samples that lack it;
+    where all samples are known beforehand, `check_columns` refuses one that none of them has. What has a default is
+    the function's own parameter: the recipe's value or the default, whatever metadata there is. The function may be
+    `async def`, and may carry the attributes `pointwise = False`, `overlaps_decoding = False` and `usual_range`.
 
     Raises UserError for a function that takes neither prompts nor images, and for unknown or mistyped parameters.
     """
@@ -42,8 +42,6 @@ class FunctionReward(Reward):
         own = {name for name in named if self._parameters[name].default is not inspect.Parameter.empty}
         self._own = (own | set(self._params)) - set(OWN_COLUMNS)
         self._needed = [name for name in named if name not in self._own and name not in OWN_COLUMNS]
-        self._found: set[str] = set()
-        """metadata keys that some sample has had"""
         self._function = function
         self.pointwise = getattr(function, "pointwise", True)
         self.overlaps_decoding = getattr(function, "overlaps_decoding", True)
@@ -54,17 +52,16 @@ class FunctionReward(Reward):
         return inspect.iscoroutinefunction(self._function)
 
     def check_columns(self, metadata: Iterable[Mapping[str, Any]]) -> None:
-        """Raises UserError for a column that none of these samples has, nor any before them."""
-        new = {key for row in metadata for key in row} - self._found
-        self._found |= new
+        """Of all samples that there will be. Raises UserError for a column that none of them has."""
+        found = {key for row in metadata for key in row}
+        known = [*OWN_COLUMNS, *sorted(map(str, found))]
         for name in self._needed:
-            if name not in self._found:
-                known = [*OWN_COLUMNS, *sorted(map(str, self._found))]
+            if name not in found:
                 hint = did_you_mean(_ELSEWHERE.get(name, name), known)
                 raise UserError(
                     f"the function takes the column {name!r}, which no prompt has; there are {', '.join(known)}.{hint}"
                 )
-        for name in sorted(self._own & new - set(self._params)):
+        for name in sorted(self._own & found - set(self._params)):
             logger.warning(
                 "reward %r has a parameter %r with a default, which metadata of that name does not replace; without "
                 "the default it would be a column.",
@@ -73,10 +70,8 @@ class FunctionReward(Reward):
             )
 
     def score(self, batch: RewardBatch) -> Sequence[float | None]:
-        columns = batch.columns()
-        self.check_columns(batch.metadata)
         missing = {name: [None] * len(batch) for name in self._needed}
-        columns = {**missing, **{name: column for name, column in columns.items() if name not in self._own}}
+        columns = {**missing, **{name: column for name, column in batch.columns().items() if name not in self._own}}
         if not self._takes_all:
             columns = {name: column for name, column in columns.items() if name in self._parameters}
         return self._function(**{**columns, **self._params})
