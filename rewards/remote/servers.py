@@ -186,18 +186,20 @@ class ServerPool:
             await server.client.aclose()
 
     def _client(self, url: str) -> httpx2.AsyncClient:
-        """A client for one server. A proxy that the environment names is for the world outside this machine."""
+        """A client for one server. A proxy that the environment names is for the world outside this machine; a client
+        with a transport of its own has none, while certificates are still those of the environment."""
+        # One more than requests in flight, for the health checks.
+        limits = httpx2.Limits(
+            max_connections=self._concurrency + 1,
+            max_keepalive_connections=self._concurrency,
+            keepalive_expiry=_KEEPALIVE_SECONDS,
+        )
         try:
             return httpx2.AsyncClient(
                 headers=self._headers,
                 timeout=httpx2.Timeout(None, connect=_CONNECT_SECONDS),  # the rest is bounded as a whole, see _attempt
-                # One more than requests in flight, for the health checks.
-                limits=httpx2.Limits(
-                    max_connections=self._concurrency + 1,
-                    max_keepalive_connections=self._concurrency,
-                    keepalive_expiry=_KEEPALIVE_SECONDS,
-                ),
-                trust_env=not stays_here(httpx2.URL(url).host),
+                limits=limits,
+                transport=httpx2.AsyncHTTPTransport(limits=limits) if stays_here(httpx2.URL(url).host) else None,
             )
         except (ImportError, ValueError, OSError, httpx2.InvalidURL) as error:
             raise ServerError(f"{url} cannot be asked with the environment's proxy or certificates: {error}") from error

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import subprocess
 import threading
 import time
 from datetime import UTC, datetime, timedelta
@@ -190,6 +191,26 @@ def test_only_requests_that_leave_this_machine_go_through_a_proxy(monkeypatch, n
     assert server.gets == ["/v1/rewards"] * 2
     assert server.posts
     assert any(isinstance(result, bytes) for result in results)
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
+def test_a_server_here_may_have_a_certificate_that_the_environment_names(monkeypatch, tmp_path, host):
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=here"
+    names = ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", key, "-out", certificate]
+    subprocess.run([*command.split(), *names], check=True, capture_output=True)
+    with hostile_server(well, LISTING, certificate=(certificate, key)) as server:
+        url = server.url.replace("127.0.0.1", host)
+        for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
+            monkeypatch.setenv(name, "http://127.0.0.1:9")
+        [error], _ = post(ServerPool(url, attempts=1))
+        assert "certificate" in str(error).lower()
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        pool = ServerPool(url)
+        assert isinstance(pool.get("/v1/rewards")[url], bytes)
+        [answer], _ = post(pool)
+    assert answer == b"{}"
+    assert server.gets == ["/v1/rewards"]
 
 
 def test_a_proxy_that_cannot_be_used_is_a_sentence(monkeypatch):

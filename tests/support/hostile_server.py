@@ -2,6 +2,7 @@
 
 import json
 import socket
+import ssl
 import threading
 import time
 from contextlib import contextmanager
@@ -81,8 +82,9 @@ class Request:
 
 
 @contextmanager
-def hostile_server(answer, listing):
-    """A Hostile server. `listing` is what each GET but /health is answered with (a status, or what becomes JSON)."""
+def hostile_server(answer, listing, certificate=None):
+    """A Hostile server. `listing` is what each GET but /health is answered with (a status, or what becomes JSON);
+    `certificate` the files of one and of its key, for https."""
     hostile = Hostile(answer, listing)
 
     class Handler(BaseHTTPRequestHandler):
@@ -116,8 +118,12 @@ def hostile_server(answer, listing):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     server.block_on_close = False
+    if certificate:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*certificate)
+        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-    hostile.url = f"http://127.0.0.1:{server.server_port}"
+    hostile.url = f"{'https' if certificate else 'http'}://127.0.0.1:{server.server_port}"
     hostile.stop = lambda: (server.shutdown(), server.server_close())
     try:
         yield hostile
