@@ -14,6 +14,7 @@ from rl.config.sections import Recipe
 from rl.config.trainer_arguments import TAKEN
 from uniar.errors import UserError
 from uniar.reading.files import reason_of
+from uniar.shareable import shareable
 
 PROJECT = "uniar-rl"
 """what W&B and trackio file runs under, where neither the recipe nor the environment names it"""
@@ -35,9 +36,10 @@ class RunConfig(GRPOConfig):
         return self
 
     def to_dict(self) -> dict[str, Any]:
-        """The recipe's sections, and under `trainer` all arguments of TRL's and transformers' that it may set."""
+        """The recipe's sections, and under `trainer` all arguments of TRL's and transformers' that it may set; without
+        keys, addresses and paths, as reporters pass it on."""
         free = {name: value for name, value in super().to_dict().items() if name in TAKEN}
-        return {**self._recipe.to_mapping(), "trainer": free}
+        return shareable({**self._recipe.to_mapping(), "trainer": free})
 
     @contextmanager
     def reporting(self) -> Iterator[None]:

@@ -138,3 +138,20 @@ def test_what_parts_held_out_from_training_rewards_is_named(settings):
     assert otherwise(eval_rewards=[{**settings["rewards"][0], "softness": 0}]) == "other rewards"
     held_out = {**settings["evaluate"], "temperature": 0.5, "guidance_scale": 1.0}
     assert otherwise(evaluate=held_out) == "temperature 0.5, guidance off"
+
+
+def test_keys_and_addresses_are_not_reported(settings):
+    """W&B, TensorBoard and trackio take what to_dict gives."""
+    settings["rewards"].append(
+        {"use": "remote", "url": "http://gpu7:8000", "extra": {"api_key": "plain", "to": "see sk-abcdefghijkl"}}
+    )
+    recipe = recipe_from_mapping(settings)
+    given = grpo_config(recipe, UniARConfig().vision_config).to_dict()
+    assert given["rewards"][-1] == {
+        "use": "remote",
+        "url": "<URL>",
+        "extra": {"api_key": "<secret>", "to": "see <secret>"},
+    }
+    assert given["data"]["prompts"] == Path(settings["data"]["prompts"]).name
+    assert given["model"]["path"] == Path(settings["model"]["path"]).name
+    assert recipe.to_mapping()["rewards"][-1]["url"] == "http://gpu7:8000"

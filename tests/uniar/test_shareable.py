@@ -18,6 +18,12 @@ TEXTS = {
     "/home/jane/my_rewards.py:brightness": "my_rewards.py:brightness",
     "--config=/home/jane/a.yaml --x ~/b/c.json": "--config=a.yaml --x c.json",
     "see '/home/jane/a b' and (/mnt/x/y.txt)": "see 'a b' and (y.txt)",
+    "see /home/alice smith/x": "see x",
+    "at /mnt/a b c/d e/f.txt is there, /mnt/g/h.txt or i": "at f.txt is there, h.txt or i",
+    "datasets:/root/secret_project/ds:train": "datasets:ds:train",
+    "datasets:~/secret_project/ds": "datasets:ds",
+    "local-dir:/home/alice/clip": "local-dir:clip",
+    r"local-dir:C:\Users\alice\clip": "local-dir:clip",
     # addresses, with and without a scheme, name and password
     "http://10.0.0.2:8000/v1": "<URL>",
     "https://jane:pa55@judge.internal/v1?key=abc": "<URL>",
@@ -27,11 +33,27 @@ TEXTS = {
     "localhost:8000": "<URL>",
     "judge.internal:8000/v1": "<URL>",
     "10.0.0.2": "<URL>",
+    "gpu7:8000": "<URL>",
+    "gpu-7:29500/v1 or gpu7:443": "<URL> or <URL>",
+    "[::1]:8000": "<URL>",
+    "[fe80::a:1]:8000/v1": "<URL>",
+    "at ::1 and fe80::1": "at <URL> and <URL>",
+    "alice@example.org": "<URL>",
     "ask http://a.b/c, then http://d.e": "ask <URL> then <URL>",
     # keys by their look
     "sk-abcdefghijklmnop": "<secret>",
     "Bearer abc.def": "Bearer <secret>",
     "hf_abcdefghijklmnop": "<secret>",
+    "ghp_abcdefghijklmnop": "<secret>",
+    "github_pat_abcdefghijklmnop": "<secret>",
+    "glpat-abcdefghijklmnop": "<secret>",
+    "AKIAIOSFODNN7EXAMPLE": "<secret>",
+    "with AIzaSyA-abcdefghijklmnopqrstuvwxyz_01": "with <secret>",
+    "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.abc-_d": "<secret>",
+    "token=abcdef": "token=<secret>",
+    "judge?api_key=abc&n=2": "judge?api_key=<secret>&n=2",
+    "X-Auth: abcdef": "X-Auth: <secret>",
+    "--password hunter2 --n 3": "--password <secret> --n 3",
     # what stays
     "ShareLab-SII/UniAR-SFT": None,
     "assets/uniar-tiny": None,
@@ -42,6 +64,11 @@ TEXTS = {
     "Rate it 1/5 or 5/5, and/or say why.": None,
     "an image of 16:9, at 12:30": None,
     "OPENAI_API_KEY": None,
+    "max_tokens=512": None,
+    "prompt_key=caption": None,
+    "the key: a token is a word, the author: Jane": None,
+    "openai/clip-vit-base-patch32@main": None,
+    "seed:42, datasets:org/name:train, rewards::Shapes": None,
     "": None,
 }
 
@@ -49,6 +76,54 @@ TEXTS = {
 @pytest.mark.parametrize(("text", "left"), TEXTS.items())
 def test_texts(text, left):
     assert shareable(text) == (text if left is None else left)
+
+
+SECRETS = [
+    "X-Auth",
+    "x-api-key",
+    "secret_access_key",
+    "private_key",
+    "auth",
+    "Authorization",
+    "pwd",
+    "db_password",
+    "passwd",
+    "passphrase",
+    "hub_token",
+    "tokens",
+    "credentials",
+    "apiKey",
+    "key",
+    "signing-key",
+    "cookie",
+    "client_secret",
+]
+HARMLESS = [
+    "prompt_key",
+    "image_key",
+    "author",
+    "co_authors",
+    "authors_list",
+    "token_env",
+    "api_key_env",
+    "max_tokens",
+    "max_new_tokens",
+    "tokenizer",
+    "keyword",
+    "use",
+]
+
+
+@pytest.mark.parametrize("name", SECRETS)
+@pytest.mark.parametrize("value", ["plain", "12345", 12345, ["plain"], {"user": "plain"}], ids=str)
+def test_names_of_secrets(name, value):
+    assert shareable({"extra": {name: value}}) == {"extra": {name: "<secret>"}}
+    assert shareable({name: None, "n": 1}) == {name: None, "n": 1}
+
+
+@pytest.mark.parametrize("name", HARMLESS)
+def test_names_that_only_look_like_it(name):
+    assert shareable({name: "plain"}) == {name: "plain"}
 
 
 def test_what_holds_them():
