@@ -11,7 +11,7 @@ from rewards.commands.pictures import Picture, batches, read_pictures
 from rewards.remote.wire import Column, ScoreRequest
 from rewards.serving.batching import ScoringThread
 from uniar.errors import UserError
-from uniar.reading.files import user_path
+from uniar.reading.files import append_line, user_path, writing
 
 EXAMPLES = """\
 examples:
@@ -58,12 +58,9 @@ def run(arguments: argparse.Namespace) -> None:
     scores: list[float] = []
     failed = 0
     with contextlib.ExitStack() as stack:
-        file = None
         if arguments.output is not None:
-            try:
-                file = stack.enter_context(arguments.output.open("w", encoding="utf-8"))
-            except OSError as error:
-                raise UserError(f"'{arguments.output}' cannot be written: {error.strerror}.") from error
+            with writing(arguments.output):
+                arguments.output.write_bytes(b"")
         stack.enter_context(suite.on_device())
         scoring = stack.enter_context(contextlib.closing(ScoringThread(suite, arguments.batch_size)))
         print(f"{name:>12}  picture")
@@ -72,8 +69,8 @@ def run(arguments: argparse.Namespace) -> None:
             for row in range(len(batch)):
                 picture = pictures[len(scores)]
                 print(_line(picture, column, row), flush=True)
-                if file is not None:
-                    file.write(json.dumps(_record(name, picture, column, row), ensure_ascii=False, default=str) + "\n")
+                if arguments.output is not None:
+                    append_line(arguments.output, _record(name, picture, column, row))
                 scores.append(column.scores[row])
             failed += len(column.failures)
     there = [score for score in scores if not math.isnan(score)]

@@ -7,8 +7,6 @@ torchrun --nproc_per_node 8 -m rl.cli evaluate RECIPE --output scores        the
 import argparse
 import dataclasses
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -37,7 +35,7 @@ from uniar.checkpoint import load_processor, resolve_checkpoint
 from uniar.commands.loading import choose_device
 from uniar.errors import UserError
 from uniar.inspection import inspect_checkpoint
-from uniar.reading.files import user_path, write_whole
+from uniar.reading.files import user_path, write_whole, writing
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,7 +58,7 @@ def run(arguments: argparse.Namespace) -> None:
             f"{recipe.source}: evaluate.prompts and understanding.questions are null; name what to evaluate on."
         )
     if arguments.output is not None:
-        with _writing(arguments.output):
+        with writing(arguments.output):
             arguments.output.mkdir(parents=True, exist_ok=True)
     rewards = build_eval_rewards(recipe, records) if records else None
     if arguments.model:
@@ -111,7 +109,7 @@ def _report(
         write_whole(output / name, json.dumps(json_ready(content), indent=2) + "\n")
 
     settings = {name: dataclasses.asdict(getattr(recipe, name)) for name in ("evaluate", "understanding")}
-    with _writing(output):
+    with writing(output):
         write("scores.json", {"checkpoint": str(source), "recipe": recipe.source, **settings, "metrics": metrics})
         if understanding is not None:
             write("understanding.json", understanding.columns())
@@ -121,11 +119,3 @@ def _report(
             tiles = [(image, record.prompt, total) for record, image, total in evaluation.shown]
             sample_grid(tiles, output / "samples.png", notes=evaluation.notes)
     print(f"written to {output}")
-
-
-@contextmanager
-def _writing(output: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"--output {output} cannot be written: {error.strerror or error}.") from error

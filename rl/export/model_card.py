@@ -1,6 +1,5 @@
 """The README.md of an exported checkpoint: what it is, how it was made, what its rewards did, how to load it."""
 
-import math
 import platform
 import re
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from rl.config.yaml_files import dump_yaml
 from rl.evaluation.evaluate import paired_gain
 from rl.evaluation.understanding import ANSWER_SCORES
 from rl.run.folder import RunFolder
+from rl.run.records import scores_in
 from uniar.errors import UserError
 from uniar.shareable import shareable
 
@@ -266,7 +266,7 @@ def _rewards(folder: RunFolder, steps: int | None) -> tuple[tuple[int, int] | No
 def _understanding(folder: RunFolder, steps: int | None) -> tuple[tuple[int, int] | None, list[RewardChange]]:
     """The same of the held-out questions."""
     columns = {
-        step: {label: torch.tensor(found[key], dtype=torch.float64) for key, label in ANSWER_SCORES.items()}
+        step: {label: torch.tensor(scores_in(found[key]), dtype=torch.float64) for key, label in ANSWER_SCORES.items()}
         for step, found in folder.evaluated("understanding")
     }
     return _changes(columns, steps)
@@ -293,7 +293,7 @@ def _columns(evaluation: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """Reward → (N,) scores, NaN where there is none; what else an evaluation's file holds is left out."""
     samples = len(evaluation["total"])
     return {
-        name: torch.tensor([math.nan if score is None else score for score in column], dtype=torch.float64)
+        name: torch.tensor(scores_in(column), dtype=torch.float64)
         for name, column in evaluation.items()
         if isinstance(column, list)
         and len(column) == samples

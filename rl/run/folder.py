@@ -21,7 +21,6 @@ import dataclasses
 import difflib
 import json
 import logging
-import math
 import re
 import shutil
 import statistics
@@ -40,7 +39,7 @@ from rl.config.sections import Recipe
 from rl.evaluation.evaluate import Evaluation
 from rl.evaluation.understanding import ANSWER_SCORES, Understanding
 from rl.run.data_state import HELD_OUT
-from rl.run.records import append_lines, json_ready, read_evaluation, read_lines, samples_of
+from rl.run.records import append_lines, json_ready, read_evaluation, read_lines, samples_of, scores_in
 from uniar.errors import UserError
 from uniar.reading.files import read_json, write_whole
 
@@ -269,16 +268,12 @@ class RunFolder:
 
     def evaluated_totals(self) -> dict[int, Tensor]:
         """Step → (N,) totals of its evaluation."""
-        found = {}
-        for step, evaluation in self.evaluated("total"):
-            values = [math.nan if total is None else total for total in evaluation]
-            found[step] = torch.tensor(values, dtype=torch.float64)
-        return found
+        return {step: torch.tensor(scores_in(totals), dtype=torch.float64) for step, totals in self.evaluated("total")}
 
     def evaluated_understanding(self) -> dict[int, dict[str, float]]:
         """Step → means of the held-out questions: exact_match, p_answer, p_token."""
         return {
-            step: {name: statistics.fmean(columns[name]) for name in ANSWER_SCORES}
+            step: {name: statistics.fmean(scores_in(columns[name])) for name in ANSWER_SCORES}
             for step, columns in self.evaluated("understanding")
         }
 

@@ -3,7 +3,7 @@
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +49,7 @@ def read_evaluation(file: Path) -> dict[str, Any] | None:
         columns = {"total": found["total"]} if "total" in found or answers is None else {}
         columns |= {} if answers is None else {name: answers[name] for name in ANSWER_SCORES}
         for name, column in columns.items():
-            kinds = int | float | None if name == "total" else int | float
-            if not isinstance(column, list) or not column or not all(isinstance(value, kinds) for value in column):
+            if not isinstance(column, list) or not column or not all(isinstance(x, int | float | None) for x in column):
                 raise UserError(f"'{name}' of the evaluation '{file}' is not a list of scores.")
         if not all(isinstance(found.get(name, {}), dict) for name in ("understanding", "held_out")):
             raise UserError(f"the evaluation '{file}' has an 'understanding' or 'held_out' that is not an object.")
@@ -68,6 +67,11 @@ def json_ready(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [json_ready(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def scores_in(column: Iterable[float | None]) -> list[float]:
+    """A column of an evaluation, NaN where there is no score, which `json_ready` wrote as null."""
+    return [math.nan if score is None else score for score in column]
 
 
 def samples_of(evaluation: Mapping[str, Any], key: str) -> int:

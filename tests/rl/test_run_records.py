@@ -3,6 +3,7 @@ can be made again, or done without, does not stop the run that goes on."""
 
 import json
 import logging
+import math
 import shutil
 
 import pytest
@@ -14,6 +15,7 @@ from rl.checkpoint.folders import fault, saved_step
 from rl.config.sections import EarlyStopSection
 from rl.data.prompts import PromptRecord
 from rl.data.questions import load_questions
+from rl.export.model_card import _understanding
 from rl.policy.prompt_stream import PromptStream
 from rl.run.data_state import told_by
 from rl.run.finished import report
@@ -62,6 +64,23 @@ def test_a_damaged_evaluation_is_left_out_and_named(folder, caplog, capsys, cont
     folder.forget_after(4)
     assert not damaged.exists()
     assert len(list(folder.evaluations.iterdir())) == 2
+
+
+def test_scores_that_are_not_there_are_read_as_nan(folder):
+    """What the writer writes for NaN in any column is no damage."""
+    columns = {"answers": ["a", "b"], "exact_match": [1, 0], "p_answer": [None, 0.5], "p_token": [None, None]}
+    for step in (0, 2):
+        found = {"total": [None, None], "ocr": [None, 1.0], "understanding": columns}
+        (folder.evaluations / f"step-{step:06d}.json").write_text(json.dumps(found))
+    folder.forget_after(2)
+    assert len(list(folder.evaluations.iterdir())) == 2
+    means = folder.evaluated_understanding()[2]
+    assert means["exact_match"] == 0.5
+    assert math.isnan(means["p_answer"])
+    assert folder.evaluated_totals()[0].isnan().all()
+    _, (exact, answer, token) = _understanding(folder, None)
+    assert (exact.after, answer.after, answer.before) == (0.5, 0.5, 0.5)
+    assert math.isnan(token.after)
 
 
 def test_evaluations_of_other_samples_are_not_compared(folder, capsys):

@@ -4,15 +4,15 @@ import errno
 import json
 import os
 import re
-import resource
 import shutil
 import subprocess
 import tempfile
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 from safetensors import SafetensorError
+from support.full_disk import files_no_larger_than
 from support.training_runs import changed, run, small_recipe
 
 import rl.run.finished
@@ -30,17 +30,6 @@ from uniar.errors import UserError
 def settings(nano_checkpoint: Path, tmp_path: Path) -> dict:
     recipe = small_recipe(nano_checkpoint, tmp_path)
     return changed({**recipe, "resume": "auto"}, trainer={"max_steps": 2, "save_steps": 1})
-
-
-@contextmanager
-def files_no_larger_than(size: int):
-    """As on a full disk, writes fail; any user may set it."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def require_unharmed(settings: dict) -> None:

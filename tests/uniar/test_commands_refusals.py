@@ -101,7 +101,9 @@ def test_a_checkpoint_without_a_part_or_of_another_model(nano_checkpoint, tmp_pa
     shutil.rmtree(checkpoint / "sd3_transformer")
     assert draw(checkpoint, *options) == 2
     assert "has no sd3_transformer/config.json" in capsys.readouterr().err
+    questions = write_lines(tmp_path / "questions.jsonl", [{"prompt": "What is it?"}])
     assert chat(checkpoint, "--prompt", "What is it?") == 0  # which draws nothing
+    assert chat(checkpoint, "--prompts", questions, "--output", tmp_path / "answers.jsonl") == 0
     capsys.readouterr()
     config = json.loads((checkpoint / "config.json").read_text())
     (checkpoint / "config.json").write_text(json.dumps({**config, "model_type": "qwen3_vl"}))
@@ -135,12 +137,21 @@ def test_bad_pictures_are_named(nano_checkpoint, picture, tmp_path, capsys) -> N
     assert not list(tmp_path.glob("*.jsonl"))
 
 
+def test_chat_is_not_for_several_processes(nano_checkpoint, tmp_path, capsys, monkeypatch) -> None:
+    questions = write_lines(tmp_path / "questions.jsonl", [{"prompt": "One?"}])
+    for name, value in {"LOCAL_RANK": "1", "RANK": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    assert chat(nano_checkpoint, "--prompts", questions, "--output", tmp_path / "answers.jsonl") == 2
+    assert "chat runs in one process" in capsys.readouterr().err
+    assert not (tmp_path / "answers.jsonl").exists()
+
+
 def test_chat_asks_for_an_output_with_a_file_of_questions(nano_checkpoint, tmp_path, capsys) -> None:
     questions = write_lines(tmp_path / "questions.jsonl", [{"prompt": "One?"}])
     for options in (("--prompts", questions), ("--prompt", "One?", "--output", tmp_path / "a.jsonl")):
         assert chat(nano_checkpoint, *options) == 2
         assert "--prompts and --output go together" in capsys.readouterr().err
     assert chat(nano_checkpoint, "--prompts", questions, "--output", tmp_path) == 2
-    assert f"--output {tmp_path} cannot be written" in capsys.readouterr().err
+    assert f"'{tmp_path}' cannot be written: Is a directory" in capsys.readouterr().err
     assert chat(nano_checkpoint, "--prompt", "One?", "--temperature", "-1") == 2
     assert "--temperature is -1.0" in capsys.readouterr().err

@@ -5,12 +5,13 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from uniar.commands.conversation import Answer
 from uniar.commands.record import difference
 from uniar.commands.requests import Question
 from uniar.errors import UserError
+from uniar.reading.files import append_line, writing
 from uniar.reading.json_lines import parse_json_lines
 from uniar.reading.pictures import load_picture, picture_digest
 from uniar.shareable import shareable
@@ -45,21 +46,17 @@ def answer_record(question: Question, settings: AnswerSettings, model: str) -> d
     }
 
 
-def append_answer(file: TextIO, record: dict[str, Any], answer: Answer) -> None:
-    line = {**record, "answer": answer.text, "truncated": answer.truncated}
-    file.write(json.dumps(line, ensure_ascii=False) + "\n")
-    file.flush()
+def append_answer(output: Path, record: dict[str, Any], answer: Answer) -> None:
+    append_line(output, {**record, "answer": answer.text, "truncated": answer.truncated})
 
 
 def read_answered(output: Path, records: Sequence[dict[str, Any]]) -> set[str]:
     """Ids of `records` answered in the file, which is made, or made ready to append to: a last line that was cut short
     is taken off. Raises UserError for a file of something else, and for an answer given with other settings."""
-    try:
+    with writing(output):
         output.parent.mkdir(parents=True, exist_ok=True)
         output.touch()
         content = output.read_bytes()
-    except OSError as error:
-        raise UserError(f"--output {output} cannot be written: {error.strerror}.") from error
     complete = len(content) if _is_whole(content) else content.rfind(b"\n") + 1
     expected = {record["id"]: record for record in records}
     answered = set()
@@ -73,10 +70,11 @@ def read_answered(output: Path, records: Sequence[dict[str, Any]]) -> set[str]:
         if other := difference(expected[identity], found):
             raise UserError(f"{line.where}: id {identity!r} was answered with {other}; name another --output.")
         answered.add(identity)
-    os.truncate(output, complete)
-    if complete and not content[:complete].endswith(b"\n"):
-        with output.open("ab") as file:
-            file.write(b"\n")
+    with writing(output):
+        os.truncate(output, complete)
+        if complete and not content[:complete].endswith(b"\n"):
+            with output.open("ab") as file:
+                file.write(b"\n")
     return answered
 
 

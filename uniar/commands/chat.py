@@ -9,6 +9,7 @@ from tqdm import tqdm
 from uniar.commands.answers import AnswerSettings, answer_record, append_answer, read_answered
 from uniar.commands.conversation import Conversation
 from uniar.commands.loading import Checkpoint, add_model_options, check_number
+from uniar.commands.processes import Processes
 from uniar.commands.requests import Question, add_prompt_options, read_questions
 from uniar.errors import UserError
 from uniar.reading.files import user_path
@@ -45,6 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Raises UserError for bad input."""
+    if Processes.here().count > 1:
+        raise UserError("chat runs in one process, not in several; start it without torchrun or accelerate launch.")
     check_number("--max-new-tokens", arguments.max_new_tokens, 1)
     check_number("--temperature", arguments.temperature, 0)
     if (arguments.prompts is None) != (arguments.output is None):
@@ -95,17 +98,14 @@ def _answer_file(arguments: argparse.Namespace, checkpoint: Checkpoint, question
     missing = [pair for pair in zip(questions, records, strict=True) if pair[1]["id"] not in answered]
     if missing:
         model, processor = checkpoint.load_model(), checkpoint.load_processor()
-    with (
-        arguments.output.open("a", encoding="utf-8") as file,
-        tqdm(
-            total=len(questions), initial=len(answered), desc="answers", disable=not checkpoint.show_progress
-        ) as progress,
-    ):
+    with tqdm(
+        total=len(questions), initial=len(answered), desc="answers", disable=not checkpoint.show_progress
+    ) as progress:
         for question, record in missing:
             pictures = [load_picture(path) for path in question.pictures]
             conversation = Conversation(model, processor, arguments.max_new_tokens, arguments.temperature, pictures)
             seed = seed_of("chat", arguments.seed, question.name)
-            append_answer(file, record, conversation.ask(question.prompt, seed))
+            append_answer(arguments.output, record, conversation.ask(question.prompt, seed))
             progress.update()
     if not arguments.quiet:
         already = f" ({len(answered)} already there)" if answered else ""

@@ -8,7 +8,7 @@ from pathlib import Path
 from uniar.commands.record import write_manifest
 from uniar.commands.requests import Request
 from uniar.errors import UserError
-from uniar.reading.files import write_whole
+from uniar.reading.files import write_whole, writing
 
 LAYOUTS = {"flat": "*.png", "uniar": "*/samples/*.png"}
 """Which images of a folder are a layout's."""
@@ -46,11 +46,13 @@ class Output:
 
     def describe(self, requests: Sequence[Request], drawn: Sequence[Path]) -> None:
         """Writes what a folder has beside its images: manifest.jsonl, and UniAR's metadata.json of each prompt (its
-        line with idx and prompt)."""
+        line with idx and prompt). Raises UserError where that cannot be."""
         if not self.is_folder:
             return
         for request in requests if self.layout == "uniar" else ():
-            (self.path / request.name).mkdir(exist_ok=True)
+            file = self.path / request.name / "metadata.json"
             content = {**request.fields, "idx": int(request.name), "prompt": request.prompt}
-            write_whole(self.path / request.name / "metadata.json", json.dumps(content, indent=2, ensure_ascii=False))
+            with writing(file):
+                file.parent.mkdir(exist_ok=True)
+                write_whole(file, json.dumps(content, indent=2, ensure_ascii=False))
         write_manifest(self.path, drawn, LAYOUTS[self.layout])

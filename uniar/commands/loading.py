@@ -1,6 +1,7 @@
 """Which checkpoint, device, dtype and attention a command runs on, and loading it."""
 
 import argparse
+import contextlib
 import hashlib
 import math
 import os
@@ -105,10 +106,12 @@ class Checkpoint:
         return self.config().vision_config.pixels_per_token, DecoderSizes.of_checkpoint(self.folder).default_side
 
     def fingerprint(self) -> str:
-        """16 hex digits made of the size of every weight file and 256 pieces spread evenly over it: other weights of
-        the same shapes give others, and it takes no reading of whole files."""
-        digest = hashlib.sha256()
-        for file in sorted([*weight_files(self.folder), *decoder_weight_files(self.folder)]):
+        """16 hex digits made of the size of every weight file (the decoder's where it is there) and 256 pieces spread
+        evenly over it: other weights of the same shapes give others, and it takes no reading of whole files."""
+        digest, files = hashlib.sha256(), weight_files(self.folder)
+        with contextlib.suppress(UserError):  # chat does without a decoder
+            files += decoder_weight_files(self.folder)
+        for file in sorted(files):
             size = file.stat().st_size
             digest.update(f"{file.relative_to(self.folder).as_posix()}:{size}".encode())
             with file.open("rb") as weights:

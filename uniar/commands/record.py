@@ -2,7 +2,6 @@
 complete and is what it would draw. A folder's manifest.jsonl gathers these records."""
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from uniar.errors import UserError
+from uniar.reading.files import whole_file, write_whole, writing
 
 PNG_KEY = "uniar-rl"
 MANIFEST = "manifest.jsonl"
@@ -36,13 +36,13 @@ def read_record(path: Path) -> dict[str, Any] | None:
 
 
 def write_image(image: Image.Image, path: Path, record: dict[str, Any]) -> None:
-    """Writes a PNG with its record; the file appears complete or not at all."""
+    """Writes a PNG with its record, whole or not at all. Raises UserError where that cannot be."""
     text = PngInfo()
     text.add_itxt(PNG_KEY, json.dumps(record, ensure_ascii=False))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.part")
-    image.save(unfinished, format="PNG", pnginfo=text)
-    os.replace(unfinished, path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as unfinished:
+            image.save(unfinished, format="PNG", pnginfo=text)
 
 
 def check_manifest(folder: Path) -> None:
@@ -61,12 +61,11 @@ def check_manifest(folder: Path) -> None:
 
 def write_manifest(folder: Path, own: Sequence[Path], pattern: str) -> None:
     """Lists the records of all drawn images in `folder` that match `pattern`: `own` in their order, then the others by
-    name."""
+    name. Raises UserError where that cannot be."""
     drawn = {path.relative_to(folder).as_posix(): read_record(path) for path in sorted(folder.glob(pattern))}
     order = list(dict.fromkeys([path.relative_to(folder).as_posix() for path in own] + list(drawn)))
     lines = [json.dumps({"file": name, **drawn[name]}, ensure_ascii=False) + "\n" for name in order if drawn.get(name)]
     if not lines and not (folder / MANIFEST).exists():
         return
-    unfinished = folder / f".{MANIFEST}.part"
-    unfinished.write_text("".join(lines), encoding="utf-8")
-    os.replace(unfinished, folder / MANIFEST)
+    with writing(folder / MANIFEST):
+        write_whole(folder / MANIFEST, "".join(lines))

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,21 @@ def user_path(path: str | Path) -> Path:
         raise UserError(
             f"the path '{path}' begins with a user's home folder that is not known: {reason_of(error)}."
         ) from error
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Whatever the disk refuses inside, as a UserError that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"'{path}' cannot be written: {error.strerror or reason_of(error)}.") from error
+
+
+def append_line(path: Path, values: Mapping[str, Any]) -> None:
+    """Adds a line of JSON. Raises UserError where that cannot be; the line may then be cut short."""
+    with writing(path), path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(values, ensure_ascii=False, default=str) + "\n")
 
 
 @contextmanager
