@@ -13,5 +13,4 @@ prepare_environment "[dev]"
 
 .venv/bin/python -m ruff check .
 .venv/bin/python -m ruff format --check .
-.venv/bin/lint-imports
 exec .venv/bin/python -m pytest "$@"

@@ -1,8 +1,10 @@
 """docs/architecture.md and the folders say the same; rooms and files stay small; what comments point to is there."""
 
 import ast
+import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -41,6 +43,17 @@ def test_the_page_lists_every_room_with_its_purpose():
             purpose = ast.get_docstring(ast.parse(init.read_text(encoding="utf-8"))).split("\n\n")[0]
             found[str(room)] = " ".join(purpose.split())
     assert listed == found
+
+
+def test_arrows_run_one_way():
+    """The contracts of import-linter in pyproject.toml."""
+    command = (
+        "import sys; sys.argv[1:] = ['--no-cache']; from importlinter.cli import lint_imports_command as lint; lint()"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run([sys.executable, "-c", command], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "0 broken" in ended.stdout
 
 
 @pytest.mark.parametrize("top", [*TOP, "tests"])

@@ -221,7 +221,7 @@ def evaluated(nano_checkpoint: Path, tmp_path: Path) -> dict:
 def go_to() -> Iterator[Callable]:
     """Runs until the place, where it is killed, or to the end; returns what was printed."""
     with subprocess.Popen(
-        [sys.executable, str(ROOT / "tests" / "kill_at.py")],
+        [sys.executable, str(ROOT / "tests" / "support" / "kill_at.py")],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         stdin=subprocess.PIPE,

@@ -10,7 +10,7 @@ import pytest
 from support.training_runs import changed, small_recipe
 
 ROOT = Path(__file__).parents[2]
-GUARD = Path(__file__).parent / "network_guard"
+GUARD = ROOT / "tests" / "support" / "network_guard"
 REPORTS = ("TELEMETRY", "DO_NOT_TRACK", "HF_HUB_DISABLE_UPDATE_CHECK", "WANDB_ERROR_REPORTING", "GRADIO_ANALYTICS")
 
 
