@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from rewards import RewardTable
 from rl.policy.rollout import Sample
 from rl.scoring.scorer import Scorer, Scores
+from uniar.errors import RunError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -36,12 +37,15 @@ def begin_in_groups(
     **options: Any,
 ) -> Scores:
     """`Scorer.begin` for this rank's share of `count` samples in groups of `group`, of which some may straddle ranks.
-    All ranks call it, and what it returns. What a share has beyond `count` is compared by no reward."""
+    All ranks call it, and what it returns. What a share has beyond `count` is compared by no reward.
+
+    Raises RunError, on all ranks, where they do not have the same rewards that compare samples."""
+    comparing = _same_everywhere(scorer.comparing)
     share = len(samples)
     first = accelerator.process_index * share
     straddling = [start for start in range(0, count, group) if start // share != (start + group - 1) // share]
-    if not straddling or not scorer.comparing:
-        apart = range(max(0, count - first), share) if scorer.comparing else ()
+    if not straddling or not comparing:
+        apart = range(max(0, count - first), share) if comparing else ()
         return scorer.begin(bits, samples, policy=policy(), apart=apart, **options)
     apart = [n - first for n in range(first, first + share) if n >= count or n // group * group in straddling]
     scores = scorer.begin(bits, samples, policy=policy(), apart=apart, **options)
@@ -59,9 +63,22 @@ def begin_in_groups(
         rows = {} if compared is None else dict(zip(whole, _rows(compared), strict=True))
         rows = {number: row for part in gather_object([rows]) for number, row in part.items()}
         own = {number - first: row for number, row in rows.items() if first <= number < first + share}
-        return images, _filled(table, own, scorer.comparing)
+        return images, _filled(table, own, comparing)
 
     return finish
+
+
+def _same_everywhere(comparing: list[str]) -> list[str]:
+    """What this rank and all others say, so that none waits for a sample that is never sent: whether a served reward
+    compares samples each rank has from the servers that it could reach."""
+    said = gather_object([comparing])
+    if any(names != comparing for names in said):
+        each = "; ".join(f"process {rank}: {', '.join(names) or 'none'}" for rank, names in enumerate(said))
+        raise RunError(
+            f"the processes do not agree which rewards compare the samples of a prompt ({each}); the servers of a "
+            "reward must all serve the same."
+        )
+    return comparing
 
 
 def _moved(

@@ -68,6 +68,16 @@ def test_a_group_on_two_processes_is_compared_whole(nano_checkpoint, tmp_path):
     require_same(there, here, 4)
 
 
+def test_processes_that_do_not_agree_who_compares_end_with_a_sentence(nano_checkpoint, tmp_path):
+    """As where they have reached servers that say different things: none waits for a sample that is never sent."""
+    recipe = recipe_in(tmp_path / "two", nano_checkpoint, 4, 3)
+    script = tmp_path / "two" / "share.py"
+    script.write_text(SHARE.replace("pointwise = False", 'pointwise = os.environ["RANK"] == "1"'))
+    _, printed = launch(recipe, 2, fails=True, trainer={"per_device_train_batch_size": 6})
+    names = "diversity, bits"
+    assert f"compare the samples of a prompt (process 0: share, {names}; process 1: {names}); the" in printed
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("group", "groups", "processes", "sections"),
