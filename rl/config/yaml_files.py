@@ -138,7 +138,8 @@ def parse_yaml(text: str, source: str, lines: bool = True) -> tuple[Any, Origins
         raise UserError(f"{where}: not valid YAML: {error.problem or error.context}.") from error
     except yaml.reader.ReaderError as error:
         where = f"{source}, line {text.count(chr(10), 0, error.position) + 1}" if lines else source
-        raise UserError(f"{where}: not valid YAML: the character {error.character!r} is not allowed.") from error
+        found = ascii(chr(error.character))  # PyYAML gives its number
+        raise UserError(f"{where}: not valid YAML: the character {found} is not allowed.") from error
     except (ValueError, KeyError, TypeError) as error:  # of a tag that does not go with its value, such as !!int x
         raise error if isinstance(error, UserError) else UserError(f"{source}: not valid YAML: {error}.") from error
 

@@ -375,3 +375,11 @@ def test_home_folders_are_expanded_in_every_path_of_a_recipe(write, tmp_path, mo
     assert loaded.rewards[1] == {"use": f"{tmp_path}/other.py:g"}
     assert loaded.trainer["deepspeed"] == f"{tmp_path}/zero.json"
     assert loaded.model.path == f"{tmp_path}/checkpoint"
+
+
+@pytest.mark.parametrize("character", ["\x07", "\x1b", "\x7f", "\uffff"])
+def test_a_character_that_yaml_does_not_allow_is_shown_as_python_writes_it(character):
+    shown = {"\uffff": r"'\uffff'"}.get(character, rf"'\x{ord(character):02x}'")
+    with pytest.raises(UserError) as error:
+        parse_yaml(f"a: 1\nb: x{character}y\n", "recipe.yaml")
+    assert str(error.value) == f"recipe.yaml, line 2: not valid YAML: the character {shown} is not allowed."

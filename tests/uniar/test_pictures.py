@@ -46,23 +46,57 @@ def test_16_bits_are_scaled(tmp_path, suffix):
 
 
 @pytest.mark.parametrize(
-    "values",
+    ("values", "tags"),
     [
-        RAMP.astype(np.int32),
-        GREYS.astype(np.int32),
-        RAMP.astype(np.float32),
-        (RAMP / 65535).astype(np.float32),
-        GREYS.astype(np.float32),
-        RAMP.astype(np.int32) * 32768,
+        ((RAMP / 65535).astype(np.float32), {}),
+        (RAMP.astype(np.float32), {281: 65535}),
+        (GREYS.astype(np.float32), {341: 255.0}),
+        (RAMP.astype(np.int32), {281: 65535}),
+        (GREYS.astype(np.int32), {281: 255}),
     ],
-    ids=["int of 16 bits", "int of 8 bits", "float of 16 bits", "float of 0 to 1", "float of 8 bits", "int of 31 bits"],
+    ids=["float of 0 to 1", "float of 16 bits", "float of 8 bits", "int of 16 bits", "int of 8 bits"],
 )
-def test_integers_and_floats_are_scaled_by_what_they_hold(tmp_path, values):
-    path = saved(tmp_path / "grey.tif", Image.fromarray(values))
+def test_integers_and_floats_are_scaled_by_what_is_declared(tmp_path, values, tags):
+    path = tmp_path / "grey.tif"
+    Image.fromarray(values).save(path, tiffinfo=tags)
     assert Image.open(path).mode in "IF"
     grey = np.asarray(load_picture(path))[..., 0].astype(int)
-    half = 2 if values.max() > 2**20 else 1  # white is 2³² − 1 there, and the ramp ends at 2³¹
-    assert np.abs(grey - GREYS / half).max() <= 1
+    assert np.abs(grey - GREYS).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "values",
+    [RAMP.astype(np.int32), GREYS.astype(np.int32), RAMP.astype(np.float32)],
+    ids=["int of 16 bits", "int of 8 bits", "float of 16 bits"],
+)
+def test_a_white_that_nothing_declares_is_not_guessed(tmp_path, values):
+    path = saved(tmp_path / "grey.tif", Image.fromarray(values))
+    with pytest.raises(UserError, match=r"grey.tif' has .* up to \d+, and its file does not say which value is white"):
+        load_picture(path)
+
+
+@pytest.mark.parametrize("value", [0, 200, 255, 256, 20000, 65535])
+def test_a_pgm_of_16_bits_is_scaled_whatever_it_holds(tmp_path, value):
+    for most, levels in ((65535, value), (1000, value % 1001)):
+        (tmp_path / "even.pgm").write_bytes(b"P5 2 2 %d\n" % most + np.full(4, levels, ">u2").tobytes())
+        assert abs(pixel(tmp_path / "even.pgm")[0] - 255 * levels / most) <= 0.51
+
+
+@pytest.mark.parametrize(
+    ("color", "samples", "key"), [(0, [[300], [60000]], [300]), (2, [[300, 0, 0], [60000, 0, 0]], [300, 0, 0])]
+)
+def test_transparent_values_of_16_bits_lie_on_white(tmp_path, color, samples, key):
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", len(samples), 1, 16, color, 0, 0, 0)
+    rows = zlib.compress(b"\0" + np.array(samples, ">u2").tobytes())
+    parts = {b"IHDR": header, b"tRNS": np.array(key, ">u2").tobytes(), b"IDAT": rows, b"IEND": b""}
+    path = tmp_path / "key.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts.items()))
+    clear, opaque = np.asarray(load_picture(path))[0]
+    assert clear.tolist() == [255, 255, 255]
+    assert opaque[0] in (233, 234)
 
 
 def test_a_pgm_of_16_bits(tmp_path):

@@ -29,7 +29,8 @@ LARGEST_ASPECT = 200
 
 _ENDS = {"PNG": b"IEND\xaeB`\x82", "JPEG": b"\xff\xd9", "GIF": b";"}
 _SHOWN = 60
-_WHITES = (1, 255, 65535, 2**32 - 1)
+_LARGEST_SAMPLE = (281, 341)
+"""the tags of TIFF that say which value is white: MaxSampleValue, SMaxSampleValue"""
 _ADDRESS = re.compile(r"data:|[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
 
 
@@ -83,15 +84,18 @@ def open_picture(
 
 def in_rgb(image: Image.Image, name: str = "the image") -> Image.Image:
     """Any picture in RGB: turned as its EXIF data say, transparent parts on white, 8 bits per channel. 16-bit values
-    are scaled; of 32 bits and floats, white is the least of 1 (floats), 255, 65535 and 2³² − 1 that no value exceeds.
-    Raises UserError for one that `check_shape` refuses, or that cannot be decoded."""
+    are scaled; of 32 bits and floats, white is what the file declares, else 1 for floats. Raises UserError for one that
+    `check_shape` refuses, that cannot be decoded, or whose white is not known."""
     check_shape(*image.size, name)
     with _as_sentences(name):
         if image.mode == "RGB" and not image.has_transparency_data and not image.getexif():
             return image.convert("RGB")
         upright = ImageOps.exif_transpose(image)
         if upright.mode[0] in "IF":
-            return Image.fromarray(_in_8_bits(upright)).convert("RGB")
+            return Image.fromarray(_in_8_bits(upright, _white(image), name)).convert("RGB")
+        key = upright.info.get("transparency")
+        if isinstance(key, tuple) and max(key) > 255:  # of 16 bits, as the file's channels were
+            upright.info["transparency"] = tuple(value >> 8 for value in key)
         if not upright.has_transparency_data:
             return upright.convert("RGB")
         layers = upright.convert("RGBA")
@@ -168,15 +172,29 @@ def _ends_well(source: Source, format: str) -> bool:
         )
 
 
-def _in_8_bits(image: Image.Image) -> np.ndarray:
-    """(H, W) uint8 of a picture of one channel of integers or floats."""
-    values = np.nan_to_num(np.asarray(image, dtype=np.float32), posinf=0.0)
-    if image.mode.startswith("I;16"):
-        white = 65535
-    else:
-        whites = _WHITES if image.mode == "F" else _WHITES[1:]
-        white = next((white for white in whites if values.max() <= white), values.max())
-    return np.rint(values.clip(0, white) * (255 / white)).astype(np.uint8)
+def _white(image: Image.Image) -> float | None:
+    """The value that is white in a picture of one channel of integers or floats; None where nothing says."""
+    if image.mode != "F" and (image.mode != "I" or image.format in ("PNG", "PPM")):  # which Pillow scales to 16 bits
+        return 65535
+    tags = getattr(image, "tag_v2", {})
+    declared = [float(np.ravel(tags[tag])[0]) for tag in _LARGEST_SAMPLE if tag in tags]
+    return declared[-1] if declared and declared[-1] > 0 else 1 if image.mode == "F" else None
+
+
+def _in_8_bits(image: Image.Image, white: float | None, name: str) -> np.ndarray:
+    """(H, W) uint8 of a picture of one channel of integers or floats. Raises UserError without a white, and for values
+    beyond it."""
+    values = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0.0, neginf=0.0)
+    if white is None or values.max() > white:
+        kind = "floats" if image.mode == "F" else "integers of 32 bits"
+        raise UserError(
+            f"{name} has {kind} up to {values.max():g}, and its file does not say which value is white; save it with 8 "
+            "or 16 bits per channel."
+        )
+    grey = np.rint(values.clip(0) * (255 / white)).astype(np.uint8)
+    if image.has_transparency_data:
+        grey[values == image.info["transparency"]] = 255
+    return grey
 
 
 def editing_size(
