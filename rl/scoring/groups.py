@@ -26,14 +26,14 @@ def groups_of(samples: Sequence[Sample], apart: Collection[int] = ()) -> list[li
     return groups
 
 
-def compare(rewards: RewardSuite, batch: RewardBatch, groups: Sequence[Sequence[int]]) -> RewardTable:
-    """The scores of rewards that compare samples, each group scored by itself; NaN elsewhere."""
-    names = comparing(rewards)
+def joined(
+    rewards: RewardSuite, batch: RewardBatch, groups: Sequence[Sequence[int]], parts: Sequence[RewardTable]
+) -> RewardTable:
+    """The tables of groups that were each scored by itself as one of the whole batch; NaN elsewhere."""
     values = torch.full((len(batch), len(rewards.names)), torch.nan, dtype=torch.float64)
     failed = torch.zeros_like(values, dtype=torch.bool)
     seconds, details = dict.fromkeys(rewards.names, 0.0), {}
-    for places in groups if names else ():
-        part = rewards.score(batch.select(places), only=names, first=places[0])
+    for places, part in zip(groups, parts, strict=True):
         values[places], failed[places] = part.values, part.failed
         seconds = {name: seconds[name] + part.seconds[name] for name in seconds}
         for name, rows in part.details.items():

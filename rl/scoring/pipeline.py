@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rewards import RewardBatch, RewardSuite, RewardTable
 from rl.policy.rollout import DrawSettings, Sample, decode
-from rl.scoring.groups import compare, comparing, groups_of
+from rl.scoring.groups import comparing, groups_of, joined
 
 if TYPE_CHECKING:
     from uniar.modeling_decoder import UniARVisualDecoder
@@ -66,9 +66,11 @@ def decode_and_score(
             with rewards.bound(policy, processor):
                 batch = reward_batch(samples, images, bits)
                 rest = rewards.score(batch, only=after)
-                groups = compare(rewards, batch, groups_of(samples, apart))
+                groups, parts = groups_of(samples, apart) if compared else [], []
+                for places in groups:  # here, not in a function of its own: who writes a reward reads its tracebacks
+                    parts.append(rewards.score(batch.select(places), only=compared, first=places[0]))
     table = rest if table is None else _merged(table, rest, after)
-    return images, _merged(table, groups, compared)
+    return images, _merged(table, joined(rewards, batch, groups, parts), compared)
 
 
 def chunk_size(decode_batch_size: int) -> int:
@@ -94,7 +96,13 @@ def compare_samples(
     """The scores of the rewards that compare samples, which are in whole groups; None for no samples."""
     if not samples:
         return None
-    return compare(rewards, reward_batch(samples, images, torch.stack(list(bits))), groups_of(samples))
+    batch, groups, names = (
+        reward_batch(samples, images, torch.stack(list(bits))),
+        groups_of(samples),
+        comparing(rewards),
+    )
+    parts = [rewards.score(batch.select(places), only=names, first=places[0]) for places in groups]
+    return joined(rewards, batch, groups, parts)
 
 
 class BackgroundScorer:

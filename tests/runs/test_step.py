@@ -14,16 +14,21 @@ class Frames(Reward):
 
     def score(self, batch):
         frames = [f"{Path(frame.filename).name}:{frame.name}" for frame in traceback.extract_stack()]
-        Path(__file__).with_suffix(".json").write_text(json.dumps(frames))
+        Path(__file__).with_name(f"{type(self).__name__}.json").write_text(json.dumps(frames))
         return [0.0] * len(batch)
+
+class Compares(Frames):
+    pointwise = False
 """
 
 
 def test_a_reward_is_at_most_five_frames_below_the_trainer(nano_checkpoint, tmp_path):
     (tmp_path / "frames.py").write_text(REWARD)
     settings = changed(small_recipe(nano_checkpoint, tmp_path), trainer={"max_steps": 1, "save_strategy": "no"})
-    run({**settings, "rewards": [{"use": f"{tmp_path / 'frames.py'}:Frames"}]})
-    frames = json.loads((tmp_path / "frames.json").read_text())
-    trainer, score = frames.index("trainer.py:_generate_and_score_completions"), frames.index("frames.py:score")
-    assert frames[trainer + 1] == "step.py:collect"
-    assert score - trainer <= 5, frames[trainer : score + 1]
+    names = ("Frames", "Compares")
+    run({**settings, "rewards": [{"use": f"{tmp_path / 'frames.py'}:{name}"} for name in names]})
+    for name in names:
+        frames = json.loads((tmp_path / f"{name}.json").read_text())
+        trainer, score = frames.index("trainer.py:_generate_and_score_completions"), frames.index("frames.py:score")
+        assert frames[trainer + 1] == "step.py:collect"
+        assert score - trainer <= 5, frames[trainer : score + 1]
