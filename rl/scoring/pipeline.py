@@ -96,11 +96,8 @@ def compare_samples(
     """The scores of the rewards that compare samples, which are in whole groups; None for no samples."""
     if not samples:
         return None
-    batch, groups, names = (
-        reward_batch(samples, images, torch.stack(list(bits))),
-        groups_of(samples),
-        comparing(rewards),
-    )
+    batch = reward_batch(samples, images, torch.stack(list(bits)))
+    groups, names = groups_of(samples), comparing(rewards)
     parts = [rewards.score(batch.select(places), only=names, first=places[0]) for places in groups]
     return joined(rewards, batch, groups, parts)
 
