@@ -47,5 +47,12 @@ def failure_within(error: BaseException, folder: Path) -> str | None:
     else:
         found = re.search(r"\(os error (\d+)\)", said)
         number, names = int(found[1]) if found else None, [said]
-    of_the_folder = any(str(folder) in name for name in names)
-    return said if number in NO_ROOM or (number in OF_A_PATH and of_the_folder) else None
+    # An error of Python's names what it is of; one of safetensors' may hold a path or not.
+    within = any(re.search(rf"{re.escape(str(place))}(?![\w.-])", name) for place in _places(folder) for name in names)
+    elsewhere = not within and any(re.search(r"(?:^|[\s'\"`(])/\w", name) for name in names)
+    return said if (number in NO_ROOM and not elsewhere) or (number in OF_A_PATH and within) else None
+
+
+def _places(folder: Path) -> set[Path]:
+    """The folder by its names: as it was given, from the root, and with links followed."""
+    return {folder, folder.absolute(), folder.resolve()}

@@ -20,16 +20,16 @@ CONFIG = "config.yaml"  # in a checkpoint: the recipe as it was
 
 
 def check_resumed(recipe: Recipe, checkpoint: Path) -> None:
-    """Raises UserError for the first setting that differs from the checkpoint's and cannot.
+    """Raises UserError for the first setting that differs from the checkpoint's and cannot, and for a recipe of the
+    checkpoint's that cannot be read.
 
-    checkpoint: a folder that holds the recipe it was made with; without one that can be read there is nothing to check.
+    checkpoint: a folder that holds the recipe it was made with; one of an older version has none, and is not checked.
     """
-    try:
-        before = read_yaml(checkpoint / CONFIG)[0]
-    except UserError:
+    if not (checkpoint / CONFIG).exists():
         return
+    before = read_yaml(checkpoint / CONFIG, "checkpoint's recipe")[0]
     if not isinstance(before, Mapping):
-        return
+        raise UserError(f"{checkpoint / CONFIG} is not a recipe, so what a resumed run may change is not known.")
     now = recipe.to_mapping()
     for key, reason in _fixed().items():
         old, new = _value(before, key), _value(now, key)

@@ -32,13 +32,20 @@ class Claimed:
 
 def check_claim(recipe: Recipe, resume: bool) -> None:
     """Raises UserError for what a look at the run's folder can refuse before anything is loaded: a place that cannot be
-    written, another run, and a changed setting over which a checkpoint's state would win. For the first process."""
+    written, another run, and a changed setting over which a checkpoint's state would win. For the first process.
+
+    The checkpoint that is gone on from is looked at again once the folder is taken."""
     goes_on = resume or recipe.resume == "auto"
     with blamed_on(recipe, "output_dir"):
         require_writable(Path(recipe.output_dir))
         folder = RunFolder.chosen(recipe, resume=goes_on)
-    if goes_on and (saved := checkpoints(folder.path)):
-        check_resumed(recipe, saved[-1])
+    for saved in reversed(checkpoints(folder.path) if goes_on else []):
+        try:
+            check_resumed(recipe, saved)
+            return
+        except UserError:
+            if fault(saved) is None:  # reads all of it, which may take minutes
+                raise
 
 
 def claim_folder(
@@ -60,7 +67,7 @@ def claim_folder(
                 print(record["said"], flush=True)
             chosen = [Claimed(folder, finished=True)]
         else:
-            chosen = [Claimed(folder, _start_of(folder, resume, data) if goes_on else None)]
+            chosen = [Claimed(folder, _start_of(folder, recipe, resume, data) if goes_on else None)]
             folder.write_config(recipe)
             folder.write_data(data)
     (claimed,) = broadcast_object_list(chosen)
@@ -68,12 +75,13 @@ def claim_folder(
     return claimed
 
 
-def _start_of(folder: RunFolder, resume: bool, data: dict[str, dict[str, Any]]) -> Path | None:
+def _start_of(folder: RunFolder, recipe: Recipe, resume: bool, data: dict[str, dict[str, Any]]) -> Path | None:
     """The checkpoint to go on from; None for a run that was ended before its first. Raises UserError where it cannot
     go on."""
     checkpoint = newest_good(folder.path)
     if checkpoint is not None:
         saved_step(checkpoint)
+        check_resumed(recipe, checkpoint)
         check_unchanged(checkpoint / folder.data.name, data)
         return checkpoint
     require_a_way_on(folder)

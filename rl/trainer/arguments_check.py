@@ -122,11 +122,12 @@ def _check_reporters(recipe: Recipe, args: GRPOConfig) -> None:
 
 def _wandb_refusal() -> str | None:
     """Why W&B would not take a run's metrics; None where it would, or is not asked."""
-    if os.environ.get("WANDB_MODE", "online") in ("offline", "disabled", "dryrun"):
-        return None
     import wandb
 
     try:
+        mode = os.environ.get("WANDB_MODE") or wandb.setup().settings.mode  # which `wandb offline` writes to a file
+        if mode in ("offline", "disabled", "dryrun"):
+            return None
         return None if wandb.login(prompt=False) else "no key of W&B is found"
     except (wandb.Error, *REFUSALS) as error:
         return said(error)

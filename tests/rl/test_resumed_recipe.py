@@ -9,9 +9,12 @@ import pytest
 import torch
 from support.training_runs import changed, deepspeed, launch, logged, run, small_recipe
 
+from rl.checkpoint.folders import seal
 from rl.checkpoint.resume import apply_settings, settings_of_groups
 from rl.checkpoint.resumed_recipe import check_resumed
 from rl.config.recipe import recipe_from_mapping
+from rl.config.sections import Recipe
+from rl.run.claim import _start_of, check_claim
 from rl.run.folder import RunFolder
 from uniar.errors import UserError
 
@@ -141,6 +144,36 @@ def test_what_the_restored_state_would_override_is_refused(before, after, key, t
         check_resumed(recipe_from_mapping({**minimal, **after}), tmp_path)
 
 
+def test_the_checkpoint_that_is_loaded_is_checked(tmp_path, monkeypatch):
+    """Not a newer one that is damaged, neither before the folder is taken nor after."""
+    monkeypatch.chdir(tmp_path)
+
+    def recipe(**settings) -> Recipe:
+        minimal = {"model": {"preset": "nano"}, "data": {"prompts": "p.jsonl"}, "rewards": ["color"]}
+        return recipe_from_mapping({**minimal, "output_dir": "run", **settings})
+
+    sgd, adam = recipe(trainer={"optim": "sgd"}), recipe()
+    for step, made_with in ((1, sgd), (2, adam)):
+        folder = tmp_path / "run" / f"checkpoint-{step}"
+        folder.mkdir(parents=True)
+        (folder / "config.yaml").write_text(made_with.to_yaml())
+        (folder / "weights").write_text("whole")
+        (folder / "trainer_state.json").write_text(f'{{"global_step": {step}, "log_history": []}}')
+        seal(folder)
+    with pytest.raises(UserError, match="checkpoint-2 was trained with"):
+        check_claim(sgd, resume=True)
+    check_claim(adam, resume=True)
+    (folder / "weights").write_text("other")
+    check_claim(sgd, resume=True)
+    assert _start_of(RunFolder("run"), sgd, True, {}).name == "checkpoint-1"
+    with pytest.raises(UserError, match="checkpoint-1 was trained with 'sgd'"):
+        _start_of(RunFolder("run"), adam, True, {})
+    (folder / "config.yaml").write_text("cut: [")
+    check_claim(sgd, resume=True)
+    with pytest.raises(UserError, match="checkpoint-1 was trained with 'sgd'"):
+        check_claim(adam, resume=True)
+
+
 @pytest.mark.parametrize(
     "after",
     [
@@ -168,5 +201,9 @@ def test_a_checkpoint_may_have_moved(tmp_path):
         check_resumed(recipe_from_mapping(recipe(tmp_path / "two")), tmp_path)
     (tmp_path / "one").rename(tmp_path / "three")
     check_resumed(recipe_from_mapping(recipe(tmp_path / "two")), tmp_path)
-    (tmp_path / "config.yaml").write_text("cut: [")
+    for damaged in ("cut: [", "", "- a list"):
+        (tmp_path / "config.yaml").write_text(damaged)
+        with pytest.raises(UserError, match=r"config\.yaml"):
+            check_resumed(recipe_from_mapping(recipe(tmp_path / "three")), tmp_path)
+    (tmp_path / "config.yaml").unlink()
     check_resumed(recipe_from_mapping(recipe(tmp_path / "three")), tmp_path)

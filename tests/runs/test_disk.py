@@ -296,7 +296,7 @@ def require_same_run(found: RunFolder, expected: RunFolder) -> None:
 
 
 def test_why_a_file_could_not_be_written(tmp_path):
-    full = OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "x"))
+    full = OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "run" / "x"))
     copied = shutil.Error([("a", str(tmp_path / "b"), str(full)), ("c", "d", "another")])
     safetensors = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
     torch_writer = RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534")
@@ -314,3 +314,21 @@ def test_why_a_file_could_not_be_written(tmp_path):
         OSError("no number"),
     ):
         assert failure_within(of_others, tmp_path / "run") is None
+
+
+def test_what_is_full_elsewhere_is_not_the_run_folders(tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    run.mkdir()
+    (tmp_path / "link").symlink_to(run)
+    for number in (errno.ENOSPC, errno.EROFS, errno.EDQUOT):
+        for name in ("/dev/shm/torch_1", "/home/a/.cache/huggingface/x", str(tmp_path / "run-2" / "x")):
+            assert failure_within(OSError(number, "said", name), run) is None, name
+        for name in (None, str(run), str(run / "x"), str(run / ".x.partial")):
+            assert failure_within(OSError(number, "said", name), run) is not None, name
+    assert failure_within(SafetensorError("I/O error: /dev/shm/x: No space left (os error 28)"), run) is None
+    assert failure_within(SafetensorError("I/O error: No space left (os error 28)"), run) is not None
+    monkeypatch.chdir(tmp_path)
+    full = OSError(errno.ENOSPC, "said", str(run / "x"))
+    assert failure_within(full, Path("run")) is not None
+    assert failure_within(full, tmp_path / "link") is not None
+    assert failure_within(OSError(errno.ENOSPC, "said", "run/x"), Path("run")) is not None

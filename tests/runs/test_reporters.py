@@ -14,6 +14,7 @@ from wandb.proto.wandb_internal_pb2 import Record
 
 from rl.config.grpo_config import grpo_config
 from rl.config.recipe import recipe_from_mapping
+from rl.trainer.arguments_check import _wandb_refusal
 from rl.trainer.build import held_out_otherwise
 from uniar.configuration_uniar import UniARConfig
 
@@ -155,3 +156,22 @@ def test_keys_and_addresses_are_not_reported(settings):
     assert given["data"]["prompts"] == Path(settings["data"]["prompts"]).name
     assert given["model"]["path"] == Path(settings["model"]["path"]).name
     assert recipe.to_mapping()["rewards"][-1]["url"] == "http://gpu7:8000"
+
+
+@pytest.mark.parametrize("mode", ["offline", "disabled"])
+def test_wandb_offline_by_its_settings_file_needs_no_key(tmp_path, monkeypatch, mode):
+    """`wandb offline` writes one."""
+    for name in ("WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    monkeypatch.chdir(tmp_path)
+    try:
+        wandb.teardown()
+        assert _wandb_refusal() is not None
+        wandb.teardown()
+        (tmp_path / "settings").write_text(f"[default]\nmode = {mode}\n")
+        assert _wandb_refusal() is None
+    finally:
+        wandb.teardown()
