@@ -14,10 +14,11 @@ import yaml
 from rl.config.settings import Origins
 from uniar.errors import UserError
 
-LARGEST_FILE = 4_000_000  # bytes
+LARGEST_FILE = 400_000  # bytes
 LARGEST_CONTENT = 20_000
 """values and collections, aliases written out: 500 bytes of aliases of aliases can stand for gigabytes"""
 DEEPEST = 40
+_TOO_MANY = f"more than {LARGEST_CONTENT} values, aliases written out; a recipe has hundreds"
 _TOO_DEEP = f"lists and mappings are nested more than {DEEPEST} deep"
 
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?\Z|[-+]?\.(inf|Inf|INF)\Z|\.(nan|NaN|NAN)\Z")
@@ -31,6 +32,17 @@ _RESOLVERS = [  # in order of precedence
 
 class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict = {}  # noqa: RUF012 (PyYAML's own way to say which plain scalars have a type)
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.composed = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
+        """While the text is read too: what PyYAML makes of a value takes a hundred times the value's room."""
+        self.composed += 1
+        if self.composed > 2 * LARGEST_CONTENT + 1:  # keys count here
+            raise yaml.MarkedYAMLError(problem=_TOO_MANY, problem_mark=self.get_mark())
+        return super().compose_node(parent, index)
 
     def fetch_flow_collection_start(self, token: type) -> None:
         self._check_depth()
@@ -75,7 +87,7 @@ def read_yaml(path: str | Path, what: str = "file") -> tuple[Any, Origins]:
         with Path(path).open("rb") as file:
             content = file.read(LARGEST_FILE + 1)
         if len(content) > LARGEST_FILE:
-            raise UserError(f"The {what} '{path}' is larger than {LARGEST_FILE / 1e6:g} MB, so it cannot be meant.")
+            raise UserError(f"The {what} '{path}' is larger than {LARGEST_FILE / 1e3:g} kB, so it cannot be meant.")
         text = content.decode("utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"The {what} '{path}' does not exist.") from None
@@ -101,7 +113,7 @@ def parse_yaml(text: str, source: str, lines: bool = True) -> tuple[Any, Origins
         where = place(node.start_mark)
         origins.setdefault(path, where)
         if count > LARGEST_CONTENT:
-            raise UserError(f"{where}: more than {LARGEST_CONTENT} values, aliases written out; a recipe has hundreds.")
+            raise UserError(f"{where}: {_TOO_MANY}.")
         if any(node is outer for outer in around):
             raise UserError(f"{where}: an alias refers to the list or mapping that it stands in.")
         if len(around) > DEEPEST:
