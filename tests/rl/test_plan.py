@@ -149,7 +149,7 @@ def test_the_peak_of_an_update_within_15_percent(settings, monkeypatch, model, a
             return super()._compute_loss(model, inputs)
 
         def training_step(self, *args, **kwargs):
-            decoder = self.scorer.decoder
+            decoder = self.step.scorer.decoder
             modules = [self.model, decoder.sd3_transformer, decoder.vae, decoder.bsq_encoder]
             modules += [self.reference.model] if hasattr(self.reference, "model") else []
             weights = [tensor for m in modules for tensor in (*m.parameters(), *m.buffers())]

@@ -107,7 +107,8 @@ def test_broken_questions_stop_the_run_before_it_starts(case, key, settings, tmp
     line = {"image": "red.png", "question": "Which?", "answer": "red", **change}
     file.write_text(file.read_text() + json.dumps({k: v for k, v in line.items() if v is not None}) + "\n")
     said = refused(settings, tmp_path, capsys, f"understanding.{key}={file}", "understanding.kl_beta=1")
-    assert said == f"uniar-rl train: {file}, {sentence.format(folder=tmp_path)}"
+    assert said.startswith("uniar-rl train: ")
+    assert said.endswith(f"{file}, {sentence.format(folder=tmp_path)}")
 
 
 def test_other_bad_input(settings, tmp_path, capsys):
