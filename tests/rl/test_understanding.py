@@ -94,7 +94,7 @@ BROKEN = {
     "empty text": ({"question": " "}, "line 2: 'question' is empty."),
     "token of a picture": (
         {"question": "see <|image_pad|>"},
-        "line 2: 'question' contains <|image_pad|>, which stands for a picture; leave it out.",
+        "line 2: 'question' contains <|image_pad|>, which has a meaning of its own to the model; leave it out.",
     ),
 }
 

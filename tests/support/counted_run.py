@@ -44,7 +44,7 @@ def counted_phase(self: UniARTrainer, name: str) -> Iterator[None]:
     before = dict(counts)
     with phase(self, name):
         yield
-    parameters = list(self.scorer.decoder.parameters())
+    parameters = list(self.step.scorer.decoder.parameters())
     line = {
         "phase": name,
         **{key: counts[key] - before[key] for key in counts},
