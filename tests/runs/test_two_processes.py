@@ -142,7 +142,7 @@ def zero2(settings, tmp_path_factory) -> RunFolder:
 def zero3(settings, tmp_path_factory) -> RunFolder:
     """Its phases and what they gathered are in gathers-<rank>.jsonl beside it."""
     folder = tmp_path_factory.mktemp("zero3")
-    recipe, counted = recipe_of_two(settings, folder, "zero3"), [str(ROOT / "tests" / "counted_run.py")]
+    recipe, counted = recipe_of_two(settings, folder, "zero3"), [str(ROOT / "tests" / "support" / "counted_run.py")]
     return launch(recipe, 2, program=counted, variables={"GATHERS": str(folder / "gathers")})[0]
 
 
