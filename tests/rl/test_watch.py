@@ -174,6 +174,7 @@ def test_skipped_updates_are_counted_on_after_a_resume(settings, broken_updates)
 ONE_RANK = """
 import sys
 from rl.train import main
+from rl.trainer.step import Step
 from rl.trainer.train_batch import TrainBatch
 
 sound, replay = Step.loss, TrainBatch.replay
