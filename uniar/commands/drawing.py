@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class DrawSettings:
+class DrawingOptions:
     """How an image is drawn; with the request and its number, all that it depends on."""
 
     seed: int
@@ -48,14 +48,14 @@ class DrawSettings:
 
 
 @dataclass(frozen=True)
-class Sample:
+class RequestedImage:
     """Image number `index` of a request, and the file it goes to."""
 
     request: Request
     index: int
     path: Path
 
-    def record(self, settings: DrawSettings, model: str) -> dict[str, Any]:
+    def record(self, settings: DrawingOptions, model: str) -> dict[str, Any]:
         request = self.request
         edited = (
             {}
@@ -144,7 +144,7 @@ def draw_requests(arguments: argparse.Namespace, checkpoint: Checkpoint, request
     """
     if not checkpoint.config().vistok_pred:
         raise UserError(f"{checkpoint.folder} has vistok_pred false: it reads images but has no head to draw them.")
-    settings = DrawSettings(
+    settings = DrawingOptions(
         seed=arguments.seed,
         cfg=arguments.cfg,
         temperature=arguments.temperature,
@@ -155,7 +155,7 @@ def draw_requests(arguments: argparse.Namespace, checkpoint: Checkpoint, request
         weights=checkpoint.fingerprint(),
     )
     output = Output(arguments.output, arguments.layout)
-    samples = [Sample(r, k, output.place(r, k)) for r in requests for k in range(arguments.images_per_prompt)]
+    samples = [RequestedImage(r, k, output.place(r, k)) for r in requests for k in range(arguments.images_per_prompt)]
     if not output.is_folder and len(samples) > 1:
         raise UserError(
             f"--output {output.path} is one file, and there are {len(samples)} images to draw; name a folder."
@@ -185,8 +185,11 @@ def draw_requests(arguments: argparse.Namespace, checkpoint: Checkpoint, request
 
 
 def _draw_batches(
-    checkpoint: Checkpoint, batches: Sequence[Sequence[Sample]], settings: DrawSettings, memory_budget: int | None
-) -> Iterator[tuple[Sample, Image.Image]]:
+    checkpoint: Checkpoint,
+    batches: Sequence[Sequence[RequestedImage]],
+    settings: DrawingOptions,
+    memory_budget: int | None,
+) -> Iterator[tuple[RequestedImage, Image.Image]]:
     """Loads the checkpoint and yields each sample with its image. Sizes are looked at before the AR model is loaded."""
     decoder = checkpoint.load_decoder()
     for height, width in {(sample.request.height, sample.request.width) for batch in batches for sample in batch}:
@@ -211,8 +214,8 @@ def draw_batch(
     model: "UniARForConditionalGeneration",
     processor: Any,
     decoder: "UniARVisualDecoder",
-    samples: Sequence[Sample],
-    settings: DrawSettings,
+    samples: Sequence[RequestedImage],
+    settings: DrawingOptions,
     *,
     memory_budget: int | None = None,
     show_progress: bool = False,
@@ -285,9 +288,9 @@ def _is_drawn(path: Path, record: dict[str, Any]) -> bool:
     return True
 
 
-def _batches(samples: Sequence[Sample], batch_size: int) -> list[list[Sample]]:
+def _batches(samples: Sequence[RequestedImage], batch_size: int) -> list[list[RequestedImage]]:
     """Batches of one size each, in the order of the requests."""
-    by_size: dict[tuple[int, int], list[Sample]] = {}
+    by_size: dict[tuple[int, int], list[RequestedImage]] = {}
     for sample in samples:
         by_size.setdefault((sample.request.height, sample.request.width), []).append(sample)
     return [group[i : i + batch_size] for group in by_size.values() for i in range(0, len(group), batch_size)]
