@@ -67,6 +67,7 @@ from rl.trainer.extensions.collection import TrainerExtensions
 from rl.trainer.extensions.early_stop import check_metric
 from rl.trainer.stopping import Stopper
 from rl.trainer.trainer import UniARTrainer
+from rl.trainer.wandb_session import reporting
 from rl.trainer.watch import Watch
 from uniar.checkpoint import load_processor
 
@@ -184,7 +185,7 @@ def _train(recipe: Recipe, resume: bool, lock: FolderLock) -> RunFolder | None:
     for theirs in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(theirs)
     try:
-        with writing_records(folder.path), Peers(), stopper, args.reporting():
+        with writing_records(folder.path), Peers(), stopper, reporting(args):
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     finally:
         if args.process_index == 0:

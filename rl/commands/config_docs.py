@@ -47,8 +47,11 @@ Checkpoints fall between rollouts, so save_steps and max_steps must be multiples
 
 `report_to` (default `none`) names who is told of the run: `tensorboard`, `wandb` and others, with the recipe as the
 run's config. The project is `project`, or else `WANDB_PROJECT`, or else `uniar-rl`; the run is called `run_name`, or
-else as its folder. Nothing leaves the machine that is not asked for: by `report_to`, the URL of a judge
-or server, or the hub id of a model, a dataset or a reward. The usage reports of TRL and of the Hugging Face libraries
+else as its folder. W&B gets metrics, pictures, the recipe without keys, addresses and paths, the load of the
+machine, and the names of the installed packages; the command line, the console, code, git and the machine's name
+only where `WANDB__DISABLE_META=false`, `WANDB_CONSOLE=auto`, `WANDB_DISABLE_CODE=false`, `WANDB_DISABLE_GIT=false`
+or `WANDB_HOST` ask for it. Nothing leaves the machine that is not asked for: by `report_to`, the URL of a judge or
+server, or the hub id of a model, a dataset or a reward. The usage reports of TRL and of the Hugging Face libraries
 are off unless the environment has `HF_HUB_DISABLE_TELEMETRY=0`.
 
 These are set elsewhere, and refused here:

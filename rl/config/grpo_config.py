@@ -1,8 +1,7 @@
 """A recipe in the words of TRL: its GRPOConfig."""
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from uniar.shareable import shareable
 
 PROJECT = "uniar-rl"
 """what W&B and trackio file runs under, where neither the recipe nor the environment names it"""
-_WANDB_PROJECT = "WANDB_PROJECT"
 
 
 @dataclass
@@ -39,19 +37,10 @@ class RunConfig(GRPOConfig):
         """The recipe's sections, and under `trainer` all arguments of TRL's and transformers' that it may set; without
         keys, addresses and paths, as reporters pass it on."""
         free = {name: value for name, value in super().to_dict().items() if name in TAKEN}
-        return shareable({**self._recipe.to_mapping(), "trainer": free})
-
-    @contextmanager
-    def reporting(self) -> Iterator[None]:
-        """Within the block W&B, which transformers tells no project, finds it where it looks."""
-        before = os.environ.get(_WANDB_PROJECT)
-        os.environ[_WANDB_PROJECT] = self.project
-        try:
-            yield
-        finally:
-            del os.environ[_WANDB_PROJECT]
-            if before is not None:
-                os.environ[_WANDB_PROJECT] = before
+        model = self._recipe.model
+        # Reporters put the model's own configuration under these, which has the path that it was loaded from.
+        beside = {"_name_or_path": model.path or model.preset, "peft_config": None}
+        return shareable({**beside, **self._recipe.to_mapping(), "trainer": free})
 
 
 def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -86,7 +75,7 @@ def trl_settings(recipe: Recipe, trainer: Mapping[str, Any], bits: int) -> dict[
     return {
         "logging_steps": 1,
         "report_to": "none",
-        "project": os.environ.get(_WANDB_PROJECT, PROJECT),
+        "project": os.environ.get("WANDB_PROJECT", PROJECT),
         "bf16": recipe.model.dtype == "bfloat16",
         # Without this, transformers refuses bf16, and accelerate starts no process group, on a machine without a GPU.
         "use_cpu": not torch.accelerator.is_available(),

@@ -5,7 +5,6 @@ Whatever a library refuses comes back as one sentence with the key, and the line
 """
 
 import math
-import os
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -20,6 +19,7 @@ from trl import GRPOConfig
 from rl.config.grpo_config import trl_settings
 from rl.config.sections import Recipe
 from rl.distributed.setup import is_first_process, world_size
+from rl.trainer import wandb_session
 from rl.trainer.deepspeed_check import check_deepspeed_settings
 from uniar.errors import UserError
 from uniar.reading.files import reason_of
@@ -113,21 +113,8 @@ def _check_reporters(recipe: Recipe, args: GRPOConfig) -> None:
             integration()  # which fails where its package is not installed
     except (*REFUSALS, AssertionError) as error:
         raise UserError(f"{recipe.where('trainer.report_to')}: trainer.report_to: {reason_of(error)}.") from error
-    if "wandb" in args.report_to and is_first_process() and (reason := _wandb_refusal()) is not None:
+    if "wandb" in args.report_to and is_first_process() and (reason := wandb_session.refusal()) is not None:
         raise UserError(
             f"{recipe.where('trainer.report_to')}: trainer.report_to has wandb, but {reason}; log in with "
             "`wandb login`, set WANDB_API_KEY, or set WANDB_MODE=offline."
         )
-
-
-def _wandb_refusal() -> str | None:
-    """Why W&B would not take a run's metrics; None where it would, or is not asked."""
-    import wandb
-
-    try:
-        mode = os.environ.get("WANDB_MODE") or wandb.setup().settings.mode  # which `wandb offline` writes to a file
-        if mode in ("offline", "disabled", "dryrun"):
-            return None
-        return None if wandb.login(prompt=False) else "no key of W&B is found"
-    except (wandb.Error, *REFUSALS) as error:
-        return said(error)

@@ -1,8 +1,8 @@
 """Metrics, sample grids and the recipe in TensorBoard and W&B, by the Trainer's `report_to`."""
 
 import json
-import os
 import struct
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,8 +14,8 @@ from wandb.proto.wandb_internal_pb2 import Record
 
 from rl.config.grpo_config import grpo_config
 from rl.config.recipe import recipe_from_mapping
-from rl.trainer.arguments_check import _wandb_refusal
 from rl.trainer.build import held_out_otherwise
+from rl.trainer.wandb_session import refusal, reporting
 from uniar.configuration_uniar import UniARConfig
 
 
@@ -53,9 +53,9 @@ def test_tensorboard_and_wandb_get_metrics_pictures_and_the_recipe(settings, tmp
     monkeypatch.delenv("WANDB_PROJECT", raising=False)
     logs = tmp_path / "logs"
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(logs))
+    monkeypatch.setattr(sys, "argv", ["uniar-rl", "train", "mine.yaml", "rewards.0.api_key=plain-words"])
     run(settings, trainer={"report_to": ["tensorboard", "wandb"]})
-    wandb.finish()  # else it ends with the tests' process, after its folder
-    assert "WANDB_PROJECT" not in os.environ
+    assert wandb.run is None
 
     events = EventAccumulator(str(logs))
     events.Reload()
@@ -80,6 +80,8 @@ def test_tensorboard_and_wandb_get_metrics_pictures_and_the_recipe(settings, tmp
     records = wandb_records(next(offline.glob("*.wandb")))
     (started,) = [record.run for record in records if record.HasField("run")]
     assert (started.project, started.display_name) == ("uniar-rl", "run")
+    assert (started.host, started.HasField("git")) == ("", False)
+    assert not any(record.HasField("environment") for record in records)
     config = {
         item.key: json.loads(item.value_json)
         for record in records
@@ -88,6 +90,9 @@ def test_tensorboard_and_wandb_get_metrics_pictures_and_the_recipe(settings, tmp
         if item.key
     }
     check_config(config)
+    sent = b"".join(path.read_bytes() for path in (*offline.glob("*.wandb"), *offline.glob("files/*.*")))
+    for kept in ("plain-words", str(tmp_path), settings["model"]["path"], sys.executable, "[1/2]"):
+        assert kept.encode() not in sent, kept
 
 
 def check_config(config: dict) -> None:
@@ -120,9 +125,6 @@ def test_project_and_run_are_named_by_recipe_environment_and_folder(
         recipe_from_mapping(settings), UniARConfig.from_pretrained(settings["model"]["path"]).vision_config
     )
     assert (args.project, args.run_name) == (project, name)
-    with args.reporting():
-        assert os.environ["WANDB_PROJECT"] == project
-    assert os.environ.get("WANDB_PROJECT") == variable
 
 
 def test_what_parts_held_out_from_training_rewards_is_named(settings):
@@ -167,11 +169,49 @@ def test_wandb_offline_by_its_settings_file_needs_no_key(tmp_path, monkeypatch, 
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     monkeypatch.chdir(tmp_path)
-    try:
-        wandb.teardown()
-        assert _wandb_refusal() is not None
-        wandb.teardown()
-        (tmp_path / "settings").write_text(f"[default]\nmode = {mode}\n")
-        assert _wandb_refusal() is None
-    finally:
-        wandb.teardown()
+    assert refusal() is not None
+    (tmp_path / "settings").write_text(f"[default]\nmode = {mode}\n")
+    assert refusal() is None
+
+
+@pytest.fixture
+def reported(settings, tmp_path, monkeypatch):
+    """A run's arguments, with W&B among the reporters."""
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    settings["trainer"]["report_to"] = "wandb"
+    return grpo_config(recipe_from_mapping(settings), UniARConfig().vision_config)
+
+
+def test_each_run_of_a_process_is_served_by_the_environment_as_it_is_then(reported, tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("WANDB_API_KEY", "short")
+    assert "40+ characters" in refusal()
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert refusal() is None
+    for started in (1, 2):
+        with reporting(reported):
+            wandb.log({"reward": 1.0})
+        assert wandb.run is None
+        assert len(list(tmp_path.glob("wandb/offline-run-*"))) == started
+    monkeypatch.delenv("WANDB_MODE")
+    assert "40+ characters" in refusal()
+
+
+def test_wandb_is_told_that_a_run_has_failed(reported, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    with pytest.raises(ZeroDivisionError), reporting(reported):
+        raise ZeroDivisionError
+    records = wandb_records(next(tmp_path.glob("wandb/offline-run-*/*.wandb")))
+    assert [record.exit.exit_code for record in records if record.HasField("exit")] == [1]
+    assert wandb.run is None
+
+
+def test_what_the_user_has_begun_at_wandb_stays_theirs(reported, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    with wandb.init(project="theirs") as theirs:
+        assert refusal() is None
+        with reporting(reported):
+            assert wandb.run is theirs
+        assert wandb.run is theirs
+    wandb.teardown()
