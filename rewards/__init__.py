@@ -4,6 +4,7 @@ import uniar  # noqa: F401  first: makes torchvision, which open_clip needs, imp
 from rewards.contract.base import Reward, RewardBatch, RewardError
 from rewards.contract.registry import register_reward
 from rewards.contract.spec import RewardSpec
-from rewards.suite import RewardSuite, RewardTable
+from rewards.contract.table import RewardTable
+from rewards.suite import RewardSuite
 
 __all__ = ["Reward", "RewardBatch", "RewardError", "RewardSpec", "RewardSuite", "RewardTable", "register_reward"]
