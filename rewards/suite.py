@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import math
 import threading
 from collections.abc import Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -169,9 +168,7 @@ class RewardSuite:
         Raises RewardError for the first reward that fails under `on_error: stop`.
         """
         self.load()
-        values = torch.full((len(batch), len(self.specs)), math.nan, dtype=torch.float64)
-        failed = torch.zeros_like(values, dtype=torch.bool)
-        seconds, details = dict.fromkeys(self.names, 0.0), {}
+        table = RewardTable.empty(self.names, self.weights_for(batch.tasks))
         calls = []
         for column, spec in enumerate(self.specs):
             rows = [row for row, task in enumerate(batch.tasks) if spec.weight_for(task) is not None]
@@ -201,13 +198,13 @@ class RewardSuite:
         for column, rows in calls:
             name = self.names[column]
             outcome = outcomes[column]
-            seconds[name] = outcome.seconds
-            values[rows, column] = torch.tensor(outcome.scores, dtype=torch.float64)
-            failed[[rows[fault] for fault in outcome.faults], column] = True
+            table.seconds[name] = outcome.seconds
+            table.values[rows, column] = torch.tensor(outcome.scores, dtype=torch.float64)
+            table.failed[[rows[fault] for fault in outcome.faults], column] = True
             if outcome.details:
                 said = dict(zip(rows, outcome.details, strict=True))
-                details[name] = [said.get(row) for row in range(len(batch))]
-        return RewardTable(self.names, values, self.weights_for(batch.tasks), failed, seconds, details)
+                table.details[name] = [said.get(row) for row in range(len(batch))]
+        return table
 
     def close(self) -> None:
         """Closes every reward, and ends the thread that serves the `async` ones, if there is one."""

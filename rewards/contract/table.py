@@ -39,6 +39,39 @@ class RewardTable:
         """(B,) scores of one reward."""
         return self.values[:, self.names.index(name)]
 
+    @classmethod
+    def empty(cls, names: Sequence[str], weights: torch.Tensor) -> "RewardTable":
+        """Without any score yet. weights: (B, R)."""
+        values, failed = torch.full_like(weights, torch.nan), torch.zeros_like(weights, dtype=torch.bool)
+        return cls(tuple(names), values, weights, failed, dict.fromkeys(names, 0.0))
+
+    def rows(self, places: Sequence[int]) -> "RewardTable":
+        """The scores of some samples, by place; the seconds are those of all."""
+        places = list(places)
+        details = {name: [said[place] for place in places] for name, said in self.details.items()}
+        return RewardTable(
+            self.names, self.values[places], self.weights[places], self.failed[places], self.seconds, details
+        )
+
+    def filled(
+        self, other: "RewardTable", names: Sequence[str] | None = None, places: Sequence[int] | None = None
+    ) -> "RewardTable":
+        """This table with what `other` has of the rewards `names` (None: of all) for the samples that stand here at
+        `places` (None: everywhere); seconds add up."""
+        names = self.names if names is None else names
+        places = list(range(len(self.values)) if places is None else places)
+        columns = [self.names.index(name) for name in names]
+        values, failed = self.values.clone(), self.failed.clone()
+        for column in columns:
+            values[places, column], failed[places, column] = other.values[:, column], other.failed[:, column]
+        details = {name: list(said) for name, said in self.details.items()}
+        for name in (name for name in names if name in other.details):
+            said = details.setdefault(name, [None] * len(values))
+            for place, row in zip(places, other.details[name], strict=True):
+                said[place] = row
+        seconds = {name: self.seconds[name] + other.seconds[name] * (name in names) for name in self.names}
+        return RewardTable(self.names, values, self.weights, failed, seconds, details)
+
     @staticmethod
     def cat(tables: Sequence["RewardTable"]) -> "RewardTable":
         """The tables of consecutive batches as one; counts and seconds add up."""

@@ -89,7 +89,7 @@ class DynamicSampling:
         moves = plan_moves(holders, self.accelerator.num_processes)
         rollout, rows = self._moved(chosen, holders, moves)
         samples = [sample for drawn, place in chosen for sample in drawn.groups[place]]
-        table = RewardTable.cat([_rows(drawn.table, place * size, size) for drawn, place in chosen])
+        table = RewardTable.cat([drawn.table.rows(range(place * size, (place + 1) * size)) for drawn, place in chosen])
         metrics = {
             "dynamic_sampling/rounds": len(rounds),
             "dynamic_sampling/dropped": len(without) - unfilled,
@@ -106,7 +106,7 @@ class DynamicSampling:
         # Every rank draws equally many: past the end the round's first samples come again, and are left out below.
         mine = [samples[number % len(samples)] for number in range(rank * share, (rank + 1) * share)]
         rollout, scored = draw(mine, len(samples))
-        return Round(taken, mine, rollout, scored, _rows(gathered(scored, self.accelerator), 0, len(samples)))
+        return Round(taken, mine, rollout, scored, gathered(scored, self.accelerator).rows(range(len(samples))))
 
     def _moved(
         self, chosen: Sequence[tuple[Round, int]], holders: Sequence[int], moves: dict[int, int]
@@ -154,8 +154,3 @@ def plan_moves(holders: Sequence[int], ranks: int) -> dict[int, int]:
             surplus.append(number)
     takers = [rank for rank in range(ranks) for _ in range(share - counts[rank])]
     return dict(zip(surplus, takers, strict=True))
-
-
-def _rows(table: RewardTable, start: int, count: int) -> RewardTable:
-    rows = slice(start, start + count)
-    return RewardTable(table.names, table.values[rows], table.weights[rows], table.failed[rows], table.seconds)

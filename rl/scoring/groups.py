@@ -2,8 +2,6 @@
 
 from collections.abc import Collection, Sequence
 
-import torch
-
 from rewards import RewardBatch, RewardSuite, RewardTable
 from rl.policy.rollout import Sample
 
@@ -30,14 +28,7 @@ def joined(
     rewards: RewardSuite, batch: RewardBatch, groups: Sequence[Sequence[int]], parts: Sequence[RewardTable]
 ) -> RewardTable:
     """The tables of groups that were each scored by itself as one of the whole batch; NaN elsewhere."""
-    values = torch.full((len(batch), len(rewards.names)), torch.nan, dtype=torch.float64)
-    failed = torch.zeros_like(values, dtype=torch.bool)
-    seconds, details = dict.fromkeys(rewards.names, 0.0), {}
+    table = RewardTable.empty(rewards.names, rewards.weights_for(batch.tasks))
     for places, part in zip(groups, parts, strict=True):
-        values[places], failed[places] = part.values, part.failed
-        seconds = {name: seconds[name] + part.seconds[name] for name in seconds}
-        for name, rows in part.details.items():
-            said = details.setdefault(name, [None] * len(batch))
-            for place, row in zip(places, rows, strict=True):
-                said[place] = row
-    return RewardTable(rewards.names, values, rewards.weights_for(batch.tasks), failed, seconds, details)
+        table = table.filled(part, places=places)
+    return table

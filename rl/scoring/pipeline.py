@@ -37,7 +37,7 @@ def decode_and_score(
     *,
     step: int = 0,
     apart: Collection[int] = (),
-    phase: Callable[[str], AbstractContextManager] = lambda name: nullcontext(),
+    phase: Callable[[str], AbstractContextManager] = nullcontext,
 ) -> tuple[list[Image.Image], RewardTable]:
     """Bits (B, T, L, S, K) → B images and their scores.
 
@@ -69,8 +69,8 @@ def decode_and_score(
                 groups, parts = groups_of(samples, apart) if compared else [], []
                 for places in groups:  # here, not in a function of its own: who writes a reward reads its tracebacks
                     parts.append(rewards.score(batch.select(places), only=compared, first=places[0]))
-    table = rest if table is None else _merged(table, rest, after)
-    return images, _merged(table, joined(rewards, batch, groups, parts), compared)
+    table = rest if table is None else table.filled(rest, after)
+    return images, table.filled(joined(rewards, batch, groups, parts), compared)
 
 
 def chunk_size(decode_batch_size: int) -> int:
@@ -138,18 +138,3 @@ class BackgroundScorer:
         them, and raises what scoring raised."""
         tables = [future.result() for future in self._pending]
         return RewardTable.cat(tables) if tables else None
-
-
-def _merged(table: RewardTable, other: RewardTable, names: Sequence[str]) -> RewardTable:
-    """The table with the columns `names` from `other`."""
-    columns = [table.names.index(name) for name in names]
-    values, failed = table.values.clone(), table.failed.clone()
-    values[:, columns], failed[:, columns] = other.values[:, columns], other.failed[:, columns]
-    return RewardTable(
-        names=table.names,
-        values=values,
-        weights=table.weights,
-        failed=failed,
-        seconds={**table.seconds, **{name: other.seconds[name] for name in names}},
-        details={**table.details, **{name: said for name, said in other.details.items() if name in names}},
-    )

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Required, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -34,9 +34,26 @@ CONNECT_SECONDS = 60.0
 Scores = Callable[[], tuple[list[Image.Image | None], RewardTable]]
 """Waits for B images, None for those that were not to be kept, and their scores."""
 
+Policy = AbstractContextManager[nn.Module]
+
 Phase = Callable[[str], AbstractContextManager]
 
 Answer = tuple[dict[str, Any], dict[str, Tensor]]
+
+
+class Wanted(TypedDict, total=False):
+    """What a scorer is told of samples besides their bits."""
+
+    policy: Required[Policy]
+    """for rewards that look at the model"""
+    step: int
+    """of the run, for the decoder's noise; 0 by default"""
+    keep: Collection[int]
+    """the samples, by place, whose images are wanted; none by default"""
+    apart: Collection[int]
+    """those whose group is not whole here: rewards that compare samples leave them out; their images are wanted too"""
+    phase: Phase
+    """a context for the time that is spent on it in this process"""
 
 
 class Scorer(Protocol):
@@ -44,35 +61,15 @@ class Scorer(Protocol):
 
     rewards: RewardSuite
 
-    def begin(
-        self,
-        bits: Tensor,
-        samples: Sequence[Sample],
-        *,
-        policy: AbstractContextManager[nn.Module],
-        step: int = 0,
-        keep: Collection[int] = (),
-        apart: Collection[int] = (),
-        phase: Phase = lambda name: nullcontext(),
-    ) -> Scores:
-        """Begins with bits (B, T, L, S, K).
-
-        policy: for rewards that look at the model. keep: the samples, by place, whose images are wanted. apart: those
-        whose group is not whole here: rewards that compare samples leave them out, and their images are wanted too.
-        phase: a context for the time that is spent on it in this process.
-        """
+    def begin(self, bits: Tensor, samples: Sequence[Sample], **wanted: Unpack[Wanted]) -> Scores:
+        """Begins with bits (B, T, L, S, K)."""
 
     @property
     def comparing(self) -> list[str]:
         """The rewards that compare the samples of a group."""
 
     def compare(
-        self,
-        bits: Sequence[Tensor],
-        samples: Sequence[Sample],
-        images: Sequence[Image.Image],
-        *,
-        policy: AbstractContextManager[nn.Module],
+        self, bits: Sequence[Tensor], samples: Sequence[Sample], images: Sequence[Image.Image], policy: Policy
     ) -> RewardTable | None:
         """The scores of these rewards for samples in whole groups; None for no samples. Where the policy is sharded,
         all ranks call it."""
@@ -94,42 +91,17 @@ class LocalScorer:
     def __init__(self, decoder: "UniARVisualDecoder", scored: ScoredList, processor: Any) -> None:
         self.decoder, self.rewards, self.settings, self.processor = decoder, scored.rewards, scored.settings, processor
 
-    def begin(
-        self,
-        bits: Tensor,
-        samples: Sequence[Sample],
-        *,
-        policy: AbstractContextManager[nn.Module],
-        step: int = 0,
-        keep: Collection[int] = (),
-        apart: Collection[int] = (),
-        phase: Phase = lambda name: nullcontext(),
-    ) -> Scores:
-        return partial(
-            decode_and_score,
-            self.decoder,
-            bits,
-            samples,
-            self.settings,
-            self.rewards,
-            policy,
-            self.processor,
-            step=step,
-            apart=apart,
-            phase=phase,
-        )
+    def begin(self, bits: Tensor, samples: Sequence[Sample], **wanted: Unpack[Wanted]) -> Scores:
+        wanted.pop("keep", None)  # all are
+        places = (self.decoder, bits, samples, self.settings, self.rewards)
+        return partial(decode_and_score, *places, processor=self.processor, **wanted)
 
     @property
     def comparing(self) -> list[str]:
         return comparing(self.rewards)
 
     def compare(
-        self,
-        bits: Sequence[Tensor],
-        samples: Sequence[Sample],
-        images: Sequence[Image.Image],
-        *,
-        policy: AbstractContextManager[nn.Module],
+        self, bits: Sequence[Tensor], samples: Sequence[Sample], images: Sequence[Image.Image], policy: Policy
     ) -> RewardTable | None:
         with self.rewards.on_device(), self.rewards.bound(policy, self.processor):
             return compare_samples(self.rewards, bits, samples, images)
@@ -187,21 +159,12 @@ class RemoteScorer:
         self._numbers = {record.id: number for number, record in enumerate(scored.records)}
         self._comparing: list[str] | None = None
 
-    def begin(
-        self,
-        bits: Tensor,
-        samples: Sequence[Sample],
-        *,
-        policy: AbstractContextManager[nn.Module],
-        step: int = 0,
-        keep: Collection[int] = (),
-        apart: Collection[int] = (),
-        phase: Phase = lambda name: nullcontext(),
-    ) -> Scores:
-        keep = sorted({*keep, *apart})
-        notes = {"list": self.key, "step": step, "bits": bits.shape[-1], "keep": keep, "apart": sorted(apart)}
+    def begin(self, bits: Tensor, samples: Sequence[Sample], **wanted: Unpack[Wanted]) -> Scores:
+        apart, step = sorted(wanted.get("apart", ())), wanted.get("step", 0)
+        keep = sorted({*wanted.get("keep", ()), *apart})
+        notes = {"list": self.key, "step": step, "bits": bits.shape[-1], "keep": keep, "apart": apart}
         answer = self.connection.ask(notes, places=self._places(samples), packed=_packed(bits))
-        return partial(self._finish, answer, list(samples), phase)
+        return partial(self._finish, answer, list(samples), wanted.get("phase", nullcontext))
 
     def _finish(
         self, answer: "Future[Answer]", samples: Sequence[Sample], phase: Phase
@@ -228,12 +191,7 @@ class RemoteScorer:
         return self._comparing
 
     def compare(
-        self,
-        bits: Sequence[Tensor],
-        samples: Sequence[Sample],
-        images: Sequence[Image.Image],
-        *,
-        policy: AbstractContextManager[nn.Module],
+        self, bits: Sequence[Tensor], samples: Sequence[Sample], images: Sequence[Image.Image], policy: Policy
     ) -> RewardTable | None:
         if not samples:
             return None

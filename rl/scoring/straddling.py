@@ -5,9 +5,8 @@ process gets the other samples' images and bits, and all get the scores. The sam
 processes.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -60,10 +59,11 @@ def begin_in_groups(
         drawn = [Sample(samples[n // group * group - first].record, n % group) for n in whole]
         pictures, codes = [image for image, _ in whole.values()], [code for _, code in whole.values()]
         compared = scorer.compare(codes, drawn, pictures, policy=policy())
-        rows = {} if compared is None else dict(zip(whole, _rows(compared), strict=True))
-        rows = {number: row for part in gather_object([rows]) for number, row in part.items()}
-        own = {number - first: row for number, row in rows.items() if first <= number < first + share}
-        return images, _filled(table, own, comparing)
+        for numbers, elsewhere in gather_object([(list(whole), compared)]):
+            own = {row: n - first for row, n in enumerate(numbers) if first <= n < first + share}
+            if own:
+                table = table.filled(elsewhere.rows(own), comparing, list(own.values()))
+        return images, table
 
     return finish
 
@@ -106,27 +106,3 @@ def _moved(
     for tensor in (pixels, own_bits):
         torch.distributed.recv(tensor, holder)
     return Image.fromarray(pixels.cpu().numpy()), own_bits
-
-
-def _rows(table: RewardTable) -> list[dict[str, Any]]:
-    return [
-        {
-            "values": table.values[row].tolist(),
-            "failed": table.failed[row].tolist(),
-            "details": {name: said[row] for name, said in table.details.items()},
-        }
-        for row in range(len(table.values))
-    ]
-
-
-def _filled(table: RewardTable, rows: Mapping[int, Mapping[str, Any]], names: Sequence[str]) -> RewardTable:
-    """The table with the columns `names` of some rows from elsewhere."""
-    columns = [table.names.index(name) for name in names]
-    values, failed = table.values.clone(), table.failed.clone()
-    details = {name: list(said) for name, said in table.details.items()}
-    for place, row in rows.items():
-        for column in columns:
-            values[place, column], failed[place, column] = row["values"][column], row["failed"][column]
-        for name, said in row["details"].items():
-            details.setdefault(name, [None] * len(values))[place] = said
-    return replace(table, values=values, failed=failed, details=details)

@@ -130,6 +130,15 @@ def test_tables_join_their_details():
     joined = RewardTable.cat(parts)
     assert joined.details == suite.score(batch).details == {"odd": [None, {"n": "1"}, None, {"n": "3"}]}
     assert torch.equal(joined.weights, suite.score(batch).weights)
+    whole = suite.score(batch)
+    filled = RewardTable.empty(suite.names, whole.weights)
+    for places, part in zip(([0], [1, 2], [3]), parts, strict=True):
+        filled = filled.filled(part, places=places)
+    assert (filled.details, filled.values.tolist()) == (whole.details, whole.values.tolist())
+    assert filled.seconds == joined.seconds
+    swapped = filled.filled(whole.rows([3, 2]), ["odd"], [0, 1])
+    assert swapped.details == {"odd": [{"n": "3"}, None, None, {"n": "3"}]}
+    assert torch.equal(swapped.column("compressibility"), whole.column("compressibility"))
 
 
 # Where they go
