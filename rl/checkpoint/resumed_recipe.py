@@ -4,14 +4,12 @@ Most of it counts from the next update on: rewards, rollout, loss and evaluation
 recipe gives the optimizer is put over its restored state (rl/checkpoint/resume.py). What neither holds for is refused.
 """
 
-import dataclasses
-import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rl.config.sections import Recipe
-from rl.config.settings import settings_of
+from rl.config.settings import nested_settings
 from rl.config.trainer_arguments import TAKEN, trl_arguments
 from rl.config.yaml_files import read_yaml
 from uniar.errors import UserError
@@ -46,18 +44,7 @@ _ABSENT = object()
 
 def _fixed() -> dict[str, str]:
     """Key -> why it is fixed: of the recipe's sections, and of the arguments of `trainer`."""
-    found: dict[str, str] = {}
-
-    def collect(section: type, prefix: str) -> None:
-        hints = typing.get_type_hints(section)
-        for field in settings_of(section):
-            if field.metadata["fixed"] is not None:
-                found[f"{prefix}{field.name}"] = field.metadata["fixed"]
-            for kind in (hints[field.name], *typing.get_args(hints[field.name])):
-                if dataclasses.is_dataclass(kind):
-                    collect(kind, f"{prefix}{field.name}.")
-
-    collect(Recipe, "")
+    found = {key: field.metadata["fixed"] for key, field, _ in nested_settings(Recipe) if field.metadata["fixed"]}
     return found | {f"trainer.{name}": taken.fixed for name, taken in TAKEN.items() if taken.fixed}
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rl.config import sections as config
 from rl.config import trainer_arguments
-from rl.config.settings import expected, settings_of
+from rl.config.settings import expected, nested_settings, settings_of
 from rl.config.yaml_files import dump_yaml
 from rl.data.prompts import MixEntry
 from uniar.reading import prompt_files
@@ -95,22 +95,12 @@ def _doc(section: type) -> str:
 def _table(section: type, prefix: str, nested: bool = True) -> str:
     """The settings of a dataclass; those of a section inside it follow with their full keys."""
     rows = ["| key | value | default | meaning |", "| --- | --- | --- | --- |"]
-    rows += _rows(section, prefix, nested)
+    for key, field, hint in nested_settings(section, prefix):
+        if nested or key.count(".") == prefix.count("."):
+            value = expected(hint, field.metadata).replace("'", "`")
+            meaning = field.metadata["help"].replace("|", "\\|")
+            rows.append(f"| `{key}` | {value} | {_default(field)} | {meaning} |")
     return "\n".join(rows) + "\n"
-
-
-def _rows(section: type, prefix: str, nested: bool) -> list[str]:
-    rows = []
-    hints = typing.get_type_hints(section)
-    for field in settings_of(section):
-        hint = hints[field.name]
-        inner = next((kind for kind in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(kind)), None)
-        value = expected(hint, field.metadata).replace("'", "`")
-        meaning = field.metadata["help"].replace("|", "\\|")
-        rows.append(f"| `{prefix}{field.name}` | {value} | {_default(field)} | {meaning} |")
-        if nested and inner is not None:
-            rows += _rows(inner, f"{prefix}{field.name}.", nested)
-    return rows
 
 
 def _default(field: dataclasses.Field) -> str:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import typing
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from rl.config.checks import check_choices, check_rewards, check_rollout_boundaries
 from rl.config.sections import Recipe
-from rl.config.settings import Origins, build, home_expanded, key_of, origin_of, settings_of
+from rl.config.settings import Origins, build, home_expanded, key_of, nested_settings, origin_of, settings_of
 from rl.config.trainer_arguments import TAKEN, check_trainer_arguments
 from rl.config.yaml_files import parse_yaml, read_yaml
 from uniar.errors import UserError
@@ -67,16 +66,8 @@ def blamed_on(recipe: Recipe, key: str) -> Iterator[None]:
 def _names() -> dict[str, str]:
     """The last part of each setting's key, where only one has it -> that key: for hints."""
     keys: dict[str, list[str]] = {name: [f"trainer.{name}"] for name in TAKEN}
-
-    def collect(section: type, prefix: str) -> None:
-        hints = typing.get_type_hints(section)
-        for field in settings_of(section):
-            keys.setdefault(field.name, []).append(f"{prefix}{field.name}")
-            for kind in (hints[field.name], *typing.get_args(hints[field.name])):
-                if dataclasses.is_dataclass(kind):
-                    collect(kind, f"{prefix}{field.name}.")
-
-    collect(Recipe, "")
+    for key, field, _ in nested_settings(Recipe):
+        keys.setdefault(field.name, []).append(key)
     return {name: found[0] for name, found in keys.items() if len(found) == 1}
 
 

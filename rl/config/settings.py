@@ -8,7 +8,7 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, Union
 
 from uniar.errors import UserError, did_you_mean
@@ -44,6 +44,17 @@ def setting(
 def settings_of(cls: type) -> list[dataclasses.Field]:
     """The fields of a dataclass that a user may set: those made with `setting`."""
     return [field for field in dataclasses.fields(cls) if "help" in field.metadata]
+
+
+def nested_settings(cls: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field, Any]]:
+    """The dotted key, field and type of each setting of a dataclass, those of a section after the section itself."""
+    hints = typing.get_type_hints(cls)
+    for field in settings_of(cls):
+        key, hint = f"{prefix}{field.name}", hints[field.name]
+        yield key, field, hint
+        for kind in (hint, *typing.get_args(hint)):
+            if dataclasses.is_dataclass(kind):
+                yield from nested_settings(kind, f"{key}.")
 
 
 def key_of(path: tuple[str, ...]) -> str:

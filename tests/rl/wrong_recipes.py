@@ -7,11 +7,11 @@ import dataclasses
 import json
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from rl.config.sections import Recipe
-from rl.config.settings import settings_of
+from rl.config.settings import nested_settings
 from rl.config.trainer_arguments import OWNED, REFUSED, TAKEN, kind_of
 from rl.config.yaml_files import parse_yaml
 
@@ -22,15 +22,10 @@ ODD = ["''", "[]", "{}", "-1", "1000000", "9223372036854775807", "1e308", "'a: b
 """values that some settings take, and that others have to refuse"""
 
 
-def settings(section: type = Recipe, prefix: str = "") -> Iterator[tuple[str, Any, dict]]:
+def settings() -> Iterator[tuple[str, Any, Mapping]]:
     """(key, type, bounds) of every setting of a recipe, those of nested sections too."""
-    hints = typing.get_type_hints(section)
-    for field in settings_of(section):
-        hint = hints[field.name]
-        yield f"{prefix}{field.name}", hint, field.metadata
-        for kind in (hint, *typing.get_args(hint)):
-            if dataclasses.is_dataclass(kind):
-                yield from settings(kind, f"{prefix}{field.name}.")
+    for key, field, hint in nested_settings(Recipe):
+        yield key, hint, field.metadata
 
 
 def arguments() -> Iterator[tuple[str, Any, dict]]:
