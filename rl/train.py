@@ -18,7 +18,6 @@ from types import ModuleType
 
 from accelerate import PartialState
 from transformers import PrinterCallback, ProgressCallback, set_seed
-from transformers.integrations import is_deepspeed_zero3_enabled
 
 from rl.checkpoint.folder_lock import FolderLock
 from rl.checkpoint.folders import writing_records
@@ -27,12 +26,12 @@ from rl.config.checks import check_batches, refresh_risk, rounding_risk
 from rl.config.grpo_config import grpo_config
 from rl.config.recipe import blamed_on, load_recipe
 from rl.config.sections import Recipe
+from rl.distributed.engine import gathered_state, prepare_deepspeed_on_cpu
 from rl.distributed.peers import Peers
 from rl.distributed.process_roles import check_rewards, take_role
 from rl.distributed.setup import (
     is_first_process,
     local_device,
-    prepare_deepspeed_on_cpu,
     use_local_device,
     world_size,
 )
@@ -216,8 +215,7 @@ def _train(recipe: Recipe, resume: bool, lock: FolderLock) -> RunFolder | None:
 def export_from_trainer(trainer: UniARTrainer, source: Path, folder: RunFolder, target: Path) -> None:
     """Writes the policy of a run as a self-contained checkpoint; collective where weights are sharded."""
     accelerator = trainer.accelerator
-    # Asked of the engine itself: accelerate refuses where the recipe leaves checkpoints sharded.
-    state = trainer.model_wrapped._zero3_consolidated_16bit_state_dict() if is_deepspeed_zero3_enabled() else None
+    state = gathered_state(trainer)
     if accelerator.is_main_process:
         card = card_of_run(folder, trainer.recipe, source, trainer.state.global_step, accelerator.num_processes)
         export_model(accelerator.unwrap_model(trainer.model), source, target, state, card=card)

@@ -9,15 +9,12 @@ import torch
 from peft.utils.other import get_pattern_key
 from torch import Tensor
 
-from rl.checkpoint.averages import averaged_weights
-from rl.checkpoint.tensor_files import TensorFiles
+from rl.checkpoint.layout import ADAPTER_CONFIG
+from rl.checkpoint.tensor_files import TensorFiles, averaged_weights
 from rl.checkpoint.zero_shards import ZeroShards
 from uniar.errors import UserError
 from uniar.reading.files import read_object
 from uniar.weight_files import ADAPTER, has_weights
-
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = f"{ADAPTER}.safetensors"
 
 _PREFIX = "base_model.model."
 # What a configuration of W + (alpha / r)·B·A may set: where, how large, and how it was loaded.

@@ -6,9 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rl.checkpoint.disk_errors import write_failure
+from rl.checkpoint.layout import MODEL_CONFIG, PARTIAL, REPLACED, STATE
 from uniar.errors import UserError
-
-CARD = "README.md"
 
 
 @contextmanager
@@ -17,7 +16,7 @@ def appearing(target: Path, sign: str) -> Iterator[Path]:
     only if it is no training checkpoint. Raises UserError where it cannot be written."""
     require_replaceable(target, sign)
     target = target.resolve()  # a link to another disk stays one
-    partial, replaced = (target.with_name(f"{target.name}.{state}") for state in ("partial", "replaced"))
+    partial, replaced = (target.with_name(f"{target.name}{end}") for end in (PARTIAL, REPLACED))
     shutil.rmtree(partial, ignore_errors=True)
     shutil.rmtree(replaced, ignore_errors=True)
     try:
@@ -34,9 +33,9 @@ def appearing(target: Path, sign: str) -> Iterator[Path]:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def require_replaceable(target: Path, sign: str = "config.json") -> None:
+def require_replaceable(target: Path, sign: str = MODEL_CONFIG) -> None:
     """Raises UserError for a folder that an export must not replace."""
     if target.exists() and not (target / sign).is_file():
         raise UserError(f"{target} exists and is no checkpoint folder; choose another output folder.")
-    if (target / "trainer_state.json").exists():
+    if (target / STATE).exists():
         raise UserError(f"{target} is a training checkpoint, which an export must not replace; choose another folder.")

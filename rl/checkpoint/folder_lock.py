@@ -9,11 +9,8 @@ from typing import Self
 
 from filelock import FileLock, Timeout
 
+from rl.checkpoint.layout import LOCK
 from uniar.errors import UserError
-
-LOCK = ".lock"
-"""Its file, in the run's folder. The system lets go of it when the process that holds it ends, however it ends; of a
-machine that died, NFS does after its lease, some 90 seconds."""
 
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 """What flock says on Lustre mounted without locks, on some FUSE file systems, on NFS without its lock service."""

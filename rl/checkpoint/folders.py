@@ -18,17 +18,11 @@ from typing import Any
 from safetensors import SafetensorError
 
 from rl.checkpoint.disk_errors import failure_within, write_failure
+from rl.checkpoint.layout import CHECKPOINT, MANIFEST, RANDOM_STATE, RANDOM_STATES, REPLACED, SAVING, STATE
 from uniar.errors import UserError
 from uniar.reading.files import read_json, reason_of, write_whole
 
 logger = logging.getLogger(__name__)
-
-MANIFEST = "manifest.json"
-PREFIX = "checkpoint-"
-SAVING = ".saving"
-"""Folder, inside the run's, in which a checkpoint is written."""
-STATE = "trainer_state.json"
-"""transformers' own, in a checkpoint"""
 
 
 @contextmanager
@@ -122,13 +116,18 @@ def saved_step(checkpoint: Path) -> int:
     return step
 
 
+def processes_of(checkpoint: Path) -> int | None:
+    """How many processes wrote a checkpoint: each leaves its random state. None where there is none."""
+    return 1 if (checkpoint / RANDOM_STATE).is_file() else len(list(checkpoint.glob(RANDOM_STATES))) or None
+
+
 def publish(run: Path, name: str) -> Path:
     """Seals `<run>/.saving/<name>` and gives it its place in the run. What is there already, such as a damaged one that
     was passed over, is moved out of the way first and deleted after."""
     written, place = run / SAVING / name, run / name
     seal(written)
     if place.exists():
-        os.replace(place, run / SAVING / f"{name}.replaced")
+        os.replace(place, run / SAVING / f"{name}{REPLACED}")
     os.replace(written, place)
     _flush(run)
     shutil.rmtree(run / SAVING)
@@ -138,9 +137,9 @@ def publish(run: Path, name: str) -> Path:
 def checkpoints(run: Path) -> list[Path]:
     """The run's checkpoint folders, oldest step first, good or not."""
     numbered = [
-        (int(entry.name.removeprefix(PREFIX)), entry)
-        for entry in run.glob(f"{PREFIX}*")
-        if entry.is_dir() and entry.name.removeprefix(PREFIX).isdecimal()
+        (int(entry.name.removeprefix(CHECKPOINT)), entry)
+        for entry in run.glob(f"{CHECKPOINT}*")
+        if entry.is_dir() and entry.name.removeprefix(CHECKPOINT).isdecimal()
     ]
     return [entry for _, entry in sorted(numbered)]
 

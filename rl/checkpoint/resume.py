@@ -7,7 +7,6 @@ then weights, schedule, counters and the place in the data are taken along, and 
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,54 +15,17 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from trl import GRPOConfig
 
-from rl.checkpoint.adapters import ADAPTER_CONFIG, trained_adapter
+from rl.checkpoint.adapters import trained_adapter
+from rl.checkpoint.folders import processes_of
+from rl.checkpoint.layout import ADAPTER_CONFIG
 from rl.checkpoint.weights import trained_weights
-from rl.distributed.weight_slices import gathered_parameter
+from rl.distributed.engine import Engine, gathered_parameter, own_schedule, place_deepspeed_schedule
 from uniar.errors import UserError
-
-
-@dataclass(frozen=True)
-class Engine:
-    """What divides an optimizer among processes."""
-
-    deepspeed: bool
-    stage: int
-    """ZeRO's; 0 where every process has the whole optimizer"""
-    processes: int
-
-    @classmethod
-    def of(cls, args: GRPOConfig) -> "Engine":
-        """This run's."""
-        plugin = args.deepspeed_plugin
-        return cls(plugin is not None, 0 if plugin is None else plugin.zero_stage, args.world_size)
-
-    @classmethod
-    def that_wrote(cls, checkpoint: Path) -> "Engine":
-        """A checkpoint's, told by its files. ZeRO-1 is not told from ZeRO-2, whose files are the same."""
-        processes = len(list(checkpoint.glob("rng_state_*.pth"))) or 1
-        if not (checkpoint / "latest").is_file():
-            return cls(False, 0, processes)
-        shards = len(list(checkpoint.glob("global_step*/*_optim_states.pt")))
-        if not shards:
-            return cls(True, 0, processes)
-        return cls(True, 2 if any(checkpoint.glob("global_step*/mp_rank_*_model_states.pt")) else 3, shards)
-
-    def reads(self, other: "Engine") -> bool:
-        """Whether a checkpoint that `other` wrote can be loaded whole."""
-        return self._layout == other._layout
-
-    @property
-    def _layout(self) -> tuple[bool, int, int | None]:
-        return self.deepspeed, max(self.stage, 2) if self.stage else 0, self.processes if self.stage else None
-
-    def __str__(self) -> str:
-        under = f" under ZeRO-{self.stage}" if self.stage else " under DeepSpeed" if self.deepspeed else ""
-        return f"{self.processes} process{'es' * (self.processes != 1)}{under}"
 
 
 def only_weights_of(checkpoint: Path, args: GRPOConfig) -> bool:
     """Whether only the weights of a checkpoint can be loaded here; says on the console, loudly, what is lost."""
-    written, here = Engine.that_wrote(checkpoint), Engine.of(args)
+    written, here = Engine.that_wrote(checkpoint, processes_of(checkpoint) or 1), Engine.of(args)
     if here.reads(written):
         if written.processes != here.processes and args.process_index == 0:
             print(f"{checkpoint.name} was written by {written}; it is loaded whole on {here}.", flush=True)
@@ -115,11 +77,11 @@ def apply_settings(optimizer: Any, scheduler: Any, settings: Sequence[Mapping[st
 
     optimizer, scheduler: as transformers has them, in accelerate's wrappers under DeepSpeed.
     """
-    scheduler = getattr(scheduler, "scheduler", scheduler)
+    scheduler = own_schedule(scheduler)
     for group, new in zip(optimizer.param_groups, settings, strict=True):
         group.update(new)
-    if not isinstance(scheduler, LambdaLR):  # one of DeepSpeed's own, which reads its settings from the configuration
-        scheduler.step(scheduler.last_batch_iteration)
+    if not isinstance(scheduler, LambdaLR):
+        place_deepspeed_schedule(scheduler)
         return
     scheduler.base_lrs = [new["initial_lr"] for new in settings]
     scheduler._last_lr = [
@@ -132,7 +94,7 @@ def apply_settings(optimizer: Any, scheduler: Any, settings: Sequence[Mapping[st
 
 def forward_schedule(scheduler: Any, updates: int) -> None:
     """Brings a new learning-rate schedule to where it is after so many updates."""
-    scheduler = getattr(scheduler, "scheduler", scheduler)  # accelerate's wrapper under DeepSpeed lets its engine step
+    scheduler = own_schedule(scheduler)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # no update has been made yet
         for _ in range(updates):

@@ -8,13 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rl.checkpoint.layout import CONFIG
 from rl.config.sections import Recipe
 from rl.config.settings import nested_settings
 from rl.config.trainer_arguments import TAKEN, trl_arguments
 from rl.config.yaml_files import read_yaml
 from uniar.errors import UserError
-
-CONFIG = "config.yaml"  # in a checkpoint: the recipe as it was
 
 
 def check_resumed(recipe: Recipe, checkpoint: Path) -> None:

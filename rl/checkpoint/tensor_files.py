@@ -16,6 +16,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from rl.checkpoint.layout import EMA, MODEL_CONFIG
+from rl.distributed.weight_slices import SlicedFiles
 from uniar.errors import UserError
 from uniar.weight_files import MODEL, Stored, stored_tensors
 
@@ -42,6 +44,14 @@ class TensorFiles(Mapping[str, Tensor]):
         return len(self.stored)
 
 
+def averaged_weights(checkpoint: Path) -> Mapping[str, Tensor]:
+    """The averages in a checkpoint (model.ema) under the trained model's names, in float32, each put together at its
+    look-up. Raises UserError for a checkpoint without them, or with some of their files missing."""
+    if not (checkpoint / EMA).is_dir():
+        raise UserError(f"{checkpoint} has no averaged weights; its run had no model.ema.")
+    return SlicedFiles(checkpoint / EMA)
+
+
 def write_like(source: Path, weights: Mapping[str, Tensor], target: Path, max_shard_size: int) -> None:
     """Writes `weights` into `target` under the names, shapes and dtypes of the checkpoint folder `source`.
 
@@ -54,12 +64,12 @@ def write_like(source: Path, weights: Mapping[str, Tensor], target: Path, max_sh
     names = {}
     for number, shard in enumerate(shards, start=1):
         many = f"-{number:05d}-of-{len(shards):05d}"
-        file = f"model{many if len(shards) > 1 else ''}.safetensors"
+        file = f"{MODEL}{many if len(shards) > 1 else ''}.safetensors"
         save_tensors({name: _like(layout[name], name, weights[name]) for name in shard}, target / file)
         names |= dict.fromkeys(shard, file)
     if len(shards) > 1:
         index = {"metadata": {"total_size": sum(tensor.bytes for tensor in layout.values())}, "weight_map": names}
-        (target / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+        (target / f"{MODEL}.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
 def save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
@@ -89,7 +99,7 @@ def parse_size(text: str) -> int:
 
 def _require_same_names(source: Path, layout: Mapping[str, Stored], weights: Mapping[str, Tensor]) -> None:
     tied = set()
-    config = source / "config.json"
+    config = source / MODEL_CONFIG
     if config.is_file() and json.loads(config.read_text()).get("tie_word_embeddings"):
         tied = {"lm_head.weight"}  # the input embeddings under another name, which files leave out
     for what, names in (

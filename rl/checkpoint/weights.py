@@ -6,10 +6,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from rl.checkpoint.adapters import ADAPTER_CONFIG, merge_checkpoint
-from rl.checkpoint.averages import averaged_weights
-from rl.checkpoint.tensor_files import TensorFiles
+from rl.checkpoint.adapters import merge_checkpoint
+from rl.checkpoint.layout import ADAPTER_CONFIG, MODEL_CONFIG, MODEL_WEIGHTS
+from rl.checkpoint.tensor_files import TensorFiles, averaged_weights
 from rl.checkpoint.zero_shards import ZeroShards
+from rl.distributed.engine import LATEST, has_shards
 from uniar.errors import UserError
 from uniar.weight_files import has_weights
 
@@ -21,10 +22,10 @@ def trained_weights(checkpoint: Path, source: Path, *, average: bool = False) ->
         return merge_checkpoint(checkpoint, source, average=average)
     if average:
         return ChainMap(averaged_weights(checkpoint), trained_weights(checkpoint, source))
-    if not (checkpoint / "config.json").is_file():
-        raise UserError(f"{checkpoint} has neither config.json (full checkpoint) nor {ADAPTER_CONFIG} (LoRA).")
+    if not (checkpoint / MODEL_CONFIG).is_file():
+        raise UserError(f"{checkpoint} has neither {MODEL_CONFIG} (full checkpoint) nor {ADAPTER_CONFIG} (LoRA).")
     if has_weights(checkpoint):
         return TensorFiles(checkpoint)
-    if (checkpoint / "latest").is_file():
+    if has_shards(checkpoint):
         return ZeroShards(checkpoint)
-    raise UserError(f"{checkpoint} has neither model.safetensors, nor its index, nor DeepSpeed's shards ('latest').")
+    raise UserError(f"{checkpoint} has neither {MODEL_WEIGHTS}, nor its index, nor DeepSpeed's shards ('{LATEST}').")

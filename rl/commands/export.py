@@ -5,7 +5,8 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 
-from rl.checkpoint.folders import MANIFEST, checkpoints, fault
+from rl.checkpoint.folders import checkpoints, fault
+from rl.checkpoint.layout import CONFIG, MANIFEST
 from rl.checkpoint.tensor_files import main_dtype, parse_size
 from rl.config.recipe import load_recipe
 from rl.export.model_card import model_card, origin_of
@@ -97,4 +98,4 @@ def push_to_hub(folder: Path, repository: str, *, private: bool = False) -> str:
 def _source(checkpoint: Path, named: str | None) -> Path:
     if named:
         return resolve_checkpoint(named)
-    return checkpoint_of(load_recipe(checkpoint.parent / "config.yaml").model)
+    return checkpoint_of(load_recipe(checkpoint.parent / CONFIG).model)

@@ -4,8 +4,6 @@ import os
 
 import torch
 
-from rl.config.sections import Recipe
-
 
 def world_size() -> int:
     """Number of processes, as every launcher (torchrun, deepspeed, accelerate) puts it into the environment."""
@@ -29,14 +27,3 @@ def use_local_device() -> None:
     """Makes this process's accelerator the current one, where models go that name no device of their own."""
     if torch.accelerator.is_available():
         torch.accelerator.set_device_index(local_device().index)
-
-
-def prepare_deepspeed_on_cpu(recipe: Recipe) -> None:
-    """DeepSpeed without an accelerator: gloo, before the Trainer asks for a backend, and no kernel to be compiled."""
-    if recipe.trainer.get("deepspeed") is None or torch.accelerator.is_available():
-        return
-    import deepspeed
-
-    # Its shared-memory collective would be compiled at the first run, for a minute and a half.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(dist_backend="gloo")

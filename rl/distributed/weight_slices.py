@@ -1,33 +1,25 @@
 """A second set of the trained weights (their average, an older policy), shared among the ranks: each holds its slices.
 
-What a rank owns of a weight depends on the engine: an equal part of it on one process and under DDP; under ZeRO-1 and
-ZeRO-2 what its optimizer owns, of the float32 weights where the policy is bfloat16; under ZeRO-3 the shard. So copies
-and averages are local. Whole weights are put together, one at a time, only when the set takes the model's place.
+What a rank owns of a weight depends on the engine (`owned_slice`), so copies and averages are local. Whole weights are
+put together, one at a time, only when the set takes the model's place.
 """
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from rl.distributed.engine import Slice, gathered_parameter, owned_slice, whole_shape
 from uniar.errors import UserError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-
-class Slice(NamedTuple):
-    """Consecutive elements of a flattened weight."""
-
-    start: int
-    values: Tensor
-    """(n,); empty where other ranks own the whole weight"""
 
 
 class WeightSlices:
@@ -100,7 +92,7 @@ class WeightSlices:
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {name: part.values.cpu() for name, part in self._slices.items()}
         places = {
-            name: {"start": part.start, "shape": list(_shape(self._parameters[name]))}
+            name: {"start": part.start, "shape": list(whole_shape(self._parameters[name]))}
             for name, part in self._slices.items()
         }
         file = folder / _file_name(self._accelerator.process_index)
@@ -112,32 +104,14 @@ class WeightSlices:
         """Reads this rank's slices, whatever number of ranks wrote them. Raises UserError for files that do not fit."""
         files = SlicedFiles(folder)
         for name, part in self._slices.items():
-            shape = tuple(_shape(self._parameters[name]))
+            shape = tuple(whole_shape(self._parameters[name]))
             if files.shapes.get(name) != shape:
                 raise UserError(f"{folder} has {name} as {files.shapes.get(name)}, the model as {shape}.")
             part.values.copy_(files.read(name, part.start, part.start + len(part.values)))
 
     def _owned(self, parameter: nn.Parameter, float32: bool) -> Slice:
-        """What this rank owns of a weight: a view of it, or a converted copy."""
         rank, ranks = self._accelerator.process_index, self._accelerator.num_processes
-        if hasattr(parameter, "ds_tensor"):
-            shard = parameter.ds_tensor
-            if float32 and parameter.requires_grad:
-                from deepspeed.utils import safe_get_local_fp32_param
-
-                shard = safe_get_local_fp32_param(parameter)
-            start = rank * parameter.ds_tensor.numel()
-            values = shard[: max(0, parameter.ds_numel - start)]  # the last shard is padded
-            return Slice(start, values.float() if float32 else values)
-        if float32 and hasattr(parameter, "_hp_mapping"):
-            if parameter._hp_mapping is None:
-                return Slice(0, torch.empty(0, device=parameter.device))
-            values = parameter._hp_mapping.get_hp_fragment().flatten().float()
-            return Slice(parameter._hp_mapping.lp_fragment_address.start, values)
-        each = -(-parameter.numel() // ranks)
-        start = min(rank * each, parameter.numel())
-        values = parameter.data.flatten()[start : start + each]
-        return Slice(start, values.float() if float32 else values)
+        return owned_slice(parameter, rank, ranks, float32=float32)
 
 
 class SlicedFiles(Mapping[str, Tensor]):
@@ -194,17 +168,3 @@ class SlicedFiles(Mapping[str, Tensor]):
 
 def _file_name(rank: int) -> str:
     return f"{rank:05d}.safetensors"
-
-
-def _shape(parameter: nn.Parameter) -> torch.Size:
-    return getattr(parameter, "ds_shape", parameter.shape)
-
-
-def gathered_parameter(parameter: nn.Parameter, *, changes: bool = False) -> AbstractContextManager:
-    """Under ZeRO-3, a weight that is whole inside the block; with `changes`, what is written to it there is kept.
-    Collective."""
-    if not hasattr(parameter, "ds_tensor"):
-        return nullcontext()
-    import deepspeed
-
-    return deepspeed.zero.GatheredParameters([parameter], modifier_rank=0 if changes else None)

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 import yaml
 
+from rl.checkpoint.folders import processes_of
+from rl.checkpoint.layout import CHECKPOINT
 from rl.checkpoint.tensor_files import main_dtype
 from rl.config.model import ModelSection
 from rl.config.recipe import load_recipe
@@ -103,7 +105,7 @@ def origin_of(checkpoint: Path, base: str | None = None, *, average: bool = Fals
     """What the run's folder around `checkpoint`, or around its averaged weights, tells. Raises UserError when neither
     it nor `base` says where training started."""
     folder = RunFolder(checkpoint.parent)
-    steps = int(number) if (number := checkpoint.name.removeprefix("checkpoint-")).isdigit() else None
+    steps = int(number) if (number := checkpoint.name.removeprefix(CHECKPOINT)).isdigit() else None
     if not folder.config.is_file():
         if base is None:
             raise UserError(
@@ -111,7 +113,7 @@ def origin_of(checkpoint: Path, base: str | None = None, *, average: bool = Fals
             )
         return Origin(base, steps=steps, average=average)
     recipe = load_recipe(folder.config)
-    origin = Origin(base or base_name(recipe.model), recipe, steps, _processes(checkpoint), average)
+    origin = Origin(base or base_name(recipe.model), recipe, steps, processes_of(checkpoint), average)
     return origin if recipe.evaluate.ema != average else _measured(origin, folder)  # else of other weights
 
 
@@ -249,13 +251,6 @@ def _versions() -> str:
         except PackageNotFoundError:
             continue  # not needed to export
     return f"Exported with {', '.join(found)}, Python {platform.python_version()}.\n"
-
-
-def _processes(checkpoint: Path) -> int | None:
-    """How many processes wrote a checkpoint: each leaves its random state."""
-    if (checkpoint / "rng_state.pth").is_file():
-        return 1
-    return len(list(checkpoint.glob("rng_state_*.pth"))) or None
 
 
 def _rewards(folder: RunFolder, steps: int | None) -> tuple[tuple[int, int] | None, list[RewardChange]]:

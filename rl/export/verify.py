@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import Module
 
 from rl.algorithm.guidance import GuidanceSettings
-from rl.checkpoint.adapters import ADAPTER_CONFIG
-from rl.checkpoint.averages import averaged_weights
+from rl.checkpoint.layout import ADAPTER_CONFIG
+from rl.checkpoint.tensor_files import averaged_weights
 from rl.checkpoint.zero_shards import ZeroShards
 from rl.export.model_card import loading_snippet
 from rl.policy.replay import Branch, replay

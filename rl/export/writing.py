@@ -14,13 +14,12 @@ from torch import Tensor
 from torch.nn import Module
 
 from rl.checkpoint.adapters import (
-    ADAPTER_CONFIG,
-    ADAPTER_WEIGHTS,
     merge_state,
     read_config,
     trained_adapter,
 )
-from rl.checkpoint.exported_folder import CARD, appearing
+from rl.checkpoint.exported_folder import appearing
+from rl.checkpoint.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, MODEL_CONFIG
 from rl.checkpoint.tensor_files import save_tensors, write_like
 from rl.checkpoint.weights import trained_weights
 from uniar.checkpoint import copy_untrained_parts
@@ -29,7 +28,7 @@ from uniar.inspection import inspect_checkpoint
 
 MAX_SHARD_SIZE = 5 * 10**9
 
-_CONFIGS = ("config.json", "generation_config.json")
+_CONFIGS = (MODEL_CONFIG, "generation_config.json")
 
 
 def export_model(
@@ -88,7 +87,7 @@ def export_adapter(
 def _write_checkpoint(
     weights: Mapping[str, Tensor], source: Path, target: Path, max_shard_size: int, card: str | None
 ) -> None:
-    with appearing(target, "config.json") as folder:
+    with appearing(target, MODEL_CONFIG) as folder:
         write_like(source, weights, folder, max_shard_size)
         for name in _CONFIGS:
             if (source / name).is_file():

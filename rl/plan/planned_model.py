@@ -16,6 +16,7 @@ from diffusers import AutoencoderKL
 from huggingface_hub import snapshot_download
 from torch import nn
 
+from rl.checkpoint.layout import MODEL_CONFIG
 from rl.config.model import ModelSection
 from rl.policy.loading import DTYPES, trainable
 from uniar.checkpoint import refusals
@@ -28,7 +29,6 @@ from uniar.reading.files import read_object
 
 RELEASED = ("ShareLab-SII/UniAR-SFT", "ShareLab-SII/UniAR-RL")
 
-_CONFIG_FILES = ["config.json", "*/config.json", "*/*/config.json"]
 
 _RELEASED_CONFIG = {
     "text_config": {
@@ -121,7 +121,7 @@ def planned_model(section: ModelSection) -> PlannedModel:
         return _from_folder(folder, str(folder))
     try:
         folder = Path(
-            snapshot_download(section.path, allow_patterns=["config.json", "*/config.json", "*/*/config.json"])
+            snapshot_download(section.path, allow_patterns=[f"{inside}{MODEL_CONFIG}" for inside in ("", "*/", "*/*/")])
         )
     except Exception as error:  # no network, no such name, no right: all mean that the hub's configs are not to be had
         if section.path in RELEASED:
@@ -140,16 +140,16 @@ def _released(name: str) -> PlannedModel:
 
 
 def _from_folder(folder: Path, origin: str) -> PlannedModel:
-    config = read_object(folder / "config.json")
+    config = read_object(folder / MODEL_CONFIG)
     if config.get("model_type") != UniARConfig.model_type:
-        raise UserError(f"{folder / 'config.json'} is not a UniAR model's.")
-    files = [folder / "sd3_transformer" / "config.json", folder / "sd3_pipeline" / "vae" / "config.json"]
+        raise UserError(f"{folder / MODEL_CONFIG} is not a UniAR model's.")
+    files = [folder / "sd3_transformer" / MODEL_CONFIG, folder / "sd3_pipeline" / "vae" / MODEL_CONFIG]
     if all(file.is_file() for file in files):
         transformer, vae = map(read_object, files)
     else:
         origin += "; it has no decoder configs, so the decoder is the released one's size"
         transformer, vae = _RELEASED_TRANSFORMER, _RELEASED_VAE
-    with refusals(f"{folder / 'config.json'} does not describe a model"):
+    with refusals(f"{folder / MODEL_CONFIG} does not describe a model"):
         return PlannedModel(UniARConfig.from_dict(config), transformer, vae, origin)
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from rl.checkpoint.layout import PROMPT_STREAM
 from rl.checkpoint.stateful_callback import StatefulCallback
 from rl.data.prompts import PromptRecord
 from rl.policy.rollout import Sample
@@ -19,7 +20,7 @@ class PromptStream(StatefulCallback):
     not fill a rollout: where they do, and nothing is taken besides, the prompts are the same.
     """
 
-    name = "prompt_stream"
+    name = PROMPT_STREAM
 
     def __init__(self, records: Sequence[PromptRecord], group_size: int, *, shuffle: bool, seed: int) -> None:
         self.records, self.group_size = records, group_size

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from rl.distributed.weight_slices import WeightSlices, gathered_parameter
+from rl.distributed.engine import gathered_parameter, sharded_beside_policy
+from rl.distributed.weight_slices import WeightSlices
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -102,12 +103,9 @@ class FrozenCopy:
         if self._accelerator is not None:
             return
         self._accelerator = accelerator
-        plugin = accelerator.state.deepspeed_plugin
-        if plugin is not None and plugin.zero_stage == 3:
-            from trl.models import prepare_deepspeed
-
-            # Sharded over the ranks like the policy: it cannot be moved, and takes 1/ranks of its size on each.
-            self.model, self.keep_on_device = prepare_deepspeed(self.model, accelerator), True
+        if (sharded := sharded_beside_policy(self.model, accelerator)) is not None:
+            # It cannot be moved, and takes 1/ranks of its size on each.
+            self.model, self.keep_on_device = sharded, True
         elif self.keep_on_device:
             self.model.to(accelerator.device)
 

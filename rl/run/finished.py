@@ -6,8 +6,8 @@ from typing import Any
 from transformers import TrainerState
 from trl import GRPOConfig
 
-from rl.checkpoint.exported_folder import CARD
 from rl.checkpoint.folders import fault, listed
+from rl.checkpoint.layout import CARD
 from rl.config.sections import Recipe
 from rl.evaluation.evaluate import paired_gain
 from rl.run.folder import RunFolder

@@ -1,21 +1,4 @@
-"""The folder of a run: what is in it, and that it belongs to one run only.
-
-config.yaml          the resolved recipe
-data.json            what its prompts and questions were, to notice others when it is resumed
-metrics.jsonl        one object a log line or evaluation, by step
-details.jsonl        what rewards say about the samples of training, one object a sample; the main process's share
-samples/step-N.png   the same held-out prompts each time, reward under each image
-evaluations/         step-N.json: scores of all held-out samples, and under "understanding" the answers to all held-out
-                     questions; details-N.json: what rewards say about the samples
-metrics.png          reward, KL and entropy, and the share of right answers, over the steps
-checkpoint-N/        to resume from
-best/                with evaluate.early_stop: the exported checkpoint of the best evaluation
-best.json            the update that it is of
-final/               the exported checkpoint
-final.json           the update that it is of, and its files: the run is finished (rl/run/finished.py)
-
-What is read back is written whole or not at all, but for the two files of lines, whose last may be cut short.
-"""
+"""The folder of a run, whose files rl/checkpoint/layout.py names, and that it belongs to one run only."""
 
 import dataclasses
 import difflib
@@ -33,7 +16,8 @@ from torch import Tensor
 
 from rewards import RewardTable
 from rewards.contract.registry import from_current_folder
-from rl.checkpoint.folder_lock import LOCK, FolderLock
+from rl.checkpoint import layout
+from rl.checkpoint.folder_lock import FolderLock
 from rl.checkpoint.folders import checkpoints
 from rl.config.sections import Recipe
 from rl.evaluation.evaluate import Evaluation
@@ -43,7 +27,6 @@ from rl.run.records import append_lines, json_ready, read_evaluation, read_lines
 from uniar.errors import UserError
 from uniar.reading.files import read_json, write_whole
 
-CONFIG = "config.yaml"
 _OF_A_STEP = re.compile(r"(?:step|details)-(\d+)")
 
 logger = logging.getLogger(__name__)
@@ -54,17 +37,17 @@ class RunFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.config = self.path / CONFIG
-        self.metrics = self.path / "metrics.jsonl"
-        self.details = self.path / "details.jsonl"
-        self.plot = self.path / "metrics.png"
-        self.samples = self.path / "samples"
-        self.evaluations = self.path / "evaluations"
-        self.best = self.path / "best"
-        self.best_step = self.path / "best.json"
-        self.final = self.path / "final"
-        self.finished = self.path / "final.json"
-        self.data = self.path / "data.json"
+        self.config = self.path / layout.CONFIG
+        self.metrics = self.path / layout.METRICS
+        self.details = self.path / layout.DETAILS
+        self.plot = self.path / layout.PLOT
+        self.samples = self.path / layout.SAMPLES
+        self.evaluations = self.path / layout.EVALUATIONS
+        self.best = self.path / layout.BEST
+        self.best_step = self.path / layout.BEST_STEP
+        self.final = self.path / layout.FINAL
+        self.finished = self.path / layout.FINISHED
+        self.data = self.path / layout.DATA
 
     @classmethod
     def claim(cls, recipe: Recipe, *, resume: bool = False, lock: FolderLock | None = None) -> "RunFolder":
@@ -87,13 +70,13 @@ class RunFolder:
             following = path
         else:
             number = 1
-            while (following / CONFIG).exists():
+            while (following / layout.CONFIG).exists():
                 number += 1
                 path, following = following, Path(f"{recipe.output_dir}-{number}")
         folder = cls(path if resume else following)
         if folder.config.exists() and not resume:
             raise UserError(
-                f"{folder.path} holds another run ({CONFIG} is there); "
+                f"{folder.path} holds another run ({layout.CONFIG} is there); "
                 "choose another output_dir, or resume that run with --resume."
             )
         return folder
@@ -101,7 +84,7 @@ class RunFolder:
     @property
     def was_begun(self) -> bool:
         """Whether a run has ever taken this folder."""
-        return self.config.exists() or (self.path / LOCK).exists()
+        return self.config.exists() or (self.path / layout.LOCK).exists()
 
     def take(self, lock: FolderLock | None = None) -> None:
         """Makes the folder if need be, and keeps other runs out of it. Raises UserError where that cannot be."""
@@ -180,14 +163,14 @@ class RunFolder:
     def forget_after(self, step: int) -> None:
         """Drops the lines, evaluations, pictures and the best model of later steps, which a resumed run makes again, or
         not at all; and what is damaged or was never finished, with a warning."""
-        for file in (*self.path.glob(".*.partial"), *self.path.glob("*/.*.partial")):
+        for file in (*self.path.glob(f".*{layout.PARTIAL}"), *self.path.glob(f"*/.*{layout.PARTIAL}")):
             file.unlink()
         for file in (*self.evaluations.iterdir(), *self.samples.iterdir()):
             number = _OF_A_STEP.fullmatch(file.stem)
             if number is None or not file.is_file():
                 continue
             later = int(number[1]) > step
-            if later or (file.match("evaluations/step-*.json") and read_evaluation(file) is None):
+            if later or (file.match(f"{layout.EVALUATIONS}/step-*.json") and read_evaluation(file) is None):
                 file.unlink()
         self.finished.unlink(missing_ok=True)  # final/ is written again at the end
         self._forget_best_after(step)

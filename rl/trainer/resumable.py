@@ -19,7 +19,8 @@ from trl.models.utils import unwrap_model_for_generation
 from trl.trainer.utils import RepeatSampler
 
 from rl.algorithm.metrics import EXTREMES, Kind
-from rl.checkpoint.folders import PREFIX, SAVING, publish, rotate, writing
+from rl.checkpoint.folders import publish, rotate, writing
+from rl.checkpoint.layout import CHECKPOINT, SAVING
 from rl.checkpoint.resume import apply_settings, forward_schedule, settings_of_groups
 from rl.checkpoint.stateful_callback import StatefulCallback
 from rl.run.folder import RunFolder
@@ -186,7 +187,7 @@ class ResumableGRPOTrainer(GRPOTrainer):
         Skips TRL's own override, which adds a model card to the run folder.
         """
         run, main = Path(self.args.output_dir), self.accelerator.is_main_process
-        name = f"{PREFIX}{self.state.global_step}"
+        name = f"{CHECKPOINT}{self.state.global_step}"
         with writing(run, self.state.global_step):
             if main:
                 shutil.rmtree(run / SAVING, ignore_errors=True)

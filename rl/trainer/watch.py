@@ -11,8 +11,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from rl.checkpoint.layout import BAD_BATCHES, WATCH
 from rl.checkpoint.stateful_callback import StatefulCallback
 from rl.config.sections import WatchAction, WatchSection
+from rl.distributed.engine import cannot_skip_updates, left_out_update, makes_updates_itself
 from rl.trainer.train_batch import TrainBatch
 from uniar.errors import RunError, UserError
 
@@ -30,7 +32,7 @@ class Watch(StatefulCallback):
     update with a gradient that is not finite by itself, and is told by one to skip others.
     """
 
-    name = "watch"
+    name = WATCH
     trainer: "ResumableGRPOTrainer"
 
     def __init__(self, section: WatchSection) -> None:
@@ -77,7 +79,7 @@ class Watch(StatefulCallback):
         self._without_variance = 0 if self._variance else self._without_variance + 1
         for name, sentence in self._exceeded(metrics):
             self._act(name, self.section.action, RunError(f"update {self._number}: {sentence}"), self._batches)
-        return loss * math.nan if self._skip and self.trainer.is_deepspeed_enabled else loss
+        return loss * math.nan if self._skip and makes_updates_itself(self.trainer) else loss
 
     def require_updates(self) -> None:
         """Raises RunError where updates were skipped and none was made: there is no trained model."""
@@ -90,7 +92,7 @@ class Watch(StatefulCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Counts on from where a resumed run was. Raises UserError where the engine cannot skip an update."""
-        if self.trainer.is_deepspeed_enabled and not hasattr(self.trainer.model_wrapped.optimizer, "overflow"):
+        if cannot_skip_updates(self.trainer):
             for name in ("nonfinite", "step1", "action"):
                 if getattr(self.section, name) == "skip":
                     raise UserError(
@@ -101,16 +103,16 @@ class Watch(StatefulCallback):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        deepspeed = self.trainer.is_deepspeed_enabled
-        if deepspeed:  # which has made its step, or skipped it, by now
-            finite = self._skip or not getattr(self.trainer.model_wrapped.optimizer, "overflow", False)
+        made = makes_updates_itself(self.trainer)  # by now
+        if made:
+            finite = self._skip or not left_out_update(self.trainer)
         else:
             gradients = [p.grad for p in self.trainer.model.parameters() if p.grad is not None]
             finite = not gradients or bool(torch.stack([gradient.isfinite().all() for gradient in gradients]).all())
         if not finite and not self._reported:
             self._not_finite("a gradient is not finite", self._batches)
-        skipped = self._skip or (deepspeed and not finite)
-        if skipped and not deepspeed:
+        skipped = self._skip or (made and not finite)
+        if skipped and not made:
             # Without gradients the optimizer leaves weights and moments as they are.
             self.trainer.model.zero_grad(set_to_none=True)
         self._end_update(skipped)
@@ -153,7 +155,7 @@ class Watch(StatefulCallback):
         self._reported = True
         # Under DeepSpeed it will be skipped whatever the recipe says.
         action = self.section.nonfinite
-        if action == "warn" and self.trainer.is_deepspeed_enabled:
+        if action == "warn" and makes_updates_itself(self.trainer):
             action = "skip"
         self._act("nonfinite", action, RunError(f"update {self._number}: {what}"), batches)
 
@@ -169,7 +171,7 @@ class Watch(StatefulCallback):
     def _save(self, batches: list[TrainBatch]) -> Path:
         """The tensors of this rank's micro-batches, for study: a file each. Returns their folder."""
         step, rank = self._number, self.trainer.accelerator.process_index
-        folder = Path(self.trainer.args.output_dir) / "bad_batches"
+        folder = Path(self.trainer.args.output_dir) / BAD_BATCHES
         folder.mkdir(parents=True, exist_ok=True)
         for number, batch in enumerate(batches):
             tensors = {}

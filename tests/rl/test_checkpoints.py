@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from rl.checkpoint.folders import MANIFEST, SAVING, checkpoints, fault, newest_good, publish, rotate, writing
+from rl.checkpoint.folders import checkpoints, fault, newest_good, publish, rotate, writing
+from rl.checkpoint.layout import MANIFEST, SAVING
 from uniar.errors import UserError
 
 

@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from support.training_runs import deepspeed, launch, logged, run, small_recipe, weights
 
-from rl.checkpoint.averages import averaged_weights
 from rl.checkpoint.folders import newest_good
 from rl.checkpoint.stateful_callback import StatefulCallback
+from rl.checkpoint.tensor_files import averaged_weights
 from rl.checkpoint.weights import trained_weights
 from rl.cli import main
 from rl.config.recipe import recipe_from_mapping

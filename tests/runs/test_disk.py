@@ -19,7 +19,8 @@ import rl.run.finished
 import rl.train
 import rl.trainer.callbacks
 from rl.checkpoint.disk_errors import failure_within, write_failure
-from rl.checkpoint.folders import SAVING, checkpoints, fault, newest_good
+from rl.checkpoint.folders import checkpoints, fault, newest_good
+from rl.checkpoint.layout import SAVING
 from rl.cli import main
 from rl.run.folder import RunFolder
 from rl.trainer.trainer import UniARTrainer

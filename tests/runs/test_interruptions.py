@@ -17,7 +17,8 @@ import pytest
 from support.kill_at import LAST
 from support.training_runs import ROOT, changed, deepspeed, small_recipe
 
-from rl.checkpoint.folders import SAVING, checkpoints, fault, newest_good
+from rl.checkpoint.folders import checkpoints, fault, newest_good
+from rl.checkpoint.layout import SAVING
 from rl.run.folder import RunFolder
 
 

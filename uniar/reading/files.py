@@ -9,6 +9,9 @@ from typing import Any
 
 from uniar.errors import UserError
 
+PARTIAL = ".partial"
+"""End of the name of a file that is being written."""
+
 
 def user_path(path: str | Path) -> Path:
     """A path as a user gives it: `~` is their home folder. Raises UserError for a user who does not exist."""
@@ -39,7 +42,7 @@ def append_line(path: Path, values: Mapping[str, Any]) -> None:
 def whole_file(path: Path) -> Iterator[Path]:
     """A path beside `path` to write to. What was written is on the disk and takes the place of `path` when the block
     ends; when it raises, or the process is killed meanwhile, `path` is as it was. Raises OSError as writing does."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     try:
         yield unfinished
         with unfinished.open("rb") as file:

@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from rl.checkpoint.layout import EARLY_STOP
 from rl.checkpoint.stateful_callback import StatefulCallback
 from rl.config.sections import EarlyStopSection, Recipe
 from uniar.errors import UserError
@@ -19,7 +20,7 @@ class EarlyStop(StatefulCallback):
     `stopped` says why training is to end; None while it may go on.
     """
 
-    name = "early_stop"
+    name = EARLY_STOP
 
     def __init__(self, section: EarlyStopSection) -> None:
         self.section = section

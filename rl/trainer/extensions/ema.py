@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from rl.checkpoint.averages import FOLDER
+from rl.checkpoint.layout import EMA
 from rl.checkpoint.stateful_callback import StatefulCallback
 from rl.config.model import EmaSection
 from rl.distributed.weight_slices import WeightSlices
@@ -20,7 +20,7 @@ class WeightAverage(StatefulCallback):
     It starts as the weights that training starts from, and covers the trained ones alone.
     """
 
-    name = FOLDER
+    name = EMA
 
     def __init__(self, section: EmaSection) -> None:
         self.section = section
@@ -31,7 +31,7 @@ class WeightAverage(StatefulCallback):
         self.slices = WeightSlices.copied(self.trainer.trained_parameters(), self.trainer.accelerator, device=device)
 
     def place(self, checkpoint: Path) -> Path:
-        return checkpoint / FOLDER
+        return checkpoint / EMA
 
     def save(self, checkpoint: Path) -> None:
         self.slices.save(self.place(checkpoint))

@@ -5,6 +5,7 @@ from typing import Any
 
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from rl.checkpoint.layout import KL_CONTROL
 from rl.checkpoint.stateful_callback import StatefulCallback
 from rl.config.algorithm import KLControlSection
 
@@ -18,7 +19,7 @@ class KLControl(StatefulCallback):
     β ← β · (1 + rate · clip(KL / target − 1, −0.2, 0.2))
     """
 
-    name = "kl_control"
+    name = KL_CONTROL
 
     def __init__(self, section: KLControlSection, beta: float) -> None:
         self.section, self.beta = section, beta

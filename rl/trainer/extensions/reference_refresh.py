@@ -4,6 +4,7 @@ from pathlib import Path
 
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from rl.checkpoint.layout import REFERENCE
 from rl.checkpoint.stateful_callback import StatefulCallback
 from rl.config.algorithm import ReferenceRefreshSection
 from rl.policy.reference import AdapterCopy, FrozenCopy
@@ -12,7 +13,7 @@ from rl.policy.reference import AdapterCopy, FrozenCopy
 class ReferenceRefresh(StatefulCallback):
     """reference ← (1 − mix) · reference + mix · policy, after every `every` updates."""
 
-    name = "reference"
+    name = REFERENCE
 
     def __init__(self, section: ReferenceRefreshSection, reference: FrozenCopy | AdapterCopy) -> None:
         self.section, self.reference = section, reference
