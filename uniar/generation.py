@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers.models.qwen3_vl.modeling_qwen3_vl import apply_rotary_pos_emb
 
+from uniar.attention import policy_kernels, without_empty_rows
 from uniar.drawing_model import DrawingModel
 from uniar.errors import UserError
 from uniar.processing import VisualPrompt
@@ -191,8 +192,7 @@ def _prefill(model: DrawingModel, prompt: VisualPrompt) -> _Prefix:
         embeds, image_mask = backbone.embed_images(prompt.input_ids, [main])
     valid = prompt.attention_mask.bool()
     slots = torch.arange(width, device=embeds.device)
-    # A padded position may see itself, so that no row of the softmax is empty.
-    visible = (slots[:, None] >= slots) & (valid[:, None, :] | torch.eye(width, dtype=torch.bool, device=embeds.device))
+    visible = without_empty_rows((slots[:, None] >= slots) & valid[:, None, :])
     rotary = backbone.language_model.rotary_emb(embeds, prompt.position_ids[:, :, :width])
     added = [
         torch.zeros_like(embeds).masked_scatter(image_mask[..., None], features.to(embeds.dtype))
@@ -209,6 +209,7 @@ def _empty_cache(model: DrawingModel, rows: int, slots: int) -> list[Tensor]:
     return [torch.zeros(shape, dtype=model.dtype, device=model.device) for _ in _layers(model)]
 
 
+@policy_kernels()
 def _run_layers(
     layers: Sequence[nn.Module],
     hidden: Tensor,

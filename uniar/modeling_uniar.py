@@ -9,18 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
-from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.qwen3_vl.modeling_qwen3_vl import (
     Qwen3VLForConditionalGeneration,
     Qwen3VLModel,
-    Qwen3VLTextDecoderLayer,
 )
 
 from uniar import generation
+from uniar.attention import causal_mask
 from uniar.checkpoint import StrictLoading
 from uniar.configuration_uniar import UniARConfig
 from uniar.errors import UserError
+from uniar.modeling_text import UniARTextLayer, UniARTextModel
 from uniar.modeling_vision import UniARVisionModel
 from uniar.visual_head import visual_head
 
@@ -29,7 +29,13 @@ class UniARModel(Qwen3VLModel):
     """Qwen3-VL's backbone, which also reads images given as visual bits."""
 
     config: UniARConfig
-    visual: UniARVisionModel
+
+    def __init__(self, config: UniARConfig) -> None:
+        super(Qwen3VLModel, self).__init__(config)
+        self.visual = UniARVisionModel._from_config(config.vision_config)
+        self.language_model = UniARTextModel._from_config(config.text_config)
+        self.rope_deltas = None
+        self.post_init()
 
     def token_types(self, input_ids: Tensor) -> Tensor:
         """(B, P) ids → 0 text, 1 image, 2 video: transformers 5 asks for what the model card's snippets pop."""
@@ -74,13 +80,7 @@ class UniARModel(Qwen3VLModel):
         `deepstack` features are added behind the first text layers at `image_mask`, as far as there are text layers.
         """
         text = self.language_model
-        mask = create_causal_mask(
-            config=text.config,
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            past_key_values=None,
-            position_ids=None,
-        )
+        mask = causal_mask(text.config, inputs_embeds, attention_mask)
         rotary = text.rotary_emb(inputs_embeds, position_ids)
         hidden = inputs_embeds
         for number, layer in enumerate([*text.layers, *extra_layers]):
@@ -167,7 +167,7 @@ class UniARForConditionalGeneration(StrictLoading, Qwen3VLForConditionalGenerati
             self.output_layer_vistok = visual_head(config)
         if config.visual_transformer_decoder:
             self.visual_decoder = nn.ModuleList(
-                Qwen3VLTextDecoderLayer(text, layer_idx=text.num_hidden_layers + depth)
+                UniARTextLayer(text, layer_idx=text.num_hidden_layers + depth)
                 for depth in range(config.visual_transformer_decoder_depth)
             )
         self.post_init()

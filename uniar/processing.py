@@ -126,6 +126,12 @@ def build_visual_prompt(
     return replace(conditional, unconditional=_encode(dropped, images, grid, model, processor))
 
 
+def prefix_multiple(model: DrawingModel) -> int:
+    """What the width P of a prefix is a multiple of. GPU kernels copy a mask whose rows are not aligned, and few widths
+    are few shapes to plan and compile for. In float32 on a CPU, where neither counts, sums keep the order they have."""
+    return 1 if model.device.type == "cpu" and model.dtype == torch.float32 else 32
+
+
 def _encode(
     prompts: list[str],
     images: list[list[Image.Image]] | None,
@@ -148,6 +154,7 @@ def _encode(
         images=images,
         padding=True,
         padding_side="left",
+        pad_to_multiple_of=prefix_multiple(model),
         return_tensors="pt",
     )
     input_ids, attention_mask = encoded["input_ids"], encoded["attention_mask"]
