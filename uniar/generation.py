@@ -321,7 +321,11 @@ class _Steps:
         slot = self.cursor + self.prefix_width
         visible = (self.valid & (self.slots <= slot))[:, None, None]
         rotary = (self.cos.index_select(0, self.cursor)[0][:, None], self.sin.index_select(0, self.cursor)[0][:, None])
-        self.hidden = _run_layers(self.layers, main, rotary, deepstack, self.keys, self.values, slot, visible)
+        hidden = _run_layers(self.layers, main, rotary, deepstack, self.keys, self.values, slot, visible)
+        if self.hidden.dtype == hidden.dtype:
+            self.hidden.copy_(hidden)
+        else:  # only the first time: under autocast a prefix ends in the embeddings' precision, a step in autocast's
+            self.hidden = hidden
         self.cursor += 1
 
     def result(self) -> Rollout:

@@ -11,6 +11,7 @@ import torch
 from support.golden_inputs import any_noise, close, one_sample_budget, picture, replayed_gap, text_prompt
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from uniar import generation
 from uniar.errors import UserError
@@ -103,23 +104,37 @@ class Recorder(TorchDispatchMode):
         return output
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("scale", [None, 2.0])
-def test_steps_are_alike_and_the_host_never_waits(golden, scale):
-    """What a captured graph needs: the same operators on the same shapes and buffers, whatever the data."""
-    model, prompt = golden("bsq8").model(), text_prompt(golden("bsq8"), 64, 128)
-    branches = [prompt] if scale is None else [prompt, prompt.unconditional]
-    steps = generation._Steps(
+def begun(model, prompt, scale):
+    """The engine's state for three samples, before its first step."""
+    return generation._Steps(
         model,
-        [generation._prefill(model, branch) for branch in branches],
+        [
+            generation._prefill(model, branch)
+            for branch in ([prompt] if scale is None else [prompt, prompt.unconditional])
+        ],
         torch.tensor([0, 0, 1]),
         any_noise(model, prompt, 3),
         scale,
         1.0,
         keep_gaps=True,
     )
-    buffers = [steps.bits, steps.gaps, steps.cursor, *steps.keys, *steps.values]
-    places, recorded = [buffer.data_ptr() for buffer in buffers], []
+
+
+def buffers(steps):
+    """Where each tensor of the state lies."""
+    lists = {name: value if isinstance(value, list) else [value] for name, value in vars(steps).items()}
+    tensors = [(name, value) for name, values in lists.items() for value in values if isinstance(value, torch.Tensor)]
+    assert {"hidden", "bits", "gaps", "cursor", "keys", "values"} <= {name for name, _ in tensors}
+    return [(name, tensor.data_ptr(), tensor.shape, tensor.dtype) for name, tensor in tensors]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scale", [None, 2.0])
+def test_steps_are_alike_and_the_host_never_waits(golden, scale):
+    """What a captured graph needs: the same operators on the same shapes and buffers, whatever the data."""
+    model, prompt = golden("bsq8").model(), text_prompt(golden("bsq8"), 64, 128)
+    steps = begun(model, prompt, scale)
+    places, recorded = buffers(steps), []
     for _ in range(prompt.image_token_num - 1):
         with Recorder() as recorder:
             steps.sample()
@@ -128,11 +143,56 @@ def test_steps_are_alike_and_the_host_never_waits(golden, scale):
     steps.sample()
     assert len(recorded[0]) > 50
     assert all(operators == recorded[0] for operators in recorded)
-    assert [buffer.data_ptr() for buffer in buffers] == places
+    assert buffers(steps) == places
     drawn = rollout(
         model, prompt, any_noise(model, prompt, 3), prompt_index=[0, 0, 1], guidance_scale=scale, return_gaps=True
     )
     assert torch.equal(steps.result().bits, drawn.bits)
+
+
+class Captured(TorchDispatchMode):
+    """Keeps the operators of a step with the tensors they were called with, and runs them again on those, as a CUDA
+    graph does: what Python had in between, such as a name for a new tensor, is not done again."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        output = function(*args, **(kwargs or {}))
+        self.calls.append((function, args, kwargs or {}, output))
+        return output
+
+    def replay(self):
+        for function, args, kwargs, output in self.calls:
+            again = function(*args, **kwargs)
+            for old, new in zip(tree_leaves(output), tree_leaves(again), strict=True):
+                if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
+                    old.copy_(new)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "autocast"])
+def test_a_captured_step_draws_the_same_bits(golden, precision):
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    model, prompt = golden("bsq8").model(dtype=dtype), text_prompt(golden("bsq8"), 64, 128)
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"):
+        steps = begun(model, prompt, 2.0)
+        steps.sample()
+        steps.advance()  # graphs are captured after a step that warms up
+        places = buffers(steps)
+        with Captured() as graph:
+            steps.sample()
+            steps.advance()
+        for _ in range(prompt.image_token_num - 3):
+            graph.replay()
+        assert buffers(steps) == places
+        steps.sample()
+        drawn = rollout(
+            model, prompt, any_noise(model, prompt, 3), prompt_index=[0, 0, 1], guidance_scale=2.0, return_gaps=True
+        )
+    assert torch.equal(steps.result().bits, drawn.bits)
+    assert torch.equal(steps.result().gap_cond, drawn.gap_cond)
 
 
 def test_the_recorder_sees_a_waiting_host():
