@@ -4,15 +4,13 @@
 """
 
 import os
-from importlib import import_module
 from types import ModuleType
-from typing import Any
 
 from rl.rooms import check_rooms
 
 check_rooms()
 
-from uniar.import_hooks import on_import  # noqa: E402  (the rooms are ours now)
+from uniar.import_hooks import loaded_at_first_use, on_import  # noqa: E402  (the rooms are ours now)
 
 
 def _tell_deepspeed(_: ModuleType) -> None:
@@ -27,9 +25,4 @@ on_import("deepspeed", before=_tell_deepspeed)
 
 _MODULES = {"UniARTrainer": "rl.trainer.trainer", "load_recipe": "rl.config.recipe"}
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = value = getattr(import_module(_MODULES[name]), name)
-    return value
+__getattr__ = loaded_at_first_use(__name__, _MODULES)

@@ -5,24 +5,25 @@ import os
 import select
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 
 from uniar.errors import RunError, UserError, did_you_mean
 
 COMMANDS = {
-    "train": ("rl.train", "train a checkpoint as a recipe says"),
-    "evaluate": ("rl.commands.evaluate", "draw and score held-out prompts with any checkpoint"),
-    "plan": ("rl.commands.plan", "say what a recipe needs, and whether it fits"),
-    "export": ("rl.commands.export", "turn a training checkpoint into a self-contained folder"),
-    "chat": ("uniar.commands.chat", "ask about images"),
-    "generate": ("uniar.commands.generate", "draw images from prompts"),
-    "edit": ("uniar.commands.edit", "edit images by instruction"),
-    "prompts": ("tiny.prompts_command", "write prompts, questions and edits of UniAR-Tiny's world"),
-    "rewards": ("rewards.commands", "list, describe, try, check and serve rewards"),
+    "train": ("rl.commands", "rl.train", "train a checkpoint as a recipe says"),
+    "evaluate": ("rl.commands", "rl.commands.evaluate", "draw and score held-out prompts with any checkpoint"),
+    "plan": ("rl.commands", "rl.commands.plan", "say what a recipe needs, and whether it fits"),
+    "export": ("rl.commands", "rl.commands.export", "turn a training checkpoint into a self-contained folder"),
+    "chat": ("uniar.commands", "uniar.commands.chat", "ask about images"),
+    "generate": ("uniar.commands", "uniar.commands.generate", "draw images from prompts"),
+    "edit": ("uniar.commands", "uniar.commands.edit", "edit images by instruction"),
+    "prompts": ("tiny", "tiny.prompts_command", "write prompts, questions and edits of UniAR-Tiny's world"),
+    "rewards": ("rewards.commands", "rewards.commands", "list, describe, try, check and serve rewards"),
 }
-"""Each module has `add_arguments(parser)` and `run(arguments)`; only the one asked for is imported."""
+"""A room whose `arguments` has a function of the command's name, which says what it takes and loads no library; the
+module with `run(arguments)`, imported only to be run; a summary."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,14 +33,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="uniar-rl", description="RL post-training for UniAR.")
     parser.add_argument("--version", action="version", version=f"uniar-rl {_version()}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    chosen: Callable[[argparse.Namespace], None] | None = None
-    for name, (module, summary) in COMMANDS.items():
+    for name, (room, _, summary) in COMMANDS.items():
         subparser = subparsers.add_parser(name, help=summary, description=summary)
         if arguments[:1] == [name]:
-            command = import_module(module)
-            command.add_arguments(subparser)
-            chosen = command.run
-    if arguments and not arguments[0].startswith("-") and chosen is None:
+            getattr(import_module(f"{room}.arguments"), name)(subparser)
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
         hint = did_you_mean(arguments[0], COMMANDS) or f" Commands: {', '.join(COMMANDS)}."
         parser.error(f"no command is called {arguments[0]!r}.{hint}")
     parsed, rest = parser.parse_known_args(arguments)
@@ -49,9 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         parsed.overrides = [*parsed.overrides, *overrides]
-    _quiet_libraries()
     try:
-        chosen(parsed)
+        command = import_module(COMMANDS[parsed.command][1])
+        _quiet_libraries()
+        command.run(parsed)
         sys.stdout.flush()
     except BrokenPipeError:
         if not _reader_is_gone():

@@ -222,14 +222,6 @@ def export_from_trainer(trainer: UniARTrainer, source: Path, folder: RunFolder, 
     accelerator.wait_for_everyone()
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", help="YAML recipe, see docs/config.md")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key.sub=value", help="settings over the recipe's, read as YAML"
-    )
-    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the output folder")
-
-
 def run(arguments: argparse.Namespace) -> None:
     folder = train(load_recipe(arguments.recipe, arguments.overrides), resume=arguments.resume)
     if folder is not None and PartialState().is_main_process:

@@ -7,9 +7,9 @@ This room has many files because code written for UniAR's own package and the ca
 (`uniar.modeling_uniar` and so on), and because the model's parts belong together.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from uniar.import_hooks import loaded_at_first_use
 from uniar.telemetry import switch_off
 from uniar.torchvision_compat import ensure_torchvision_imports
 
@@ -44,11 +44,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = value = getattr(import_module(_MODULES[name]), name)
-    return value
+__getattr__ = loaded_at_first_use(__name__, _MODULES)
 
 
 def __dir__() -> list[str]:

@@ -1,10 +1,10 @@
-"""Something done just before or just after a module is imported, whoever imports it and whenever.
-
-What a library needs to be told costs nothing this way where the library is not used.
+"""What costs nothing where it is not used: names that a module loads at their first use, and something done just before
+or just after a library is imported, whoever imports it and whenever.
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from importlib import import_module
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
@@ -21,6 +21,20 @@ def on_import(name: str, *, before: Hook | None = None, after: Hook | None = Non
             after(sys.modules[name])
     elif not any(isinstance(finder, _Finder) and finder.name == name for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder(name, before, after))
+
+
+def loaded_at_first_use(module: str, places: Mapping[str, str]) -> Callable[[str], Any]:
+    """The `__getattr__` of a module whose names, in `places` with the module that has each, are loaded when they are
+    asked for."""
+
+    def get(name: str) -> Any:
+        if name not in places:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        value = getattr(import_module(places[name]), name)
+        setattr(sys.modules[module], name, value)
+        return value
+
+    return get
 
 
 class _Finder(MetaPathFinder):

@@ -1,6 +1,6 @@
 """The commands under `uniar-rl rewards`.
 
-Each command's module has `add_arguments(parser)` and `run(arguments)`; `run` raises UserError for bad input.
+`arguments` says what they take; each command's module has `run(arguments)`, which raises UserError for bad input.
 """
 
 import argparse
@@ -13,13 +13,6 @@ COMMANDS = {
     "check": ("rewards.commands.checking", "try a reward of your own against the contract"),
     "serve": ("rewards.commands.serving", "serve rewards to training runs on other machines or environments"),
 }
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    subparsers = parser.add_subparsers(dest="reward_command", required=True, metavar="COMMAND")
-    for name, (module, summary) in COMMANDS.items():
-        subparser = subparsers.add_parser(name, help=summary, description=summary)
-        import_module(module).add_arguments(subparser)
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -11,26 +11,6 @@ from rewards.commands.pictures import batches, read_pictures
 from rewards.contract.base import RewardBatch
 from rewards.contract.registry import plugin_rewards
 from uniar.errors import UserError
-from uniar.reading.files import user_path
-
-EXAMPLES = """\
-examples:
-  uniar-rl rewards check my_rewards.py
-  uniar-rl rewards check my_rewards.py:Brightness darkest=0.1
-  uniar-rl rewards check judge.py --samples drawn.jsonl
-
-Without samples of your own the reward gets made-up ones: plain pictures with plain prompts, some with metadata.
-"""
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog, parser.formatter_class = EXAMPLES, argparse.RawDescriptionHelpFormatter
-    parser.add_argument("file", help="a .py file, checked for all its rewards; file.py:Name, or any name of a reward")
-    parser.add_argument("parameters", nargs="*", metavar="key=value", help="the reward's parameters, read as YAML")
-    parser.add_argument(
-        "--samples", type=user_path, metavar="FILE.jsonl", help="pictures, as for `rewards score`; 2 to 16"
-    )
-    parser.add_argument("--metadata", metavar="JSON", help="for all made-up samples, where the reward needs some")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -16,11 +16,6 @@ from rewards.contract.needs import needs_of
 from rewards.contract.registry import resolve
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", help="a name that `rewards list` shows, package.module:Class or path/to/file.py:Class")
-    parser.add_argument("parameters", nargs="*", metavar="key=value", help="to see what it needs with these")
-
-
 def run(arguments: argparse.Namespace) -> None:
     """Raises UserError for a reward that there is not."""
     target = resolve(arguments.name)

@@ -11,11 +11,6 @@ from rewards.suite import RewardSuite
 from uniar.errors import UserError
 
 
-def add_entry(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", help="a name that `rewards list` shows, package.module:Class or path/to/file.py:Class")
-    parser.add_argument("parameters", nargs="*", metavar="key=value", help="its parameters, read as YAML")
-
-
 def read_parameters(texts: Sequence[str]) -> dict[str, Any]:
     """Parameters from `key=value`, each value read as YAML. Raises UserError."""
     parameters = {}

@@ -12,13 +12,6 @@ from uniar.errors import UserError
 WIDTH = 110
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = (
-        "The rewards that a recipe can name, what each needs with its default parameters and whether it is there. "
-        "`rewards describe NAME` says more of one."
-    )
-
-
 def run(arguments: argparse.Namespace) -> None:
     names = reward_names()
     column = max(map(len, names)) + 2

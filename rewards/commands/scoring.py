@@ -6,44 +6,12 @@ import json
 import math
 from typing import Any
 
-from rewards.commands.entries import add_entry, build_entry
+from rewards.commands.entries import build_entry
 from rewards.commands.pictures import Picture, batches, read_pictures
 from rewards.remote.wire import Column, ScoreRequest
 from rewards.serving.batching import ScoringThread
 from uniar.errors import UserError
-from uniar.reading.files import append_line, user_path, writing
-
-EXAMPLES = """\
-examples:
-  uniar-rl rewards score compressibility --image kettle.png
-  uniar-rl rewards score clip_score model=ViT-B-32 --image kettle.png --prompt "a red kettle"
-  uniar-rl rewards score my_rewards.py:Brightness darkest=0.1 --image samples/ --output scores.jsonl
-  uniar-rl rewards score ocr --image drawn.jsonl
-
-A line of a JSONL file names its picture in the field image, a path from the file's folder, and may have a prompt, a
-task and metadata of its own; other fields are metadata too.
-"""
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog, parser.formatter_class = EXAMPLES, argparse.RawDescriptionHelpFormatter
-    add_entry(parser)
-    parser.add_argument(
-        "--image",
-        type=user_path,
-        action="append",
-        required=True,
-        help="a picture, a folder or a JSONL file; repeatable",
-    )
-    parser.add_argument("--prompt", default="", help="what the pictures were drawn from")
-    parser.add_argument("--task", help="their task")
-    parser.add_argument("--metadata", default="{}", metavar="JSON", help='what rewards may need, as {"text": "OPEN"}')
-    parser.add_argument(
-        "--output", type=user_path, metavar="FILE.jsonl", help="where the scores go too, a line a picture"
-    )
-    parser.add_argument(
-        "--batch-size", type=int, default=32, metavar="N", help="scored at a time; default: %(default)s"
-    )
+from uniar.reading.files import append_line, writing
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -8,51 +8,9 @@ from pathlib import Path
 import yaml
 from PIL import Image
 
+from rewards.commands.arguments import TOKEN_VARIABLE
 from rewards.suite import RewardSuite
 from uniar.errors import UserError, did_you_mean
-from uniar.reading.files import user_path
-
-TOKEN_VARIABLE = "UNIAR_REWARDS_TOKEN"
-
-EXAMPLES = f"""\
-examples:
-  uniar-rl rewards serve rewards.yaml --port 8000
-  {TOKEN_VARIABLE}=... uniar-rl rewards serve rewards.yaml --host 0.0.0.0
-
-The file has a list under `rewards:`, as a recipe has. Beyond this machine a token is needed, from the environment or a
-file; anything between the machines can read it and the pictures, unless a tunnel or a proxy with TLS is in between.
-SIGINT and SIGTERM end the server when the requests that it has are answered.
-"""
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog, parser.formatter_class = EXAMPLES, argparse.RawDescriptionHelpFormatter
-    parser.add_argument("config", type=user_path, help="YAML file with a list under `rewards:`")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; default: %(default)s")
-    parser.add_argument("--port", type=int, default=8000, help="0 takes a free one; default: %(default)s")
-    parser.add_argument("--token-file", type=user_path, help=f"file with the token, in place of {TOKEN_VARIABLE}")
-    parser.add_argument(
-        "--max-body-mb", type=float, default=64, metavar="MB", help="of a request; default: %(default)s"
-    )
-    parser.add_argument("--max-samples", type=int, default=64, metavar="N", help="in a request; default: %(default)s")
-    parser.add_argument(
-        "--max-pixels", type=int, default=2**24, metavar="N", help="of a picture; default: %(default)s, 4096 × 4096"
-    )
-    parser.add_argument(
-        "--max-memory-mb",
-        type=float,
-        default=1074,
-        metavar="MB",
-        help="that requests take at a time, beside the rewards' weights; default: %(default)s, enough for the largest "
-        "that the other defaults allow",
-    )
-    parser.add_argument(
-        "--drain-seconds",
-        type=float,
-        default=60,
-        metavar="S",
-        help="for what is in flight to be answered at the end; default: %(default)s",
-    )
 
 
 def run(arguments: argparse.Namespace) -> None:

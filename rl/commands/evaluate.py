@@ -35,19 +35,7 @@ from uniar.checkpoint import load_processor, resolve_checkpoint
 from uniar.commands.loading import choose_device
 from uniar.errors import UserError
 from uniar.inspection import inspect_checkpoint
-from uniar.reading.files import user_path, write_whole, writing
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "recipe", help="YAML recipe; its sections evaluate, decode, eval_rewards and understanding are used"
-    )
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key.sub=value", help="settings over the recipe's, read as YAML"
-    )
-    parser.add_argument("--model", help="checkpoint folder or hub id to evaluate; default: the recipe's own")
-    parser.add_argument("--output", type=user_path, help="folder for scores.json, details and samples.png")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, …; default: a GPU if there is one")
+from uniar.reading.files import write_whole, writing
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -11,40 +11,11 @@ from rl.checkpoint.tensor_files import main_dtype, parse_size
 from rl.config.recipe import load_recipe
 from rl.export.model_card import model_card, origin_of
 from rl.export.verify import verify
-from rl.export.writing import MAX_SHARD_SIZE, export_adapter, export_checkpoint
+from rl.export.writing import export_adapter, export_checkpoint
 from rl.policy.loading import checkpoint_of
 from uniar.checkpoint import resolve_checkpoint
 from uniar.errors import UserError
-from uniar.reading.files import reason_of, user_path
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", type=user_path, help="a run's checkpoint-N folder")
-    parser.add_argument("--output", type=user_path, required=True, help="folder to write")
-    parser.add_argument(
-        "--source", help="checkpoint that training started from; default: the one the run's config.yaml names"
-    )
-    parser.add_argument(
-        "--max-shard-size",
-        default=str(MAX_SHARD_SIZE),
-        metavar="SIZE",
-        help="largest weight file, such as 2GB; also what has to fit in memory. Default: 5GB",
-    )
-    parser.add_argument(
-        "--ema", action="store_true", help="write the averaged weights of the run (model.ema), not the trained ones"
-    )
-    parser.add_argument(
-        "--adapter-only", action="store_true", help="of a LoRA checkpoint, write the adapter alone, in peft's format"
-    )
-    parser.add_argument(
-        "--verify",
-        action="store_true",
-        help="load what was written as its model card says, and compare its logits with the checkpoint's",
-    )
-    parser.add_argument(
-        "--push-to-hub", metavar="OWNER/NAME", help="upload it to this repository of the Hugging Face hub"
-    )
-    parser.add_argument("--private", action="store_true", help="a repository that --push-to-hub makes is private")
+from uniar.reading.files import reason_of
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -3,7 +3,7 @@
 import argparse
 
 from rl.config.recipe import load_recipe
-from rl.plan.estimate import GIB, PREFIX, RESERVE, RESERVED_SHARE, Plan, make_plan
+from rl.plan.estimate import GIB, RESERVE, RESERVED_SHARE, Plan, make_plan
 from rl.plan.model_states import PHASES
 from rl.plan.planned_model import planned_model
 from rl.plan.simulation import Simulation
@@ -23,29 +23,6 @@ LEVERS = (
     ("algorithm.beta=0", "no KL term"),
 )
 """what can be changed where a recipe does not fit, and its price"""
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", help="YAML recipe, see docs/config.md")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key.sub=value", help="settings over the recipe's, read as YAML"
-    )
-    parser.add_argument("--gpus", type=int, default=1, help="GPUs, one process each (default: 1)")
-    parser.add_argument("--memory", type=float, default=80.0, help="memory of a GPU in GiB (default: 80)")
-    parser.add_argument(
-        "--prompt-tokens",
-        type=int,
-        default=PREFIX,
-        metavar="N",
-        help=f"positions of the longest prompt, template and input image included (default: {PREFIX})",
-    )
-    parser.add_argument(
-        "--reward-memory",
-        type=float,
-        default=0.0,
-        metavar="GIB",
-        help="memory to leave free for rewards whose size is not known here (default: 0)",
-    )
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -13,7 +13,7 @@ from rewards.contract.spec import RewardSpec
 from rl.cli import COMMANDS, main
 from rl.config.recipe import recipe_from_mapping
 from rl.config.trainer_arguments import TAKEN
-from uniar.commands import chat, generate
+from uniar.commands import arguments
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "migrating.md").read_text()
@@ -101,12 +101,12 @@ def test_numbers_on_the_page_are_ours():
     assert f"| `dapo` | visual tokens | the bits of a visual token | {bits_of_a_token} |" in PAGE
     assert f"the bits of an image / 256 | {bits_of_a_token * (512 // 32) ** 2 // 256} |" in PAGE
     parser = argparse.ArgumentParser()
-    generate.add_arguments(parser)
+    arguments.generate(parser)
     options = parser.parse_args(["--model", "m", "--output", "o"])
     said = f"`uniar-rl generate` takes {options.temperature}, {options.cfg} and {options.upsampling_ratio}"
     assert said in " ".join(PAGE.split())
     parser = argparse.ArgumentParser()
-    chat.add_arguments(parser)
+    arguments.chat(parser)
     assert f"{parser.parse_args(['--model', 'm']).max_new_tokens} tokens unless asked" in PAGE
 
 

@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 
 from rewards import RewardSuite
-from rewards.commands.serving import add_arguments
+from rewards.commands import arguments
 from rewards.contract import registry
 from rewards.contract.registry import origin_of, resolve, reward_names
 from rl.cli import main
@@ -78,8 +78,8 @@ def type_in(body):
         assert program == "uniar-rl"
         if words[:2] == ["rewards", "serve"]:
             parser = argparse.ArgumentParser()  # it would not end; tests/rewards/test_rewards_fuzz.py starts one
-            add_arguments(parser)
-            parser.parse_args(words[2:])
+            arguments.rewards(parser)
+            parser.parse_args(words[1:])
             continue
         status = main([*words, *(SHORT if words[0] == "train" else ())])
         assert status == (2 if "colour=red" in words else 0), line

@@ -1,4 +1,4 @@
 """The commands that use a checkpoint as it is: `uniar-rl chat`, `generate` and `edit`.
 
-Each command's module has `add_arguments(parser)` and `run(arguments)`; `run` raises UserError for bad input.
+`arguments` says what they take; each command's module has `run(arguments)`, which raises UserError for bad input.
 """

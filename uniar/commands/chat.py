@@ -8,40 +8,13 @@ from tqdm import tqdm
 
 from uniar.commands.answers import AnswerSettings, answer_record, append_answer, read_answered
 from uniar.commands.conversation import Conversation
-from uniar.commands.loading import Checkpoint, add_model_options, check_number
+from uniar.commands.loading import Checkpoint, check_number
 from uniar.commands.processes import Processes
-from uniar.commands.requests import Question, add_prompt_options, read_questions
+from uniar.commands.requests import Question, read_questions
 from uniar.errors import UserError
-from uniar.reading.files import user_path
 from uniar.reading.pictures import load_picture
 from uniar.reading.prompt_text import check_text
 from uniar.seeds import seed_of
-
-EXAMPLES = """\
-examples:
-  uniar-rl chat --model CHECKPOINT --image cat.png --prompt "What is this?"
-  uniar-rl chat --model CHECKPOINT --image left.png --image right.png
-  uniar-rl chat --model CHECKPOINT --prompts questions.jsonl --output answers.jsonl
-
-Without a prompt, questions are read line by line until the end of the input, as one conversation. A line of the JSONL
-file names its picture (or a list of them) in the field image, a path from the file's folder; lines without one take
---image. Run the same command again to go on with a file of answers.
-"""
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog, parser.formatter_class = EXAMPLES, argparse.RawDescriptionHelpFormatter
-    parser.add_argument(
-        "--image", type=user_path, action="append", default=[], help="a picture to ask about; repeatable"
-    )
-    add_prompt_options(parser, "the question; without it, questions are read from the terminal", pictures=True)
-    parser.add_argument("--output", type=user_path, metavar="FILE.jsonl", help="where the answers to --prompts go")
-    parser.add_argument("--max-new-tokens", type=int, default=512, metavar="N", help="default: %(default)s")
-    parser.add_argument(
-        "--temperature", type=float, default=0.0, help="0: the likeliest token each time; default: %(default)s"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="for a temperature above 0; default: %(default)s")
-    add_model_options(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 from tqdm import tqdm
 
-from uniar.commands.layout import LAYOUTS, Output
+from uniar.commands.layout import Output
 from uniar.commands.loading import Checkpoint, check_number, memory_advice
 from uniar.commands.processes import Processes
 from uniar.commands.record import check_manifest, difference, read_record, write_image
@@ -22,7 +22,6 @@ from uniar.commands.requests import Request
 from uniar.errors import UserError
 from uniar.generation import draw_noise, rollout
 from uniar.processing import build_visual_prompt
-from uniar.reading.files import user_path
 from uniar.reading.pictures import picture_to_edit
 from uniar.seeds import seed_of
 from uniar.shareable import shareable
@@ -77,49 +76,6 @@ class RequestedImage:
     def noise_seed(self, what: str, seed: int) -> int:
         request = self.request
         return seed_of(what, seed, request.prompt, request.picture_digest or "", request.copy, self.index)
-
-
-def add_drawing_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--output",
-        type=user_path,
-        required=True,
-        metavar="FILE.png|FOLDER",
-        help="a PNG for a single image; else a folder, filled with <id or line number>-<k>.png and manifest.jsonl. "
-        "Images that are there already are not drawn again",
-    )
-    parser.add_argument(
-        "--layout",
-        choices=LAYOUTS,
-        default="flat",
-        help="of the folder; uniar: <idx>/metadata.json and <idx>/samples/<k>.png, as UniAR's own generate_batch.py "
-        "writes and its converters read; default: %(default)s",
-    )
-    parser.add_argument("--overwrite", action="store_true", help="draw images anew whose files are there")
-    group = parser.add_argument_group("drawing")
-    group.add_argument("--images-per-prompt", type=int, default=1, metavar="N", help="default: %(default)s")
-    group.add_argument("--seed", type=int, default=0, help="another seed, other images; default: %(default)s")
-    group.add_argument(
-        "--cfg", type=float, default=2.5, help="classifier-free guidance; 1 or less: none; default: %(default)s"
-    )
-    group.add_argument("--temperature", type=float, default=0.1, help="0: the likeliest bits; default: %(default)s")
-    group.add_argument(
-        "--upsampling-ratio",
-        type=float,
-        default=1.0,
-        metavar="RATIO",
-        help="size of the image, 1 to 2 times height × width",
-    )
-    group.add_argument("--steps", type=int, default=28, help="of the visual decoder; default: %(default)s")
-    group.add_argument("--decoder-guidance", type=float, default=1.5, metavar="SCALE", help="default: %(default)s")
-    group.add_argument("--batch-size", type=int, default=4, help="images drawn at once; default: %(default)s")
-    group.add_argument(
-        "--memory-budget-gb",
-        type=float,
-        metavar="GB",
-        help="splits a batch where drawing its visual tokens would take more, which in bfloat16 may change some bits; "
-        "default: no limit",
-    )
 
 
 def check_options(arguments: argparse.Namespace) -> None:

@@ -35,31 +35,9 @@ from uniar.weight_files import weight_files
 
 PRESET_PREFIX = "preset:"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-ATTENTIONS = ("eager", "sdpa", "flash_attention_2")
 
 _PIECES = 256
 _PIECE_BYTES = 4096
-
-
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("model")
-    group.add_argument(
-        "--model",
-        required=True,
-        help="checkpoint folder, hub id (owner/name), or preset:NAME, a small random model, made at "
-        "first use in the folder $UNIAR_CACHE, or models",
-    )
-    group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, …; default: a GPU if there is one")
-    group.add_argument(
-        "--dtype", default="auto", choices=["auto", *DTYPES], help="default: bfloat16 on a GPU, float32 on a CPU"
-    )
-    group.add_argument(
-        "--attention",
-        default="auto",
-        choices=["auto", *ATTENTIONS],
-        help="default: flash_attention_2 where flash-attn is installed, else sdpa",
-    )
-    group.add_argument("--quiet", action="store_true", help="no progress bars and no closing summary")
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from uniar.processing import check_size
 from uniar.reading.files import user_path
 from uniar.reading.json_lines import JsonLine
 from uniar.reading.pictures import check_picture, editing_size, load_picture, picture_digest, picture_name, picture_path
-from uniar.reading.prompt_files import SUFFIXES, Keys, read_all, read_prompt_file, read_record
+from uniar.reading.prompt_files import Keys, read_all, read_prompt_file, read_record
 from uniar.reading.prompt_text import check_text
 
 _LONGEST_NAME = 200
@@ -55,31 +55,6 @@ class Question:
     @property
     def fields(self) -> dict[str, Any]:
         return {"prompt": self.prompt, **({} if self.line is None else self.line.values)}
-
-
-def add_prompt_options(parser: argparse.ArgumentParser, what: str, *, pictures: bool) -> None:
-    parser.add_argument("--prompt", help=what)
-    parser.add_argument(
-        "--prompts",
-        type=user_path,
-        metavar="FILE",
-        help=f"many of them: a {', '.join(SUFFIXES)} file or a folder of .txt files; as JSONL an object per line with "
-        "`prompt` and optionally an `id`",
-    )
-    parser.add_argument("--prompt-key", metavar="NAME", help="field of --prompts with the prompt; default: prompt")
-    parser.set_defaults(image_key=None, image_root=None)
-    if pictures:
-        parser.add_argument(
-            "--image-key",
-            metavar="NAME",
-            help="field of --prompts, or of its metadata, with the picture; default: image",
-        )
-        parser.add_argument(
-            "--image-root",
-            type=user_path,
-            metavar="FOLDER",
-            help="where the paths of pictures start; default: at the file",
-        )
 
 
 def read_questions(arguments: argparse.Namespace, given_pictures: tuple[Path, ...]) -> list[Question]:

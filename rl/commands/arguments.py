@@ -1,0 +1,77 @@
+"""What `uniar-rl train`, `evaluate`, `plan` and `export` take. Loads no library."""
+
+import argparse
+
+from uniar.reading.files import user_path
+
+
+def train(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", help="YAML recipe, see docs/config.md")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key.sub=value", help="settings over the recipe's, read as YAML"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the output folder")
+
+
+def evaluate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "recipe", help="YAML recipe; its sections evaluate, decode, eval_rewards and understanding are used"
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key.sub=value", help="settings over the recipe's, read as YAML"
+    )
+    parser.add_argument("--model", help="checkpoint folder or hub id to evaluate; default: the recipe's own")
+    parser.add_argument("--output", type=user_path, help="folder for scores.json, details and samples.png")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, …; default: a GPU if there is one")
+
+
+def plan(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", help="YAML recipe, see docs/config.md")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key.sub=value", help="settings over the recipe's, read as YAML"
+    )
+    parser.add_argument("--gpus", type=int, default=1, help="GPUs, one process each (default: 1)")
+    parser.add_argument("--memory", type=float, default=80.0, help="memory of a GPU in GiB (default: 80)")
+    parser.add_argument(
+        "--prompt-tokens",
+        type=int,
+        default=128,
+        metavar="N",
+        help="positions of the longest prompt, template and input image included (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--reward-memory",
+        type=float,
+        default=0.0,
+        metavar="GIB",
+        help="memory to leave free for rewards whose size is not known here (default: 0)",
+    )
+
+
+def export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", type=user_path, help="a run's checkpoint-N folder")
+    parser.add_argument("--output", type=user_path, required=True, help="folder to write")
+    parser.add_argument(
+        "--source", help="checkpoint that training started from; default: the one the run's config.yaml names"
+    )
+    parser.add_argument(
+        "--max-shard-size",
+        default="5GB",
+        metavar="SIZE",
+        help="largest weight file, such as 2GB; also what has to fit in memory. Default: %(default)s",
+    )
+    parser.add_argument(
+        "--ema", action="store_true", help="write the averaged weights of the run (model.ema), not the trained ones"
+    )
+    parser.add_argument(
+        "--adapter-only", action="store_true", help="of a LoRA checkpoint, write the adapter alone, in peft's format"
+    )
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="load what was written as its model card says, and compare its logits with the checkpoint's",
+    )
+    parser.add_argument(
+        "--push-to-hub", metavar="OWNER/NAME", help="upload it to this repository of the Hugging Face hub"
+    )
+    parser.add_argument("--private", action="store_true", help="a repository that --push-to-hub makes is private")
