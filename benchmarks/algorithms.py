@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from rl.config.yaml_files import read_yaml
+from uniar.reading.yaml_files import read_yaml
 
 CONFIGS = Path("configs")
 FOLDER = Path("runs/algorithms")

@@ -13,6 +13,7 @@ from rewards.commands.entries import read_parameters
 from rewards.commands.listing import WIDTH, needs_in_words
 from rewards.contract.function import OWN_COLUMNS
 from rewards.contract.needs import needs_of
+from rewards.contract.parameters import hints_of
 from rewards.contract.registry import resolve
 
 
@@ -38,11 +39,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def parameters_of(target: Callable) -> list[tuple[inspect.Parameter, Any]]:
     """The parameters that a recipe may set, each with its annotation."""
-    try:
-        hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
-    except NameError:  # an annotation that exists for type checkers only
-        hints = {}
-    found = []
+    hints, found = hints_of(target), []
     for parameter in inspect.signature(target).parameters.values():
         if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
             continue

@@ -4,11 +4,10 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-import yaml
-
 from rewards.contract.spec import RewardSpec
 from rewards.suite import RewardSuite
 from uniar.errors import UserError
+from uniar.reading.yaml_files import parse_yaml
 
 
 def read_parameters(texts: Sequence[str]) -> dict[str, Any]:
@@ -20,10 +19,7 @@ def read_parameters(texts: Sequence[str]) -> dict[str, Any]:
             raise UserError(f"{text!r} is no parameter; key=value is needed.")
         if key in parameters:
             raise UserError(f"the parameter {key!r} is given twice.")
-        try:
-            parameters[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise UserError(f"{text!r} is not valid YAML: {' '.join(str(error).split())}.") from error
+        parameters[key], _ = parse_yaml(value, text, lines=False)
     return parameters
 
 

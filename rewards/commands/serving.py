@@ -5,12 +5,12 @@ import os
 import warnings
 from pathlib import Path
 
-import yaml
 from PIL import Image
 
 from rewards.commands.arguments import TOKEN_VARIABLE
 from rewards.suite import RewardSuite
 from uniar.errors import UserError, did_you_mean
+from uniar.reading.yaml_files import read_yaml
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -55,14 +55,7 @@ def run(arguments: argparse.Namespace) -> None:
 def read_suite(path: Path) -> RewardSuite:
     """The rewards under `rewards:` of a YAML file; plug-in files are named from the current folder, or else from the
     file's. Raises UserError."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise UserError(f"the file '{path}' does not exist.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"the file '{path}' cannot be read: {error}.") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}.") from error
+    content, _ = read_yaml(path)
     if not isinstance(content, dict) or "rewards" not in content:
         raise UserError(f"{path}: a mapping with the key 'rewards', a list of rewards, is needed.")
     for key in content:

@@ -1,7 +1,7 @@
 """How one reward counts among several: clipped, normalised, weighed by task."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -32,11 +32,9 @@ def weight_for(weight: float | Mapping[str, float], task: str | None) -> float |
     return weight.get(task, weight.get(DEFAULT))
 
 
-def checked_weight(weight: Any, tasks: tuple[str, ...] | None) -> float | dict[str, float]:
+def checked_weight(weight: float | Mapping[str, Any], tasks: tuple[str, ...] | None) -> float | dict[str, float]:
     """A weight, or a weight for each task, as floats. Raises UserError whose message lacks its subject."""
     if not isinstance(weight, Mapping):
-        if not _finite(weight):
-            raise UserError(f"is {weight!r}, a finite number (or a mapping of tasks to numbers) is needed.")
         return float(weight)
     if not weight:
         raise UserError("is an empty mapping; a number for each task is needed.")
@@ -50,14 +48,12 @@ def checked_weight(weight: Any, tasks: tuple[str, ...] | None) -> float | dict[s
     return {task: float(value) for task, value in weight.items()}
 
 
-def checked_interval(value: Any, open_ended: bool) -> Interval:
+def checked_interval(value: Sequence[float | None], open_ended: bool) -> Interval:
     """[low, high] as floats; an end may be null if `open_ended`. Raises UserError whose message lacks its subject."""
     ends = "two numbers [low, high]" + (", one of which may be null," if open_ended else "")
-    if not isinstance(value, list | tuple) or len(value) != 2:
-        raise UserError(f"is {value!r}, {ends} are needed.")
-    if not all(_finite(end) or (end is None and open_ended) for end in value) or value[0] is value[1] is None:
+    if len(value) != 2 or value[0] is value[1] is None or (None in value and not open_ended):
         raise UserError(f"is {list(value)!r}, {ends} are needed.")
-    low, high = (None if end is None else float(end) for end in value)
+    low, high = value
     if low is not None and high is not None and low >= high:
         raise UserError(f"is {list(value)!r}; the first number must be the smaller one.")
     return low, high

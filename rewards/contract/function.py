@@ -27,7 +27,7 @@ class FunctionReward(Reward):
     Raises UserError for a function that takes neither prompts nor images, and for unknown or mistyped parameters.
     """
 
-    def __init__(self, function: Callable, params: Mapping[str, Any] | None = None):
+    def __init__(self, function: Callable, params: Mapping[str, Any] | None = None, elsewhere: Sequence[str] = ()):
         self._parameters = inspect.signature(function).parameters
         self._takes_all = any(p.kind is p.VAR_KEYWORD for p in self._parameters.values())
         if any(p.kind is p.POSITIONAL_ONLY for p in self._parameters.values()) or not (
@@ -37,7 +37,7 @@ class FunctionReward(Reward):
                 f"the function takes ({', '.join(self._parameters)}); a reward function takes its columns by keyword, "
                 "as in def f(prompts, images, **columns)."
             )
-        self._params = _bind(function, params or {})
+        self._params = _bind(function, params or {}, elsewhere)
         named = [name for name, p in self._parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
         own = {name for name in named if self._parameters[name].default is not inspect.Parameter.empty}
         self._own = (own | set(self._params)) - set(OWN_COLUMNS)
@@ -77,11 +77,11 @@ class FunctionReward(Reward):
         return self._function(**{**columns, **self._params})
 
 
-def _bind(function: Callable, given: Mapping[str, Any]) -> dict[str, Any]:
+def _bind(function: Callable, given: Mapping[str, Any], elsewhere: Sequence[str]) -> dict[str, Any]:
     # Required parameters are columns, so a recipe is not asked for them: only what it gives is checked.
     required = [
         name
         for name, parameter in inspect.signature(function).parameters.items()
         if parameter.default is parameter.empty and name not in given
     ]
-    return bind_parameters(function, given, skip=[*OWN_COLUMNS, *required])
+    return bind_parameters(function, given, skip=[*OWN_COLUMNS, *required], elsewhere=elsewhere)

@@ -1,55 +1,61 @@
 """One entry under `rewards:` in a recipe."""
 
+# ruff: noqa: RUF009 (`setting` wraps dataclasses.field, which the rule would let pass)
+
 import inspect
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rewards.contract.base import Reward
 from rewards.contract.combine import DEFAULT, Interval, checked_interval, checked_weight, weight_for
 from rewards.contract.function import FunctionReward
-from rewards.contract.parameters import RECIPE_KEYS, bind_parameters
+from rewards.contract.parameters import bind_parameters
 from rewards.contract.protocol import described
 from rewards.contract.registry import check_target, resolve
 from uniar.errors import UserError
-
-MAX_RETRIES = 10
+from uniar.reading.settings import checked_values, setting, settings_of
 
 
 @dataclass(frozen=True)
 class RewardSpec:
-    """Which reward, and how it counts. Raises UserError for a value that is not valid.
+    """One entry of `rewards` or `eval_rewards`. Keys other than these are the reward's own parameters, see
+    docs/rewards.md."""
 
-    Attributes:
-        use: a registered name, `package.module:Class`, `path/to/file.py:Class`; in Python also a class or a function.
-        name: what the metrics call it; unique in a suite. Default: the registered, class or function name.
-        weight: its factor in the advantage. 0 only measures; a negative one punishes. A mapping gives a factor for each
-            task; it then scores only the tasks named there, unless the entry "default" speaks for all others.
-        tasks: the tasks it scores; None for all samples.
-        clip: (low, high), where scores are cut before they count; either may be None.
-        normalize: (low, high), mapped to 0 and 1 after clipping; True for the reward's own usual range.
-        on_error: "stop" ends the run when it fails, "skip" leaves the samples that failed without this score.
-        retries: further attempts after it raised, 0 to 10.
-        offload: whether its weights wait on the CPU while nothing is scored.
-        params: the reward's own parameters.
-        folder: where a relative plug-in path is looked up if the current folder has no such file.
-    """
-
-    use: str | type[Reward] | Callable
-    name: str = ""
-    weight: float | Mapping[str, float] = 1.0
-    tasks: tuple[str, ...] | None = None
-    clip: Interval | None = None
-    normalize: Interval | bool | None = None
-    on_error: str = "stop"
-    retries: int = 1
-    offload: bool = False
+    use: str | type[Reward] | Callable = setting(
+        "A registered name, `package.module:Class`, or `path/to/file.py:Class`."
+    )
+    """in Python also a class or a function"""
+    name: str | None = setting("What metrics call it, unique in its list; null: the name in `use`.", None)
+    weight: float | Mapping[str, float] = setting(
+        "Factor of this reward in the sum; 0 only measures, below 0 punishes. A mapping gives one for each task, "
+        "`default` for all others; without `default` it applies only to the tasks named.",
+        1.0,
+    )
+    tasks: tuple[str, ...] | None = setting("Tasks that it applies to; null: all.", None)
+    clip: Interval | None = setting("[low, high]: where its scores are cut; either may be null.", None)
+    normalize: bool | Interval | None = setting(
+        "[low, high]: mapped to 0 and 1, after clipping; true: the reward's own usual range.", None
+    )
+    on_error: Literal["stop", "skip"] = setting(
+        "What happens when it still fails after its retries: stop the run, or leave that sample without this reward.",
+        "stop",
+    )
+    retries: int = setting("Further attempts after it failed.", 1, ge=0, le=10)
+    offload: bool = setting(
+        "Keep its weights in the machine's memory and copy them to the GPU for each decoding and scoring phase, which "
+        "frees that memory for rollouts and updates.",
+        False,
+    )
     params: Mapping[str, Any] = field(default_factory=dict)
+    """the reward's own parameters"""
     folder: Path | None = None
+    """where a relative plug-in path is looked up if the current folder has no such file"""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        """Raises UserError for a value that is not valid."""
         if not isinstance(self.use, str):
             check_target(self.use)
         elif not self.use:
@@ -58,20 +64,12 @@ class RewardSpec:
             object.__setattr__(self, "name", self._default_name())
         if not isinstance(self.name, str) or not re.fullmatch(r"[A-Za-z0-9_.\-]+", self.name):
             raise UserError(f"name is {self.name!r}; letters, digits, '_', '-' and '.' are allowed.")
-        if self.on_error not in ("stop", "skip"):
-            raise UserError(f"on_error of reward {self.name!r} is {self.on_error!r}, 'stop' or 'skip' is needed.")
-        whole = isinstance(self.retries, int) and not isinstance(self.retries, bool)
-        if not whole or not 0 <= self.retries <= MAX_RETRIES:
-            raise UserError(
-                f"retries of reward {self.name!r} is {self.retries!r}, a whole number from 0 to {MAX_RETRIES} is valid."
-            )
-        if not isinstance(self.offload, bool):
-            raise UserError(f"offload of reward {self.name!r} is {self.offload!r}, true or false is needed.")
-        if self.tasks is not None:
-            listed = isinstance(self.tasks, list | tuple) and len(self.tasks) > 0
-            if not listed or not all(isinstance(task, str) for task in self.tasks):
-                raise UserError(f"tasks of reward {self.name!r} is {self.tasks!r}, a list of task names is needed.")
-            object.__setattr__(self, "tasks", tuple(self.tasks))
+        given = vars(self) | {"use": str(self.use)}
+        for key, value in checked_values(type(self), given, (), {(): f"reward {self.name!r}"}).items():
+            if key != "use":
+                object.__setattr__(self, key, value)
+        if self.tasks == ():
+            raise UserError(f"tasks of reward {self.name!r} is [], a list of task names is needed.")
         self._checked("weight", checked_weight, self.tasks)
         if self.clip is not None:
             self._checked("clip", checked_interval, True)
@@ -126,9 +124,9 @@ class RewardSpec:
                 taken = [key for key in RECIPE_KEYS if key in inspect.signature(target).parameters]
                 if taken:
                     raise UserError(f"its parameter {taken[0]!r} is a key of every reward; rename it in the class.")
-                reward = target(**bind_parameters(target, self.params))
+                reward = target(**bind_parameters(target, self.params, elsewhere=RECIPE_KEYS))
             else:
-                reward = FunctionReward(target, self.params)
+                reward = FunctionReward(target, self.params, RECIPE_KEYS)
         except UserError as error:
             raise UserError(f"reward {self.name!r}: {error}") from error
         except (Exception, SystemExit) as error:  # the reward's own __init__ refused what it was given
@@ -148,3 +146,7 @@ class RewardSpec:
         if isinstance(self.use, str):
             return self.use.rpartition(":")[2] if ":" in self.use else Path(self.use).stem
         return getattr(self.use, "__name__", type(self.use).__name__)
+
+
+RECIPE_KEYS = tuple(field.name for field in settings_of(RewardSpec))
+"""Keys that every reward of a recipe has; all others are the reward's own parameters."""

@@ -10,10 +10,10 @@ from typing import Any
 
 from rl.checkpoint.layout import CONFIG
 from rl.config.sections import Recipe
-from rl.config.settings import nested_settings
 from rl.config.trainer_arguments import TAKEN, trl_arguments
-from rl.config.yaml_files import read_yaml
 from uniar.errors import UserError
+from uniar.reading.settings import nested_settings
+from uniar.reading.yaml_files import read_yaml
 
 
 def check_resumed(recipe: Recipe, checkpoint: Path) -> None:

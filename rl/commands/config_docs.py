@@ -8,12 +8,13 @@ import typing
 from collections.abc import Mapping
 from pathlib import Path
 
+from rewards.contract.spec import RewardSpec
 from rl.config import sections as config
 from rl.config import trainer_arguments
-from rl.config.settings import expected, nested_settings, settings_of
-from rl.config.yaml_files import dump_yaml
 from rl.data.prompts import MixEntry
 from uniar.reading import prompt_files
+from uniar.reading.settings import expected, nested_settings, settings_of
+from uniar.reading.yaml_files import dump_yaml
 
 PATH = Path(__file__).parents[2] / "docs" / "config.md"
 
@@ -80,7 +81,7 @@ def render() -> str:
         if dataclasses.is_dataclass(section):
             parts += [f"## `{field.name}`\n", _doc(section), _table(section, f"{field.name}.")]
         elif field.name == "rewards":
-            parts += ["## `rewards` and `eval_rewards`\n", _doc(config.RewardEntry), _table(config.RewardEntry, "")]
+            parts += ["## `rewards` and `eval_rewards`\n", _doc(RewardSpec), _table(RewardSpec, "")]
         elif field.name == "trainer":
             parts += ["## `trainer`\n", TRAINER, _trainer_table()]
     parts += ["## Prompt files\n", f"{prompt_files.__doc__.partition(FORMS)[2].strip()}\n"]

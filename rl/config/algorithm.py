@@ -7,7 +7,7 @@ from typing import Literal
 
 from rl.algorithm.advantages import Estimator, Scale
 from rl.algorithm.loss_settings import Loss, RatioLevel
-from rl.config.settings import setting
+from uniar.reading.settings import setting
 
 
 @dataclasses.dataclass(frozen=True)

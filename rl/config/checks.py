@@ -2,22 +2,21 @@
 
 import math
 
+from rewards.contract.spec import RewardSpec
 from rl.algorithm.guidance import CONVENTIONS
 from rl.algorithm.loss_settings import conflicting_setting
-from rl.config.sections import Recipe, RewardEntry
-from rl.config.settings import Origins, build, origin_of, settings_of
+from rl.config.sections import Recipe
 from uniar.errors import UserError
+from uniar.reading.settings import Origins, checked_values, origin_of
 
 
 def check_rewards(recipe: Recipe, origins: Origins) -> None:
     """The keys that every reward entry shares; the rest is checked by the reward itself."""
     if not recipe.rewards:
         raise UserError(f"{origin_of(('rewards',), origins)}: rewards is empty, expected at least one reward.")
-    common = {field.name for field in settings_of(RewardEntry)}
     for section in ("rewards", "eval_rewards"):
         for i, entry in enumerate(getattr(recipe, section)):
-            shared = {key: value for key, value in entry.items() if key in common}
-            build(RewardEntry, shared, (section, str(i)), origins)
+            checked_values(RewardSpec, entry, (section, str(i)), origins)
 
 
 def check_choices(recipe: Recipe, origins: Origins) -> None:

@@ -5,9 +5,11 @@
 import dataclasses
 from typing import Literal
 
-from rl.config.settings import LARGEST_SEED, setting
+from uniar.reading.settings import setting
 
 Place = Literal["gpu", "cpu"]
+LARGEST_SEED = 4_000_000_000
+"""of a run: NumPy's generators, which transformers seeds, take 32 bits, and TRL adds the number of the process."""
 _WEIGHTS = "the trained weights are the checkpoint's, only the reference would be another"
 _ADAPTERS = "the checkpoint's weights go with its own adapters"
 

@@ -9,11 +9,11 @@ from typing import Any
 
 from rl.config.checks import check_choices, check_rewards, check_rollout_boundaries
 from rl.config.sections import Recipe
-from rl.config.settings import Origins, build, home_expanded, key_of, nested_settings, origin_of, settings_of
 from rl.config.trainer_arguments import TAKEN, check_trainer_arguments
-from rl.config.yaml_files import parse_yaml, read_yaml
 from uniar.errors import UserError
 from uniar.reading.files import user_path
+from uniar.reading.settings import Origins, build, home_expanded, key_of, nested_settings, origin_of, settings_of
+from uniar.reading.yaml_files import parse_yaml, read_yaml
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

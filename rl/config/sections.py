@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 from rl.algorithm.guidance import CONVENTIONS, GuidanceSettings
 from rl.config.algorithm import AlgorithmSection
-from rl.config.model import ModelSection, Place
-from rl.config.settings import LARGEST_SEED, Origins, origin_of, setting, settings_of
-from rl.config.yaml_files import dump_yaml
+from rl.config.model import LARGEST_SEED, ModelSection, Place
+from uniar.reading.settings import Origins, origin_of, setting, settings_of
+from uniar.reading.yaml_files import dump_yaml
 
 WatchAction = Literal["stop", "skip", "warn"]
 
@@ -127,35 +127,6 @@ class DecodeSection:
     )
     same_noise_per_group: bool = setting(
         "Start all images of a prompt from the same noise, so that their rewards differ by the bits alone.", True
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class RewardEntry:
-    """One entry of `rewards` or `eval_rewards`. Keys other than these are the reward's own parameters, see
-    docs/rewards.md."""
-
-    use: str = setting("A registered name, `package.module:Class`, or `path/to/file.py:Class`.")
-    name: str | None = setting("What metrics call it, unique in its list; null: the name in `use`.", None)
-    weight: float | dict[str, float] = setting(
-        "Factor of this reward in the sum; 0 only measures, below 0 punishes. A mapping gives one for each task, "
-        "`default` for all others; without `default` it applies only to the tasks named.",
-        1.0,
-    )
-    tasks: list[str] | None = setting("Tasks that it applies to; null: all.", None)
-    clip: list[Any] | None = setting("[low, high]: where its scores are cut; either may be null.", None)
-    normalize: bool | list[Any] | None = setting(
-        "[low, high]: mapped to 0 and 1, after clipping; true: the reward's own usual range.", None
-    )
-    on_error: Literal["stop", "skip"] = setting(
-        "What happens when it still fails after its retries: stop the run, or leave that sample without this reward.",
-        "stop",
-    )
-    retries: int = setting("Further attempts after it failed.", 1, ge=0, le=10)
-    offload: bool = setting(
-        "Keep its weights in the machine's memory and copy them to the GPU for each decoding and scoring phase, which "
-        "frees that memory for rollouts and updates.",
-        False,
     )
 
 

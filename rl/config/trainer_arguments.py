@@ -12,8 +12,8 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from rl.config.settings import Origins, check_type, home_expanded, origin_of
 from uniar.errors import UserError, did_you_mean
+from uniar.reading.settings import Origins, check_type, home_expanded, origin_of
 
 # What a section of the recipe owns -> where it is set.
 OWNED = {

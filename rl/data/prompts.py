@@ -20,14 +20,14 @@ from typing import Any
 
 from PIL import Image
 
-from rl.config.settings import build, origin_of, setting
-from rl.config.yaml_files import read_yaml
 from rl.data.dataset_rows import DATASETS, DatasetImage, is_dataset, read_dataset, split_of
 from uniar.errors import UserError, did_you_mean
 from uniar.reading.json_lines import JsonLine
 from uniar.reading.pictures import check_picture, load_picture, picture_name, picture_path, picture_to_edit
 from uniar.reading.prompt_files import Keys, StoredPicture, read_all, read_prompt_file, read_record
 from uniar.reading.prompt_text import check_text
+from uniar.reading.settings import build, origin_of, setting
+from uniar.reading.yaml_files import read_yaml
 
 
 @dataclass(frozen=True)

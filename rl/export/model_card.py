@@ -17,12 +17,12 @@ from rl.checkpoint.tensor_files import main_dtype
 from rl.config.model import ModelSection
 from rl.config.recipe import load_recipe
 from rl.config.sections import Recipe
-from rl.config.yaml_files import dump_yaml
 from rl.evaluation.evaluate import paired_gain
 from rl.evaluation.understanding import ANSWER_SCORES
 from rl.run.folder import RunFolder
 from rl.run.records import scores_in
 from uniar.errors import UserError
+from uniar.reading.yaml_files import dump_yaml
 from uniar.shareable import shareable
 
 PACKAGES = ("uniar-rl", "torch", "transformers", "trl", "peft", "accelerate", "deepspeed", "diffusers", "safetensors")

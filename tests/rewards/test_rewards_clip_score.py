@@ -196,7 +196,7 @@ def test_unknown_models_tags_and_devices_are_named():
         ClipScore(device="gpu")
     with pytest.raises(UserError, match="batch_size is 0"):
         ClipScore(batch_size=0)
-    with pytest.raises(UserError, match="dtype is 'int8', 'float32' or 'bfloat16' or 'float16' is needed"):
+    with pytest.raises(UserError, match=r"dtype is 'int8' .*, expected 'float32', 'bfloat16' or 'float16'"):
         RewardSuite.from_recipe([{"use": "clip_score", "dtype": "int8"}])
 
 

@@ -185,8 +185,8 @@ SCORE_FAULTS = {
     "parameter": (["scale", "--image", "drawn"], "'scale' is no parameter; key=value is needed"),
     "twice": (["scale=1", "scale=2", "--image", "drawn"], "the parameter 'scale' is given twice"),
     "unknown": (["scael=1", "--image", "drawn"], "Did you mean 'scale'?"),
-    "type": (["scale=big", "--image", "drawn"], "scale is 'big', a number is needed"),
-    "yaml": (["scale=[", "--image", "drawn"], "'scale=[' is not valid YAML"),
+    "type": (["scale=big", "--image", "drawn"], "scale is 'big' (a string), expected a number"),
+    "yaml": (["scale=[", "--image", "drawn"], "scale=[: not valid YAML"),
 }
 
 
@@ -204,7 +204,7 @@ def test_what_cannot_be_scored_is_said_in_a_sentence(case, typed, here):
 
 
 SERVE_FAULTS = {
-    "no file": (["none.yaml"], "the file 'none.yaml' does not exist"),
+    "no file": (["none.yaml"], "The file 'none.yaml' does not exist"),
     "open without token": (["r.yaml", "--host", "0.0.0.0"], "needs a token: set UNIAR_REWARDS_TOKEN or give"),
     "no token in its file": (["r.yaml", "--token-file", "empty"], "--token-file 'empty' is empty"),
     "no token file": (["r.yaml", "--token-file", "none"], "--token-file 'none' cannot be read"),

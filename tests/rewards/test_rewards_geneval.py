@@ -220,7 +220,7 @@ def test_settings_out_of_range_are_refused():
     for message, parameters in cases.items():
         with pytest.raises(UserError, match=message):
             GenEval(**parameters)
-    with pytest.raises(UserError, match="credit is 'soft', 'strict' or 'partial' is needed"):
+    with pytest.raises(UserError, match=r"credit is 'soft' .*, expected 'strict' or 'partial'"):
         RewardSuite.from_recipe([{"use": "geneval", "credit": "soft"}])
 
 

@@ -1,6 +1,5 @@
 """`use:` and the keys of a recipe entry: what they resolve to, and one clear sentence where they do not."""
 
-import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any, Literal
 import pytest
 
 from rewards import Reward, RewardSpec, RewardSuite, register_reward
-from rewards.contract.parameters import RECIPE_KEYS, bind_parameters
+from rewards.contract.parameters import bind_parameters
 from rewards.contract.registry import resolve, reward_names
 from rewards.models.model_reward import ModelReward
 from rewards.pixels.color import Color
@@ -159,11 +158,6 @@ def test_registered_rewards_are_known_by_name(monkeypatch):
 # The keys that every reward has
 
 
-def test_recipe_keys_are_those_of_the_spec():
-    fields = [field.name for field in dataclasses.fields(RewardSpec)]
-    assert fields == [*RECIPE_KEYS, "params", "folder"]
-
-
 def test_a_full_entry():
     entry = {
         "use": "color",
@@ -184,13 +178,13 @@ def test_a_full_entry():
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"use": "color", "weight": "big"}, "weight of reward 'color' is 'big', a finite number"),
-        ({"use": "color", "weight": True}, "weight of reward 'color' is True"),
-        ({"use": "color", "weight": float("inf")}, "weight of reward 'color' is inf"),
-        ({"use": "color", "on_error": "ignore"}, "on_error of reward 'color' is 'ignore', 'stop' or 'skip'"),
-        ({"use": "color", "retries": 11}, "retries of reward 'color' is 11, a whole number from 0 to 10"),
-        ({"use": "color", "retries": 1.5}, "retries of reward 'color' is 1.5"),
-        ({"use": "color", "tasks": "text"}, "tasks of reward 'color' is 'text', a list of task names"),
+        ({"use": "color", "weight": "big"}, "reward 'color': weight is 'big' (a string), expected a number or"),
+        ({"use": "color", "weight": True}, "reward 'color': weight is true, expected a number"),
+        ({"use": "color", "weight": float("inf")}, "reward 'color': weight is inf (a number), expected a number"),
+        ({"use": "color", "on_error": "ignore"}, "reward 'color': on_error is 'ignore' (a string), expected 'stop'"),
+        ({"use": "color", "retries": 11}, "reward 'color': retries is 11, expected a whole number ≥ 0 and ≤ 10"),
+        ({"use": "color", "retries": 1.5}, "reward 'color': retries is 1.5 (a number), expected a whole number"),
+        ({"use": "color", "tasks": "text"}, "reward 'color': tasks is 'text' (a string), expected a list of strings"),
         ({"use": "color", "tasks": []}, "tasks of reward 'color' is []"),
         ({"use": "color", "name": "a/b"}, "name is 'a/b'; letters, digits"),
         ({"ues": "color"}, "rewards[0]: the key 'use' is missing in {'ues': 'color'}"),
@@ -262,20 +256,24 @@ def test_parameters_arrive_as_their_annotations_say():
         ("a", True, "a whole number"),
         ("a", None, "a whole number"),
         ("b", "big", "a number"),
-        ("b", "1e-4", r"a number \(YAML reads 1e-4 as text; write 0.0001"),
+        ("b", "1e-4", "a number"),
         ("b", False, "a number"),
         ("c", 1, "true or false"),
-        ("d", 3, "a text or null"),
-        ("e", [1, "x"], "a whole number or null"),
-        ("e", 3, "a list or null"),
+        ("d", 3, "a string or null"),
+        ("e", 3, "a list of whole numbers or null"),
         ("f", "z", "'x' or 'y'"),
-        ("g", 1, "a text"),
+        ("g", 1, "a string"),
         ("h", [1], "a mapping or null"),
     ],
 )
 def test_a_parameter_of_another_type_is_refused(name, value, needed):
-    with pytest.raises(UserError, match=f"^{name} is .*, {needed}"):
+    with pytest.raises(UserError, match=f"^{name} is .*, expected {needed}"):
         bind_parameters(typed, {"a": 1, name: value})
+
+
+def test_a_part_of_another_type_is_refused():
+    with pytest.raises(UserError, match=r"^e.1 is 'x' .*, expected a whole number"):
+        bind_parameters(typed, {"a": 1, "e": [1, "x"]})
 
 
 def test_a_required_parameter_is_missed():
@@ -317,7 +315,7 @@ def test_functions_have_parameters_too():
     assert reward.name == "near"
     with pytest.raises(UserError, match=r"unknown parameter 'limt'; its parameters are: limit. Did you mean 'limit'"):
         RewardSuite([RewardSpec(near, params={"limt": 2})])
-    with pytest.raises(UserError, match="limit is 'x', a number is needed"):
+    with pytest.raises(UserError, match=r"limit is 'x' .*, expected a number"):
         RewardSuite([RewardSpec(near, params={"limit": "x"})])
     with pytest.raises(
         UserError, match=r"the function takes \(batch\); a reward function takes its columns by keyword"

@@ -227,7 +227,7 @@ def test_all_servers_die_midway():
         ({"url": "http://" + "a" * 64}, "is not a URL: .*label"),
         ({"url": []}, "at least one server, each once"),
         ({"url": ["http://a", "http://a/"]}, "at least one server, each once"),
-        ({"url": 3}, "url is 3, a text or a list is needed"),
+        ({"url": 3}, "url is 3 .*, expected a string or a list of strings"),
         ({"url": "http://a", "deadline": 0}, "deadline is 0 seconds"),
         ({"url": "http://a", "deadline": math.inf}, "deadline is inf seconds"),
         ({"url": "http://a", "timeout": -1}, "timeout is -1 seconds"),

@@ -255,10 +255,16 @@ def test_on_this_machine_no_token_is_needed_but_a_short_one_is_refused():
         ("rewards: [color]\nport: 1", "unknown key 'port'"),
         ("rewards: [colour]", "Did you mean 'color'"),
         ("rewards: [{use: color, colour: red}]", "unknown parameter 'colour'"),
-        ("rewards: [{use: color, color: !!python/object:os.system x}]", "not valid YAML"),
+        ("rewards: [{use: color, color: !!python/object:os.system x}]", "the tag .* is not supported"),
     ],
 )
 def test_a_file_that_cannot_be_served_is_refused(tmp_path, content, message):
     (tmp_path / "rewards.yaml").write_text(content)
     with pytest.raises(UserError, match=message):
         read_suite(tmp_path / "rewards.yaml")
+
+
+def test_the_file_is_read_as_recipes_are(tmp_path):
+    (tmp_path / "rewards.yaml").write_text("rewards: [{use: color, color: red, weight: 1e-5, clip: [1e-3, null]}]")
+    [spec] = read_suite(tmp_path / "rewards.yaml").specs
+    assert (spec.weight, spec.clip) == (1e-5, (1e-3, None))

@@ -10,10 +10,10 @@ from rl.commands import config_docs
 from rl.config.checks import check_batches
 from rl.config.recipe import load_recipe, recipe_from_mapping
 from rl.config.sections import EvaluateSection, Recipe
-from rl.config.settings import settings_of
 from rl.config.trainer_arguments import OWNED, REFUSED, TAKEN, trl_arguments
-from rl.config.yaml_files import dump_yaml, parse_yaml
 from uniar.errors import UserError
+from uniar.reading.settings import settings_of
+from uniar.reading.yaml_files import dump_yaml, parse_yaml
 
 ROOT = Path(__file__).parents[2]
 

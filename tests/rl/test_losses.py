@@ -11,9 +11,9 @@ from rl.algorithm.guidance import CONVENTIONS
 from rl.algorithm.loss_settings import Loss, RatioLevel
 from rl.algorithm.losses import LossInputs, clip_range, importance_weights, policy_loss
 from rl.config.algorithm import AdvantageSection, AlgorithmSection
-from rl.config.settings import build, settings_of
-from rl.config.yaml_files import parse_yaml
 from uniar.errors import UserError
+from uniar.reading.settings import build, settings_of
+from uniar.reading.yaml_files import parse_yaml
 
 SHAPE = (3, 4, 2, 4, 3)  # B, T, L, S, K
 PER_TOKEN, PER_SAMPLE = 24, 96

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from rl.config.sections import Recipe
-from rl.config.settings import nested_settings
 from rl.config.trainer_arguments import OWNED, REFUSED, TAKEN, kind_of
-from rl.config.yaml_files import parse_yaml
+from uniar.reading.settings import nested_settings
+from uniar.reading.yaml_files import parse_yaml
 
 PALETTE = ["null", "true", "nonsense", "''", "-7", "0.5", "1e400", ".nan", "[nonsense]", "{nonsense: 1}", "5000000000"]
 """values that hardly any setting takes all of, as YAML"""

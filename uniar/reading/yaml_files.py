@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
-from rl.config.settings import Origins
 from uniar.errors import UserError
+from uniar.reading.settings import Origins
 
 LARGEST_FILE = 400_000  # bytes
 LARGEST_CONTENT = 20_000

@@ -1,21 +1,20 @@
-"""Typed settings: dataclasses whose fields carry their help text and range, built from plain mappings.
+"""Typed settings: dataclasses whose fields carry their help text and range, and values from files as annotations say.
 
-A setting's type is one of: str, int, float, bool, a Literal of strings, a list, a mapping, another such dataclass, or
-one of these or null. Whatever does not fit is refused with the place it was written, what was found and what is valid.
+A setting's type is one of: str, Path, int, float, bool, a Literal, a list or tuple, a mapping, another such dataclass,
+or one of these or null. Whatever does not fit is refused with the place it was written, what was found and what is
+valid. Types that a file cannot express (a class, a tensor, …) are passed over beside others, and alone not checked.
 """
 
 import dataclasses
 import math
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, Union
 
 from uniar.errors import UserError, did_you_mean
 from uniar.reading.files import user_path
-
-LARGEST_SEED = 4_000_000_000
-"""of a run: NumPy's generators, which transformers seeds, take 32 bits, and TRL adds the number of the process."""
 
 # Where each key was written: path of keys and list indices -> "configs/x.yaml, line 3" or "command line".
 Origins = dict[tuple[str, ...], str]
@@ -104,17 +103,28 @@ def build(
             full = (*path, str(name))
             hint = did_you_mean(str(name), fields, elsewhere) or f" Valid here: {', '.join(fields)}."
             raise UserError(f"{origin_of(full, origins)}: unknown key '{key_of(full)}'.{hint}")
-    hints = typing.get_type_hints(cls)
-    values = {
-        name: check_type(data[name], hints[name], (*path, name), origins, field.metadata, elsewhere)
-        for name, field in fields.items()
-        if name in data
-    }
-    for name, field in fields.items():
-        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if required and name not in values:
-            raise UserError(f"{where}: {key_of((*path, name))} is missing; expected {expected(hints[name])}.")
-    return cls(**values)
+    return cls(**checked_values(cls, data, path, origins, elsewhere))
+
+
+def checked_values(
+    cls: type,
+    data: Mapping[str, Any],
+    path: tuple[str, ...],
+    origins: Origins,
+    elsewhere: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """Those of `data` that the dataclass `cls` has settings for, as `build` would give them to it."""
+    hints, values = typing.get_type_hints(cls), {}
+    for field in settings_of(cls):
+        full = (*path, field.name)
+        if field.name in data:
+            values[field.name] = check_type(
+                data[field.name], hints[field.name], full, origins, field.metadata, elsewhere
+            )
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            where = origin_of(path, origins)
+            raise UserError(f"{where}: {key_of(full)} is missing; expected {expected(hints[field.name])}.")
+    return values
 
 
 def check_type(
@@ -125,34 +135,38 @@ def check_type(
     metadata: Mapping | None = None,
     elsewhere: Mapping[str, str] | None = None,
 ) -> Any:
-    """`value` as the type `hint`, dataclasses built and whole numbers turned into floats where a float is asked for."""
+    """`value` as the type `hint`: dataclasses built, whole numbers turned into floats where a float is asked for, texts
+    into paths. An origin that is empty is left out of the message."""
     metadata = metadata or {}
     options, optional = _options(hint)
-    if value is None and optional:
-        return None
+    if (value is None and optional) or not options:
+        return value
     for option in options:
         if dataclasses.is_dataclass(option):
             return build(option, value, path, origins, elsewhere)
         origin, args = typing.get_origin(option), typing.get_args(option)
-        if option is Any or (origin is Literal and isinstance(value, str) and value in args):
+        # type(...) as well: True == 1, but `sign: true` is not the sign 1.
+        if origin is Literal and any(value == choice and type(value) is type(choice) for choice in args):
             return value
-        if origin is list and isinstance(value, list):
-            return [check_type(item, args[0], (*path, str(i)), origins) for i, item in enumerate(value)]
-        if (origin or option) is dict and isinstance(value, dict):
+        kind = origin or option
+        if kind in _LISTS and isinstance(value, list | tuple):
+            items = [check_type(item, (*args, Any)[0], (*path, str(i)), origins) for i, item in enumerate(value)]
+            return tuple(items) if kind is tuple else items
+        if option is Any or (kind in _MAPPINGS and isinstance(value, Mapping)):
             return value
-        if option is float and (_is_whole(value) or (isinstance(value, float) and math.isfinite(value))):
+        if option is float and (_is_whole(value) or (isinstance(value, float) and _is_usable(value, metadata))):
             return _in_range(float(value), hint, path, origins, metadata)
         if option is int and _is_whole(value):
             return _in_range(value, hint, path, origins, metadata)
         if option in (bool, str) and isinstance(value, option):
             return home_expanded(value, path, origins) if metadata.get("path") and option is str else value
-    choices = [
-        choice for option in options if typing.get_origin(option) is Literal for choice in typing.get_args(option)
-    ]
+        if option is Path and isinstance(value, str | Path):
+            return Path(value)
+    choices = [str(choice) for option in options if typing.get_origin(option) is Literal for choice in option.__args__]
     hint_text = did_you_mean(value, choices) if isinstance(value, str) else ""
-    raise UserError(
-        f"{origin_of(path, origins)}: {key_of(path)} is {_show(value)}, expected {expected(hint, metadata)}.{hint_text}"
-    )
+    where = origin_of(path, origins)
+    said = f"{key_of(path)} is {_show(value)}, expected {expected(hint, metadata)}.{hint_text}"
+    raise UserError(f"{where}: {said}" if where else said)
 
 
 def expected(hint: Any, metadata: Mapping | None = None) -> str:
@@ -163,26 +177,31 @@ def expected(hint: Any, metadata: Mapping | None = None) -> str:
 
 
 def _options(hint: Any) -> tuple[list[Any], bool]:
-    """The alternatives of a type, null apart."""
-    if typing.get_origin(hint) in (Union, types.UnionType):
-        args = typing.get_args(hint)
-        return [arg for arg in args if arg is not type(None)], type(None) in args
-    return [hint], False
+    """The alternatives of a type that a file can express, null apart."""
+    args = typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
+    return [arg for arg in args if _is_expressible(arg)], type(None) in args or None in args
+
+
+def _is_expressible(option: Any) -> bool:
+    kind = typing.get_origin(option) or option
+    return kind in (*_LISTS, *_MAPPINGS, *_PLAIN) or dataclasses.is_dataclass(option)
 
 
 def _in_words(option: Any, metadata: Mapping) -> list[str]:
     if typing.get_origin(option) is Literal:
-        choices = [f"'{choice}'" for choice in typing.get_args(option)]
+        choices = [repr(choice) for choice in typing.get_args(option)]
         return choices if len(choices) <= 12 else [f"one of {len(choices)} names such as {', '.join(choices[:3])}"]
-    if typing.get_origin(option) is list:
+    if (typing.get_origin(option) or option) in _LISTS:
         items = {str: "strings", int: "whole numbers", float: "numbers", Any: "values"}
-        return [f"a list of {items.get(typing.get_args(option)[0], 'mappings')}"]
+        of = _options((*typing.get_args(option), Any)[0])[0]
+        return [f"a list of {items.get((*of, Any)[0], 'mappings')}"]
     if option in (int, float):
         bounds = [f"{sign} {metadata[key]:g}" for key, sign in _BOUNDS.items() if metadata.get(key) is not None]
         return [" ".join(["a whole number" if option is int else "a number", " and ".join(bounds)]).strip()]
-    return [{bool: "true or false", str: "a string"}.get(option, "a mapping")]
+    return [{bool: "true or false", str: "a string", Path: "a string", Any: "any value"}.get(option, "a mapping")]
 
 
+_LISTS, _MAPPINGS, _PLAIN = (list, tuple, Sequence), (dict, Mapping), (str, Path, int, float, bool, Any, Literal)
 _BOUNDS = {"ge": "≥", "gt": ">", "lt": "<", "le": "≤"}
 
 
@@ -195,6 +214,10 @@ def _in_range(value: Any, hint: Any, path: tuple[str, ...], origins: Origins, me
             f"expected {expected(hint, metadata)}."
         )
     return value
+
+
+def _is_usable(value: float, metadata: Mapping) -> bool:
+    return math.isfinite(value) or metadata.get("infinite", False)
 
 
 def _is_whole(value: Any) -> bool:
