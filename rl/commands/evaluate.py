@@ -32,9 +32,9 @@ from rl.trainer.build import (
     load_decoder,
 )
 from uniar.checkpoint import load_processor, resolve_checkpoint
-from uniar.commands.loading import choose_device
 from uniar.errors import UserError
 from uniar.inspection import inspect_checkpoint
+from uniar.placement import choose_device
 from uniar.reading.files import write_whole, writing
 
 

@@ -15,10 +15,10 @@ from rl.algorithm.losses import LossInputs, policy_loss
 from rl.config.sections import Recipe
 from rl.plan.memory import Measured
 from rl.plan.planned_model import PlannedModel
-from rl.policy.loading import DTYPES
 from rl.policy.text_kl import categorical_kl
 from uniar.modeling_sd3 import SD3Transformer2DModelWithSigLIP
 from uniar.modeling_uniar import UniARForConditionalGeneration
+from uniar.placement import DTYPES
 
 DECODER_PROMPT_TOKENS = 333
 """77 of CLIP and 256 of T5"""

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from rl.config.model import LoraSection, ModelSection
@@ -13,12 +12,11 @@ from uniar.configuration_uniar import UniARConfig
 from uniar.errors import UserError
 from uniar.inspection import inspect_checkpoint
 from uniar.modeling_uniar import UniARForConditionalGeneration
+from uniar.placement import DTYPES
 from uniar.presets.build import preset_path
 
 LORA_TARGETS = r".*(language_model\.layers|visual_decoder)\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
 """All projections of the text layers and the visual decoder; the vision tower and the heads stay as they are."""
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def checkpoint_of(section: ModelSection) -> Path:
@@ -61,7 +59,7 @@ def trainable(
     config = LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,
-        lora_dropout=0.0,
+        lora_dropout=0.0,  # else the update would not see the policy that drew
         target_modules=lora.target_modules or LORA_TARGETS,
         bias="none",
     )

@@ -15,7 +15,6 @@ from rl.data.prompts import PromptRecord, check_drawable, load_prompts
 from rl.data.questions import QuestionRecord, load_questions
 from rl.evaluation.evaluate import Evaluator, require_free_names, samples_at_once
 from rl.evaluation.understanding import Examiner
-from rl.policy.loading import DTYPES
 from rl.policy.rollout import DrawSettings
 from rl.policy.text_kl import TextKL
 from rl.scoring.scorer import Scorer
@@ -23,6 +22,7 @@ from uniar.configuration_uniar import UniARConfig
 from uniar.decoder_sizes import DecoderSizes
 from uniar.errors import UserError
 from uniar.modeling_decoder import UniARVisualDecoder
+from uniar.placement import DTYPES
 from uniar.processing import check_size
 from uniar.reading.prompt_files import Keys
 from uniar.reading.prompt_text import check_text, reserved_tokens

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from support.command_line import draw, write_lines
 
-from uniar.commands.loading import choose_device
 from uniar.commands.record import read_record
+from uniar.placement import choose_device
 
 LINES = [
     {"idx": 7, "prompt": "a red circle", "meta": {"tag": "color", "include": [{"class": "circle", "count": 1}]}},

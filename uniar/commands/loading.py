@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import hashlib
 import math
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,11 +29,11 @@ from uniar.errors import UserError
 from uniar.inspection import inspect_checkpoint
 from uniar.modeling_decoder import UniARVisualDecoder
 from uniar.modeling_uniar import UniARForConditionalGeneration
+from uniar.placement import DTYPES, choose_device
 from uniar.presets.build import preset_path
 from uniar.weight_files import weight_files
 
 PRESET_PREFIX = "preset:"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 _PIECES = 256
 _PIECE_BYTES = 4096
@@ -113,21 +112,6 @@ class Checkpoint:
             return UniARVisualDecoder.from_pretrained(
                 self.folder, device=self.device, torch_dtype=DTYPES[self.dtype_name]
             )
-
-
-def choose_device(name: str) -> torch.device:
-    """`auto`: the GPU if there is one. Raises UserError for a device that torch cannot put a tensor on."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and "LOCAL_RANK" in os.environ:  # of several processes each has a GPU of its own
-        name = f"cuda:{os.environ['LOCAL_RANK']}"
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise UserError(f"--device {name} cannot be used here ({reason}); auto takes what there is.") from error
-    return device
 
 
 @contextmanager

@@ -1,0 +1,26 @@
+"""Where a model runs, and in which type."""
+
+import os
+
+import torch
+
+from uniar.errors import UserError
+from uniar.reading.files import reason_of
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto`: the GPU if there is one. Raises UserError for a device that torch cannot put a tensor on."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and "LOCAL_RANK" in os.environ:  # of several processes each has a GPU of its own
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(
+            f"--device {name} cannot be used here ({reason_of(error)}); auto takes what there is."
+        ) from error
+    return device
