@@ -1,11 +1,11 @@
 """A process that decodes and scores for training processes of its machine, and does nothing else."""
 
-import selectors
 import signal
 import socket
 import weakref
 from collections.abc import Mapping
 from contextlib import nullcontext
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -52,24 +52,22 @@ class DecoderProcess:
     def serve(self, decoder: "UniARVisualDecoder", lists: Mapping[str, ScoredList]) -> None:
         """Answers until every training process is done. Raises RunError when one ends before."""
         # Connections are not closed on an error: the other side is to learn of it when this one has been reported.
-        connections = selectors.DefaultSelector()
-        connections.register(self._listening, selectors.EVENT_READ)
+        waiting: list[Any] = [self._listening]
         connected = done = 0
         while done < self.clients:
             if self._asked_to_stop and not connected:
                 raise RunError("stopped before a training process had asked for scores.")
-            for key, _ in connections.select(timeout=1.0):
-                if key.fileobj is self._listening:
-                    connections.register(self._listening.accept()[0], selectors.EVENT_READ)
+            for ready in wait(waiting, timeout=1.0):
+                if ready is self._listening:
+                    waiting.append(Connection(self._listening.accept()[0].detach()))
                     connected += 1
                     if connected == self.clients:
-                        connections.unregister(self._listening)
+                        waiting.remove(self._listening)
                         self._close()
-                elif not self._answer(key.fileobj, decoder, lists):
-                    connections.unregister(key.fileobj)
-                    key.fileobj.close()
+                elif not self._answer(ready, decoder, lists):
+                    waiting.remove(ready)
+                    ready.close()
                     done += 1
-        connections.close()
 
     def _close(self) -> None:
         """Nobody else can connect."""
@@ -79,9 +77,7 @@ class DecoderProcess:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._asked_to_stop = True
 
-    def _answer(
-        self, connection: socket.socket, decoder: "UniARVisualDecoder", lists: Mapping[str, ScoredList]
-    ) -> bool:
+    def _answer(self, connection: Connection, decoder: "UniARVisualDecoder", lists: Mapping[str, ScoredList]) -> bool:
         """One question answered; False where there are no more."""
         try:
             notes, tensors = receive(connection)

@@ -1,7 +1,6 @@
 """Drawn bits → images and scores: in this process, or in one that does nothing else (`decode.processes`)."""
 
 import os
-import socket
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -9,6 +8,7 @@ from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing.connection import Client
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Required, TypedDict, Unpack
 
@@ -111,11 +111,11 @@ class DecoderConnection:
     """To the decoding process that serves this one."""
 
     def __init__(self, path: Path) -> None:
-        self._socket, self._turn = socket.socket(socket.AF_UNIX), threading.Lock()
+        self._turn = threading.Lock()
         deadline = time.monotonic() + CONNECT_SECONDS
         while True:
             try:
-                self._socket.connect(os.fspath(path))
+                self._connection = Client(os.fspath(path), family="AF_UNIX")
                 return
             except (FileNotFoundError, ConnectionRefusedError):
                 if time.monotonic() > deadline:
@@ -134,8 +134,8 @@ class DecoderConnection:
         def exchange() -> None:
             try:
                 with self._turn, _connection_errors_as_run_errors():
-                    send(self._socket, notes, **tensors)
-                    answer.set_result(receive(self._socket))
+                    send(self._connection, notes, **tensors)
+                    answer.set_result(receive(self._connection))
             except BaseException as error:
                 answer.set_exception(error)
 
@@ -146,8 +146,8 @@ class DecoderConnection:
     def close(self) -> None:
         """Says that nothing more will be asked. Raises RunError when the decoding process has ended."""
         with self._turn, _connection_errors_as_run_errors():
-            send(self._socket, {"list": None})
-        self._socket.close()
+            send(self._connection, {"list": None})
+        self._connection.close()
 
 
 class RemoteScorer:

@@ -3,11 +3,11 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
+from multiprocessing.connection import Listener, Pipe
 
 import psutil
 import pytest
@@ -238,14 +238,14 @@ def test_a_process_that_fails_before_they_connect_leaves_no_socket(tmp_path):
 
 
 def test_messages():
-    here, there = socket.socketpair()
+    here, there = Pipe()
     bits = torch.randint(0, 256, (3, 5), dtype=torch.uint8)
     send(here, {"step": 4, "details": {"why": "größer"}}, bits=bits, none=torch.empty(0, 2))
     notes, tensors = receive(there)
     assert notes == {"step": 4, "details": {"why": "größer"}}
     assert torch.equal(tensors["bits"], bits)
     assert tensors["none"].shape == (0, 2)
-    here.sendall(b"\x10\0\0\0\0\0\0\0half")
+    os.write(here.fileno(), b"\0\0\0\x10half")
     here.close()
     with pytest.raises(ConnectionError, match="the other side has closed the connection"):
         receive(there)
@@ -254,12 +254,10 @@ def test_messages():
 def test_questions_and_answers_larger_than_the_connection_holds(tmp_path):
     """Neither side reads while it writes, so a second question must wait until the first answer has been read."""
     large = torch.zeros(8 << 20, dtype=torch.uint8)
-    listening = socket.socket(socket.AF_UNIX)
-    listening.bind(str(tmp_path / "socket"))
-    listening.listen(1)
+    listening = Listener(str(tmp_path / "socket"))
 
     def serve() -> None:
-        connection = listening.accept()[0]
+        connection = listening.accept()
         for _ in range(2):
             notes, _ = receive(connection)
             send(connection, notes, large=large)
@@ -274,10 +272,8 @@ def test_questions_and_answers_larger_than_the_connection_holds(tmp_path):
 
 
 def test_the_other_side_ends(tmp_path):
-    listening = socket.socket(socket.AF_UNIX)
-    listening.bind(str(tmp_path / "socket"))
-    listening.listen(1)
+    listening = Listener(str(tmp_path / "socket"))
     connection = DecoderConnection(tmp_path / "socket")
-    listening.accept()[0].close()
+    listening.accept().close()
     with pytest.raises(RunError, match="the decoding process of this one has ended"):
         connection.ask({"number": 1}).result(timeout=60)
