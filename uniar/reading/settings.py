@@ -114,16 +114,17 @@ def checked_values(
     elsewhere: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Those of `data` that the dataclass `cls` has settings for, as `build` would give them to it."""
-    hints, values = typing.get_type_hints(cls), {}
-    for field in settings_of(cls):
-        full = (*path, field.name)
-        if field.name in data:
-            values[field.name] = check_type(
-                data[field.name], hints[field.name], full, origins, field.metadata, elsewhere
-            )
-        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+    hints, fields = typing.get_type_hints(cls), {field.name: field for field in settings_of(cls)}
+    values = {
+        name: check_type(data[name], hints[name], (*path, name), origins, field.metadata, elsewhere)
+        for name, field in fields.items()
+        if name in data
+    }
+    for name, field in fields.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and name not in values:
             where = origin_of(path, origins)
-            raise UserError(f"{where}: {key_of(full)} is missing; expected {expected(hints[field.name])}.")
+            raise UserError(f"{where}: {key_of((*path, name))} is missing; expected {expected(hints[name])}.")
     return values
 
 
