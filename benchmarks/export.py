@@ -24,11 +24,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 # The folder of this script comes first, where rewards.py would be taken for the package.
-sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
+sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
+from benchmarks.small_preset import SMALL  # noqa: E402
 from rl.checkpoint.tensor_files import TensorFiles, save_tensors  # noqa: E402
 from rl.config.model import LoraSection  # noqa: E402
 from rl.policy.loading import trainable  # noqa: E402
@@ -50,7 +51,7 @@ class Peak:
 
 def build_source(folder: Path, hidden: int, layers: int) -> Path:
     """A random checkpoint in bfloat16, in the released layout."""
-    PRESETS["mid-size"] = replace(PRESETS["small"], text_hidden=hidden, text_layers=layers, text_heads=hidden // 64)
+    PRESETS["mid-size"] = replace(SMALL, text_hidden=hidden, text_layers=layers, text_heads=hidden // 64)
     build_preset("mid-size", folder)
     weights = TensorFiles(folder)
     halves = {name: weights[name].to(torch.bfloat16) for name in weights}

@@ -35,7 +35,7 @@ from PIL import Image
 from torch import nn
 
 # The folder of this script comes first, where this very file would be taken for the package that it measures.
-sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
+sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from rewards import RewardBatch, RewardSuite  # noqa: E402
 
@@ -176,6 +176,7 @@ def qwen3_vl_2b(folder: Path) -> dict[str, Any]:
 
 
 def small_uniar(folder: Path) -> str:
+    import benchmarks.small_preset  # noqa: F401 (it makes the preset known)
     from uniar.presets.build import build_preset
 
     return str(build_preset("small", folder / "small"))

@@ -9,6 +9,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoProcessor, AutoTokenizer
 
+from benchmarks import small_preset  # noqa: F401 (it makes the preset known)
 from uniar.decoder_parts import DECODER_PROMPT
 from uniar.errors import UserError
 from uniar.modeling_decoder import UniARVisualDecoder

@@ -72,7 +72,7 @@ CHAT_TEMPLATE = """\
 {{- '<|im_start|>assistant\\n' -}}
 {%- endif -%}
 """
-"""Spec section 6: no default system message."""
+"""docs/checkpoint-format.md, 6: no default system message."""
 
 MODEL_MAX_LENGTH = 32768
 
