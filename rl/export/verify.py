@@ -1,7 +1,8 @@
-"""Is an export the model that was trained? Loads it with the model card's own lines and compares logits."""
+"""Is an export the model that was trained? Loads it as its model card does and compares logits."""
 
 import gc
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,12 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 from torch.nn import Module
+from transformers import AutoProcessor
 
 from rl.algorithm.guidance import GuidanceSettings
 from rl.checkpoint.layout import ADAPTER_CONFIG
 from rl.checkpoint.tensor_files import averaged_weights
 from rl.checkpoint.zero_shards import ZeroShards
-from rl.export.model_card import loading_snippet
 from rl.policy.replay import Branch, replay
 from uniar.errors import UserError
 from uniar.modeling_uniar import UniARForConditionalGeneration
@@ -41,13 +42,8 @@ def verify(
     in memory at a time. `base`: `folder` is an adapter of that model. `average`: it was made of the averaged weights.
     Raises UserError past a relative `TOLERANCE`.
     """
-    names: dict[str, Any] = {}
-    # The lines that the card gives its readers, run as they would: what rl/export/model_card.py writes down itself, and
-    # names as quoted literals. Nothing is run that was read from the export or from any other file.
-    exec(compile(loading_snippet(str(folder), dtype, base), f"{folder}/README.md", "exec"), names)
-    processor = names["processor"]
-    exported = _logits(names.pop("model"), processor)
-    names.clear()
+    processor = AutoProcessor.from_pretrained(base or folder)
+    exported = _logits(_exported_model(folder, dtype, base), processor)
     gc.collect()
     trained = _logits(_trained_model(checkpoint, source, dtype, average), processor)
     worst = 0.0
@@ -61,6 +57,12 @@ def verify(
             )
         worst = max(worst, difference)
     return worst
+
+
+def _exported_model(folder: Path, dtype: torch.dtype, base: str | None) -> Module:
+    """As the card's lines load it (rl/export/model_card.py)."""
+    load = partial(UniARForConditionalGeneration.from_pretrained, torch_dtype=dtype, attn_implementation="sdpa")
+    return load(folder) if base is None else PeftModel.from_pretrained(load(base), folder).merge_and_unload()
 
 
 def _trained_model(checkpoint: Path, source: Path, dtype: torch.dtype, average: bool) -> UniARForConditionalGeneration:

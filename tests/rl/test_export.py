@@ -196,8 +196,6 @@ def test_verify_finds_another_model(run_folder, tmp_path, capsys):
 
 
 def test_verify_runs_nothing_that_it_reads(run_folder, tmp_path):
-    """Its lines are the card's as rl/export/model_card.py writes them, and a path is a literal in them, whatever its
-    name."""
     out = tmp_path / "it's \"mine\"')\nraise SystemExit(3)  #"
     assert main(["export", str(run_folder / "checkpoint-2"), "--output", str(out)]) == 0
     (out / "README.md").write_text("```python\nraise SystemExit(4)\n```\n")
