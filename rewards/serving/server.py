@@ -9,8 +9,7 @@ import hmac
 import json
 import signal
 import socket
-import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -20,7 +19,7 @@ from uvicorn import Server
 
 from rewards.remote.addresses import is_loopback
 from rewards.remote.wire_images import BadRequest, Limits
-from rewards.serving.connections import build_server, prove
+from rewards.serving.connections import prove
 from rewards.serving.server_state import STATUS_OF_NO_ONE, ServerState
 from rewards.suite import RewardSuite
 from uniar.errors import UserError
@@ -129,21 +128,6 @@ def bind(host: str, port: int) -> socket.socket:
     except OSError as error:
         raise UserError(f"cannot listen on {host} port {port}: {error.strerror or error}.") from error
     return listener
-
-
-@contextlib.contextmanager
-def running(app: FastAPI) -> Iterator[str]:
-    """Serves on a free port of this machine from a thread, as long as the block lasts; gives the URL."""
-    listener = bind("127.0.0.1", 0)
-    listener.listen(128)
-    server = build_server(app, 5, app.state.limits)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="reward server")
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 def run_server(server: Server, listener: socket.socket) -> None:

@@ -10,12 +10,13 @@ import torch
 from support.hostile_server import free_port, hostile_server
 from support.numbered_batch import DEADLINE, ENOUGH, make_batch, score
 from support.red_server import LISTING, good, suite_of
+from support.served_rewards import running
 
 from rewards import Reward, RewardSpec, RewardSuite
 from rewards.contract.protocol import read_scores
 from rewards.remote.reward import Remote
 from rewards.remote.servers import ServerError, ServerPool
-from rewards.serving.server import create_app, running
+from rewards.serving.server import create_app
 from uniar.errors import UserError
 
 # A good server -------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.served_rewards import Gate, Red, jpeg, picture, png, post, sample, suite_of, text
+from support.served_rewards import Gate, Red, jpeg, picture, png, post, running, sample, suite_of, text
 
 from rewards import Reward, RewardBatch, RewardSpec, RewardSuite
 from rewards.commands.serving import read_suite
@@ -19,7 +19,7 @@ from rewards.remote.wire import Column, ScoreRequest, encode_answer, encode_requ
 from rewards.remote.wire_images import Limits
 from rewards.serving.batching import ScoringThread
 from rewards.serving.connections import build_server
-from rewards.serving.server import bind, check_access, create_app, run_server, running
+from rewards.serving.server import bind, check_access, create_app, run_server
 from uniar.errors import UserError
 
 TOKEN = "correct horse battery staple"

@@ -7,11 +7,11 @@ import time
 
 import httpx2
 import pytest
-from support.served_rewards import Gate, Red, post, sample, suite_of
+from support.served_rewards import Gate, Red, post, running, sample, suite_of
 
 from rewards.remote.wire_images import Limits
 from rewards.serving.memory import Memory
-from rewards.serving.server import create_app, running
+from rewards.serving.server import create_app
 from rewards.serving.sparse_log import Sparse
 
 HEAD = b"POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n"

@@ -9,11 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
 import pytest
-from support.served_rewards import Gate, Red, jpeg, noise, picture, png, post, sample, suite_of, text
+from support.served_rewards import Gate, Red, jpeg, noise, picture, png, post, running, sample, suite_of, text
 
 from rewards.remote.wire import read_request
 from rewards.remote.wire_images import BadRequest, Limits
-from rewards.serving.server import create_app, running
+from rewards.serving.server import create_app
 
 
 def png_header(width, height, depth=8, color=2):

@@ -9,10 +9,11 @@ from contextlib import contextmanager, nullcontext
 import pytest
 import torch
 from support.hostile_server import hostile_server
+from support.served_rewards import running
 from support.training_runs import SMALL_DRAWING
 
 from rewards import Reward, RewardError, RewardSpec, RewardSuite
-from rewards.serving.server import create_app, running
+from rewards.serving.server import create_app
 from rl.config.recipe import recipe_from_mapping
 from rl.data.prompts import PromptRecord
 from rl.policy.rollout import Sample, decode

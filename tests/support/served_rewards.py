@@ -3,11 +3,14 @@
 import base64
 import io
 import threading
+from contextlib import contextmanager
 
 import numpy as np
 from PIL import Image
 
 from rewards import Reward, RewardSpec, RewardSuite
+from rewards.serving.connections import build_server
+from rewards.serving.server import bind
 
 
 class Red(Reward):
@@ -75,3 +78,18 @@ def suite_of(**rewards):
 
 def post(client, url, content, **options):
     return client.post(f"{url}/v1/score", json=content, **options)
+
+
+@contextmanager
+def running(app):
+    """Serves on a free port of this machine from a thread, as long as the block lasts; gives the URL."""
+    listener = bind("127.0.0.1", 0)
+    listener.listen(128)
+    server = build_server(app, 5, app.state.limits)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="reward server")
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
