@@ -2,11 +2,10 @@
 
 import argparse
 import contextlib
-import json
 from collections.abc import Iterator
 
 from rewards.commands.contract_checks import Finding, check_reward, made_up_samples
-from rewards.commands.entries import read_parameters
+from rewards.commands.entries import read_metadata, read_parameters
 from rewards.commands.pictures import batches, read_pictures
 from rewards.contract.base import RewardBatch
 from rewards.contract.registry import plugin_rewards
@@ -36,13 +35,7 @@ def _checked(use: str, parameters: dict, samples: RewardBatch) -> Iterator[Findi
 
 def _samples(arguments: argparse.Namespace) -> RewardBatch:
     if arguments.samples is None:
-        try:
-            metadata = json.loads(arguments.metadata) if arguments.metadata else None
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"--metadata is not valid JSON: {error}.") from error
-        if metadata is not None and not isinstance(metadata, dict):
-            raise UserError(f"--metadata is {arguments.metadata!r}; a JSON object is needed.")
-        return made_up_samples(metadata)
+        return made_up_samples(read_metadata(arguments.metadata) if arguments.metadata else None)
     if arguments.metadata is not None:
         raise UserError("--metadata is for made-up samples; put it into the lines of --samples.")
     pictures = read_pictures([arguments.samples], "", None, {})

@@ -1,6 +1,7 @@
 """A reward on the command line: `NAME key=value …`, where a recipe would have `{use: NAME, key: value}`."""
 
 import argparse
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,3 +28,14 @@ def build_entry(arguments: argparse.Namespace) -> RewardSuite:
     """A suite of the one reward that the arguments name. Raises UserError."""
     entry = {"use": arguments.name, **read_parameters(arguments.parameters)}
     return RewardSuite([RewardSpec.from_mapping(entry)])
+
+
+def read_metadata(text: str) -> dict[str, Any]:
+    """The value of --metadata. Raises UserError for what is no JSON object."""
+    try:
+        metadata = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"--metadata is not valid JSON: {error}.") from error
+    if not isinstance(metadata, dict):
+        raise UserError(f"--metadata is {text!r}; a JSON object is needed.")
+    return metadata

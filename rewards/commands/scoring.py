@@ -2,11 +2,10 @@
 
 import argparse
 import contextlib
-import json
 import math
 from typing import Any
 
-from rewards.commands.entries import build_entry
+from rewards.commands.entries import build_entry, read_metadata
 from rewards.commands.pictures import Picture, batches, read_pictures
 from rewards.remote.wire import Column, ScoreRequest
 from rewards.serving.batching import ScoringThread
@@ -18,7 +17,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Raises UserError for bad input, and at the end if the reward failed on a picture."""
     if arguments.batch_size < 1:
         raise UserError(f"--batch-size is {arguments.batch_size}; at least 1 is needed.")
-    pictures = read_pictures(arguments.image, arguments.prompt, arguments.task, _metadata(arguments.metadata))
+    pictures = read_pictures(arguments.image, arguments.prompt, arguments.task, read_metadata(arguments.metadata))
     suite = build_entry(arguments)
     suite.check_columns([picture.task for picture in pictures], [picture.metadata for picture in pictures])
     [name] = suite.names
@@ -63,13 +62,3 @@ def _record(name: str, picture: Picture, column: Column, row: int) -> dict[str, 
     if row in column.failures:
         record["failed"] = column.failures[row]
     return {**record, **({"details": column.details[row]} if row in column.details else {})}
-
-
-def _metadata(text: str) -> dict[str, Any]:
-    try:
-        metadata = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"--metadata is not valid JSON: {error}.") from error
-    if not isinstance(metadata, dict):
-        raise UserError(f"--metadata is {text!r}; a JSON object is needed.")
-    return metadata

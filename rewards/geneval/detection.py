@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from uniar.errors import UserError
-from uniar.reading.files import user_path
+from uniar.reading.files import reason_of, user_path
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of 0 to 255, RGB
 TOP = 100  # pairs of query and class that count, an image
@@ -151,9 +151,8 @@ def load_mask2former(weights: str, names: Sequence[str]) -> torch.nn.Module:
     except UserError:
         raise
     except Exception as error:  # a hub, a file format and a config reader each have errors of their own
-        reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
         hint = "" if local.is_dir() else " Without a network, name a local folder."
-        raise UserError(f"detector {weights!r} cannot be loaded: {reason}.{hint}") from error
+        raise UserError(f"detector {weights!r} cannot be loaded: {reason_of(error)}.{hint}") from error
     require_exact_tensors(weights, model, found, whole=False)
     return model
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from rewards.models.weights import check_weights, read_weights
 from uniar.errors import UserError, did_you_mean
-from uniar.reading.files import user_path
+from uniar.reading.files import reason_of, user_path
 
 logger = logging.getLogger(__name__)
 
@@ -102,9 +102,8 @@ class OpenClip:
                 force_quick_gelu=bool(tag.get("quick_gelu")),  # it would only warn of another activation
             )
         except (RuntimeError, ValueError, OSError) as error:
-            reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
             raise UserError(
-                f"weights {self.weights or self.name!r} of model {self.name!r} cannot be had: {reason}. "
+                f"weights {self.weights or self.name!r} of model {self.name!r} cannot be had: {reason_of(error)}. "
                 "Without a network, name a local weight file."
             ) from error
 

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from uniar.errors import UserError
-from uniar.reading.files import user_path
+from uniar.reading.files import reason_of, user_path
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".json")
@@ -48,10 +48,9 @@ def find_file(where: str | Path, *names: str) -> Path:
 
 
 def _not_downloaded(where: str | Path, name: str, error: Exception) -> UserError:
-    reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
     return UserError(
-        f"{where} is no file or folder here, and {name} cannot be downloaded from it as a hub id: {reason}. Without a "
-        "network, name a local file."
+        f"{where} is no file or folder here, and {name} cannot be downloaded from it as a hub id: {reason_of(error)}. "
+        "Without a network, name a local file."
     )
 
 
@@ -70,8 +69,7 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
         else:
             found = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"weight file {path} cannot be read as weights: {reason}") from error
+        raise UserError(f"weight file {path} cannot be read as weights: {reason_of(error)}") from error
     if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
         found = found["state_dict"]
     if not isinstance(found, Mapping) or not all(isinstance(value, torch.Tensor) for value in found.values()):

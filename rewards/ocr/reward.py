@@ -13,6 +13,7 @@ from rewards.ocr.quotations import quoted_texts
 from rewards.ocr.reading_order import reading_orders
 from rewards.ocr.text_distance import normalize, text_score
 from uniar.errors import UserError
+from uniar.reading.files import reason_of
 
 logger = logging.getLogger(__name__)
 
@@ -131,8 +132,9 @@ def _build_reader(min_confidence: float, recognizer: str | None, threads: int | 
     except Exception as error:  # onnxruntime's errors share no class but this one
         if recognizer is None:
             raise
-        reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
-        raise UserError(f"recognizer {recognizer} cannot be read as a recognition model: {reason}.") from error
+        raise UserError(
+            f"recognizer {recognizer} cannot be read as a recognition model: {reason_of(error)}."
+        ) from error
     return reader, frozenset("".join(map(normalize, characters)))
 
 

@@ -10,6 +10,7 @@ from rewards.contract.base import RewardBatch
 from rewards.models.model_reward import ModelReward, Precision
 from rewards.vqa.yes_no import ANSWERS, QUESTION, Answers, Question, ask_all, chat, reserved_tokens
 from uniar.errors import UserError
+from uniar.reading.files import reason_of
 
 
 class VQAScore(ModelReward):
@@ -58,8 +59,7 @@ class VQAScore(ModelReward):
         except UserError:
             raise
         except (OSError, ValueError, KeyError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise UserError(f"model {self.model!r} cannot be loaded: {reason.rstrip('.')}.") from error
+            raise UserError(f"model {self.model!r} cannot be loaded: {reason_of(error)}.") from error
         require_exact_tensors(self.model, model, info, whole=False)
         tokenizer = self._processor.tokenizer
         tokenizer.padding_side = "left"  # so that the answer begins in the last column of every row

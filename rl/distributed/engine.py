@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from rl.config.sections import Recipe
 from uniar.errors import UserError
+from uniar.reading.files import reason_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -264,4 +265,4 @@ def _load(file: Path) -> dict[str, Any]:
         with torch.serialization.safe_globals([DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]):
             return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise UserError(f"{file} cannot be read as a DeepSpeed shard: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{file} cannot be read as a DeepSpeed shard: {reason_of(error)}") from error
