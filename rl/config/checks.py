@@ -35,10 +35,6 @@ def check_choices(recipe: Recipe, origins: Origins) -> None:
             "model.lora.target_modules is empty, which trains nothing; null: the projections of the text layers and of "
             "the visual decoder.",
         )
-    if model.lora is not None and model.lora.dropout != 0:
-        refuse(
-            "model.lora.dropout", f"model.lora.dropout is {model.lora.dropout:g}, expected 0: dropout is always off."
-        )
     if algorithm.kl_control is not None and algorithm.beta == 0:
         refuse("algorithm.kl_control", "algorithm.kl_control steers algorithm.beta, which is 0; start it above 0.")
     if algorithm.reference_refresh is not None and algorithm.beta == 0:

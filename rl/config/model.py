@@ -23,9 +23,6 @@ class LoraSection:
     alpha: float = setting(
         "Scale of the adapters: their output is multiplied by alpha / r.", 32.0, gt=0, fixed=_ADAPTERS
     )
-    dropout: float = setting(
-        "Must be 0: with dropout the update would not see the log-probabilities that the rollout was drawn with.", 0.0
-    )
     target_modules: list[str] | None = setting(
         "Names of the linear layers that get an adapter; null: all attention and MLP projections of the text layers "
         "and of the visual decoder.",

@@ -16,9 +16,9 @@ from rl.evaluation.evaluate import samples_at_once
 from rl.plan.model_states import PHASES, ModelStates, Part
 from rl.plan.reward_sizes import RewardSizes
 from rl.plan.simulation import Simulation
-from rl.policy.loading import DTYPES
 from uniar.errors import UserError
 from uniar.generation import sample_bytes
+from uniar.placement import DTYPES
 from uniar.processing import check_size
 
 GIB = 2**30
@@ -57,18 +57,12 @@ class Plan:
     """of `gpus`, those that decode and score and do not train (decode.processes)"""
     decoding: int
     """bytes on one of them"""
-    movable_rewards: tuple[str, ...]
-    """keys of the reward entries whose models could leave the GPU while nothing is scored"""
     not_counted: tuple[str, ...]
     """rewards whose size is not known here"""
 
     def held(self, phase: str) -> int:
         """Bytes on a GPU in this phase."""
         return sum(part.bytes for part in self.parts if phase in part.phases)
-
-    @property
-    def training_gpus(self) -> int:
-        return self.gpus - self.decoding_gpus
 
     @property
     def peak_phase(self) -> str:
@@ -173,7 +167,6 @@ def make_plan(recipe: Recipe, simulation: Simulation, gpus: int, memory: int, pr
         host_loading=host + states.whole * (2 if states.has_reference else 1),
         decoding_gpus=decoders,
         decoding=sum(part.bytes for part in scoring) if decoders else 0,
-        movable_rewards=rewards.movable,
         not_counted=rewards.unknown,
     )
 

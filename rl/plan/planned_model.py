@@ -1,10 +1,9 @@
 """What a recipe trains and decodes with, as config files tell: modules on the meta device, shapes without memory.
 
-The released checkpoints can be planned for before they are downloaded: their sizes are written down here (spec section
-2; the text model is Qwen3-8B's size, the decoder Stable Diffusion 3.5 Medium's).
+The released checkpoints can be planned for before they are downloaded: their sizes are written down in released.json
+(docs/checkpoint-format.md, 2; the text model is Qwen3-8B's size, the decoder Stable Diffusion 3.5 Medium's).
 """
 
-import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -18,66 +17,18 @@ from torch import nn
 
 from rl.checkpoint.layout import MODEL_CONFIG
 from rl.config.model import ModelSection
-from rl.policy.loading import DTYPES, trainable
+from rl.policy.loading import trainable
 from uniar.checkpoint import refusals
 from uniar.configuration_uniar import UniARConfig
 from uniar.errors import UserError
 from uniar.modeling_sd3 import SD3Transformer2DModelWithSigLIP
 from uniar.modeling_uniar import UniARForConditionalGeneration
+from uniar.placement import DTYPES
 from uniar.presets.build import preset_path
 from uniar.reading.files import read_object
 
 RELEASED = ("ShareLab-SII/UniAR-SFT", "ShareLab-SII/UniAR-RL")
-
-
-_RELEASED_CONFIG = {
-    "text_config": {
-        "vocab_size": 151936,
-        "hidden_size": 4096,
-        "intermediate_size": 12288,
-        "num_hidden_layers": 36,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-    },
-    "vision_config": {
-        "depth": 27,
-        "hidden_size": 1152,
-        "num_heads": 16,
-        "intermediate_size": 4304,
-        "patch_size": 16,
-        "spatial_merge_size": 2,
-        "out_hidden_size": 4096,
-        "num_position_embeddings": 2304,
-        "deepstack_visual_indexes": [8, 16, 24],
-        "bsq_dim": 64,
-        "bsq_hidden_dim": 8192,
-    },
-    "vistok_pred": True,
-    "vistok_pred_use_mlp": True,
-    "visual_transformer_decoder": True,
-    "visual_transformer_decoder_depth": 4,
-}
-_RELEASED_TRANSFORMER = {
-    "num_layers": 24,
-    "num_attention_heads": 24,
-    "attention_head_dim": 64,
-    "caption_projection_dim": 1536,
-    "pos_embed_max_size": 384,
-    "dual_attention_layers": tuple(range(13)),
-    "qk_norm": "rms_norm",
-    "siglip_channels": 4 * 1152,
-    "super_resolution": True,
-}
-_RELEASED_VAE = {
-    "block_out_channels": (128, 256, 512, 512),
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "layers_per_block": 2,
-    "latent_channels": 16,
-    "use_quant_conv": False,
-    "use_post_quant_conv": False,
-}
+SIZES = Path(__file__).with_name("released.json")
 
 
 @dataclass(frozen=True)
@@ -134,9 +85,9 @@ def planned_model(section: ModelSection) -> PlannedModel:
 
 
 def _released(name: str) -> PlannedModel:
-    origin = f"{name}, whose config files are not here: sizes as released, written down in rl/plan/planned_model.py"
-    config = UniARConfig(**json.loads(json.dumps(_RELEASED_CONFIG)))
-    return PlannedModel(config, _RELEASED_TRANSFORMER, _RELEASED_VAE, origin)
+    origin = f"{name}, whose config files are not here: sizes as released, written down in rl/plan/released.json"
+    sizes = read_object(SIZES)
+    return PlannedModel(UniARConfig(**sizes["config"]), sizes["transformer"], sizes["vae"], origin)
 
 
 def _from_folder(folder: Path, origin: str) -> PlannedModel:
@@ -148,7 +99,7 @@ def _from_folder(folder: Path, origin: str) -> PlannedModel:
         transformer, vae = map(read_object, files)
     else:
         origin += "; it has no decoder configs, so the decoder is the released one's size"
-        transformer, vae = _RELEASED_TRANSFORMER, _RELEASED_VAE
+        transformer, vae = (read_object(SIZES)[part] for part in ("transformer", "vae"))
     with refusals(f"{folder / MODEL_CONFIG} does not describe a model"):
         return PlannedModel(UniARConfig.from_dict(config), transformer, vae, origin)
 

@@ -32,30 +32,27 @@ class RewardSizes:
     """there only while something is decoded and scored"""
     host: int
     """of the latter, what the machine's memory holds"""
-    movable: tuple[str, ...]
-    """keys of the entries that are there all the time, such as rewards.0"""
     unknown: tuple[str, ...]
     """names of rewards whose size is not known: those of a plug-in, and of models that only weight files describe"""
 
     @classmethod
     def of(cls, recipe: Recipe) -> "RewardSizes":
-        lists = [_sized(getattr(recipe, key), key, recipe) for key in ("rewards", "eval_rewards")]
+        lists = [_sized(entries, recipe) for entries in (recipe.rewards, recipe.eval_rewards)]
         every = [found for entries in lists for found in entries]
         # Training and evaluation take turns, each with its own models.
-        scoring = [sum(size or 0 for spec, _, size in entries if spec.offload) for entries in lists]
+        scoring = [sum(size or 0 for spec, size in entries if spec.offload) for entries in lists]
         return cls(
-            always=sum(size or 0 for spec, _, size in every if not spec.offload),
+            always=sum(size or 0 for spec, size in every if not spec.offload),
             scoring=max(scoring),
             host=sum(scoring),
-            movable=tuple(key for spec, key, size in every if size and not spec.offload),
-            unknown=tuple(dict.fromkeys(spec.name for spec, _, size in every if size is None)),
+            unknown=tuple(dict.fromkeys(spec.name for spec, size in every if size is None)),
         )
 
 
-def _sized(entries: Sequence[Any], key: str, recipe: Recipe) -> list[tuple[RewardSpec, str, int | None]]:
-    """Each entry's spec, its key and its bytes on the GPU, None where they are not known."""
+def _sized(entries: Sequence[Any], recipe: Recipe) -> list[tuple[RewardSpec, int | None]]:
+    """Each entry's spec and its bytes on the GPU, None where they are not known."""
     found = []
-    for index, entry in enumerate(entries):
+    for entry in entries:
         spec = RewardSpec.from_mapping(entry, Path(recipe.source).parent)
         if spec.params.get("device") == "cpu":
             continue
@@ -63,7 +60,7 @@ def _sized(entries: Sequence[Any], key: str, recipe: Recipe) -> list[tuple[Rewar
             size = _bytes(spec.build())
         except UserError:
             size = None  # a plug-in that is not here, say: training will tell
-        found.append((spec, f"{key}.{index}", size))
+        found.append((spec, size))
     return found
 
 

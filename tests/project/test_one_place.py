@@ -9,7 +9,12 @@ import pytest
 from rl.checkpoint import layout
 
 ROOT = Path(__file__).parents[2]
-RL = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in (ROOT / "rl").rglob("*.py")}
+FILES = {
+    str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
+    for top in ("uniar", "rewards", "rl", "tiny")
+    for path in (ROOT / top).rglob("*.py")
+}
+RL = {name: text for name, text in FILES.items() if name.startswith("rl/")}
 ENGINE, LAYOUT = "rl/distributed/engine.py", "rl/checkpoint/layout.py"
 
 PRIVATE = (
@@ -46,3 +51,14 @@ def test_the_files_of_a_checkpoint_are_named_in_one_file():
     assert {"config.yaml", "final", "manifest.json", "ema", "rng_state_*.pth", "watch"} <= LAYOUT_NAMES
     found = {name: LAYOUT_NAMES.intersection(literals(ast.parse(text))) for name, text in RL.items() if name != LAYOUT}
     assert not {name: names for name, names in found.items() if names}
+
+
+@pytest.mark.parametrize("name", ["DTYPES", "Estimator", "Sample", "DrawSettings", "RewardSpec", "RECIPE_KEYS"])
+def test_a_name_means_one_thing(name):
+    definition = re.compile(rf"^(?:class {name}\b|{name}(?:: .*)? = )", re.MULTILINE)
+    assert len([file for file, text in FILES.items() if definition.search(text)]) == 1
+
+
+def test_yaml_is_read_in_one_file():
+    reads = re.compile(r"yaml\.(?:safe_load|load|SafeLoader|full_load|unsafe_load)")
+    assert [file for file, text in FILES.items() if reads.search(text)] == ["uniar/reading/yaml_files.py"]

@@ -175,7 +175,6 @@ def test_mistake_in_the_base_names_the_base(write):
         ("algorithm.ratio_level=token", "expected 'bit', 'visual_token', 'sequence' or null."),
         ("model.path=UniAR", "model needs exactly one of path and preset; found path 'UniAR' and preset 'small'."),
         ("model.preset=null", "model needs exactly one of path and preset; neither is given."),
-        ("model.lora={r: 8, dropout: 0.1}", "model.lora.dropout is 0.1, expected 0"),
         ("model.lora={rank: 8}", "unknown key 'model.lora.rank'."),
         ("model.lora.target_modules=q_proj", "is 'q_proj' (a string), expected a list of strings or null."),
         ("rollout.guidance=guided", "rollout.guidance_scale is 1 with rollout.guidance guided"),

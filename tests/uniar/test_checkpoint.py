@@ -111,7 +111,7 @@ def test_rotary_settings_survive_both_ways(golden, variant, tmp_path):
 
 
 def test_default_configs_are_the_documented_ones():
-    """Spec section 2."""
+    """docs/checkpoint-format.md, 2."""
     config = UniARConfig()
     assert isinstance(config.vision_config, UniARVisionConfig)
     assert (config.image_token_id, config.video_token_id) == (151655, 151656)

@@ -147,7 +147,7 @@ def test_impossible_configs_are_refused(small, setting):
 
 
 def test_released_sizes_are_the_defaults():
-    """Spec section 2."""
+    """docs/checkpoint-format.md, 2."""
     config = UniARVisionConfig()
     assert config.code_shape == (4, 4, 64)
     assert config.pixels_per_token == 32
