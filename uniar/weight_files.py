@@ -5,12 +5,13 @@ reads model.safetensors, and only without it the shards of the index; diffusers 
 one file.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from uniar.errors import UserError
 from uniar.reading.files import read_object, reason_of
@@ -46,6 +47,21 @@ class Stored:
     @property
     def bytes(self) -> int:
         return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+
+class LazyTensors(Mapping[str, Tensor]):
+    """Tensors by name, each read or made at its look-up: the base of those that a subclass's `__getitem__` gets."""
+
+    names: Collection[str]
+
+    def __contains__(self, name: object) -> bool:  # Mapping's own would read the tensor
+        return name in self.names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
 
 
 def has_weights(folder: Path, name: str = MODEL) -> bool:

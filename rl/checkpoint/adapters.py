@@ -1,7 +1,7 @@
 """LoRA adapters (arXiv 2106.09685) added to the weights they belong to: W + (alpha / r)·B·A."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from rl.checkpoint.tensor_files import TensorFiles, averaged_weights
 from rl.checkpoint.zero_shards import ZeroShards
 from uniar.errors import UserError
 from uniar.reading.files import read_object
-from uniar.weight_files import ADAPTER, has_weights
+from uniar.weight_files import ADAPTER, LazyTensors, has_weights
 
 _PREFIX = "base_model.model."
 # What a configuration of W + (alpha / r)·B·A may set: where, how large, and how it was loaded.
@@ -36,7 +36,7 @@ _PLAIN = {
 _LEAVE_THE_BASE = {"none", "true", "false", "gaussian", "eva", "orthogonal", "mica"}
 
 
-class MergedAdapter(Mapping[str, Tensor]):
+class MergedAdapter(LazyTensors):
     """`base` with an adapter added, each weight at its look-up: in float32, rounded once to its own type.
 
     adapter: peft's names → tensors. config: peft's configuration of it. where: what messages call the adapter.
@@ -48,6 +48,7 @@ class MergedAdapter(Mapping[str, Tensor]):
     ) -> None:
         require_plain_lora(config, where)
         self.base, self.adapter, self.config, self.where = base, adapter, config, where
+        self.names = base
         self._factors: dict[str, dict[str, str]] = {}
         for name in adapter:
             module, _, factor = name.removeprefix(_PREFIX).replace(".default.", ".").rpartition(".lora_")
@@ -76,15 +77,6 @@ class MergedAdapter(Mapping[str, Tensor]):
         """The rank or alpha of a weight: that of the first pattern of module names that matches, or all modules'."""
         patterns = self.config.get(pattern) or {}
         return patterns.get(get_pattern_key(list(patterns), name.removesuffix(".weight")), self.config[default])
-
-    def __contains__(self, name: object) -> bool:  # Mapping's own would make the weight
-        return name in self.base
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.base)
-
-    def __len__(self) -> int:
-        return len(self.base)
 
 
 def merge_checkpoint(checkpoint: Path, source: Path, *, average: bool = False) -> MergedAdapter:

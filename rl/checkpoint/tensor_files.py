@@ -8,7 +8,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -19,29 +19,20 @@ from torch import Tensor
 from rl.checkpoint.layout import EMA, MODEL_CONFIG
 from rl.distributed.weight_slices import SlicedFiles
 from uniar.errors import UserError
-from uniar.weight_files import MODEL, Stored, stored_tensors
+from uniar.weight_files import MODEL, LazyTensors, Stored, stored_tensors
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
-class TensorFiles(Mapping[str, Tensor]):
+class TensorFiles(LazyTensors):
     """The tensors of a folder's weights, each read from its file at the look-up. Errors are `stored_tensors`'."""
 
     def __init__(self, folder: Path, name: str = MODEL) -> None:
-        self.stored = stored_tensors(folder, name)
+        self.names = self.stored = stored_tensors(folder, name)
 
     def __getitem__(self, name: str) -> Tensor:
         with safe_open(self.stored[name].file, "pt") as tensors:
             return tensors.get_tensor(name)
-
-    def __contains__(self, name: object) -> bool:  # Mapping's own would read the tensor
-        return name in self.stored
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.stored)
-
-    def __len__(self) -> int:
-        return len(self.stored)
 
 
 def averaged_weights(checkpoint: Path) -> Mapping[str, Tensor]:

@@ -9,7 +9,7 @@ each weight into equal parts, padded, and lays a rank's parts end to end.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -17,9 +17,10 @@ from torch import Tensor
 
 from rl.distributed.engine import Shards, read_shards
 from uniar.errors import UserError
+from uniar.weight_files import LazyTensors
 
 
-class ZeroShards(Mapping[str, Tensor]):
+class ZeroShards(LazyTensors):
     """The weights of a ZeRO checkpoint under the model's own names: trained ones in float32, frozen ones and buffers as
     they were.
 
@@ -33,6 +34,7 @@ class ZeroShards(Mapping[str, Tensor]):
             **{name: ([buffer.flatten()], buffer.shape) for name, buffer in shards.buffers.items()},
             **shards.frozen,
         }
+        self.names = self._pieces
         if self.stage == 3:
             self._add_cut_by_weight(shards)
         else:
@@ -44,15 +46,6 @@ class ZeroShards(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         pieces, shape = self._pieces[name]
         return torch.cat(pieces)[: shape.numel()].view(shape)
-
-    def __contains__(self, name: object) -> bool:  # Mapping's own would put the weight together
-        return name in self._pieces
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._pieces)
-
-    def __len__(self) -> int:
-        return len(self._pieces)
 
     def _add_cut_by_weight(self, shards: Shards) -> None:
         flat, start = [_Joined(parts) for parts in shards.parts], 0

@@ -1,8 +1,8 @@
 """What a recipe can say: one dataclass a section, each setting with its type, default and help text.
 
-docs/config.md is generated from this file and the two that it imports sections from (`python -m
-rl.commands.config_docs`); reading, overriding and checking recipes is in rl/config/recipe.py. Only types and help texts
-live here, so importing it costs nothing.
+docs/config.md is generated from this file and the two that it imports sections from (`python -m docs.config_page`);
+reading, overriding and checking recipes is in rl/config/recipe.py. Only types and help texts live here, so importing it
+costs nothing.
 """
 
 # ruff: noqa: RUF009 (`setting` wraps dataclasses.field, which the rule would let pass)

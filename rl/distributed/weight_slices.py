@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from rl.distributed.engine import Slice, gathered_parameter, owned_slice, whole_shape
 from uniar.errors import UserError
+from uniar.weight_files import LazyTensors
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -114,7 +115,7 @@ class WeightSlices:
         return owned_slice(parameter, rank, ranks, float32=float32)
 
 
-class SlicedFiles(Mapping[str, Tensor]):
+class SlicedFiles(LazyTensors):
     """Whole weights out of the files that ranks have saved, each put together at its look-up.
 
     Raises UserError for a folder without them, damaged ones, and slices that do not make up a weight.
@@ -122,7 +123,7 @@ class SlicedFiles(Mapping[str, Tensor]):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.names = self.shapes = dict[str, tuple[int, ...]]()
         self._slices: dict[str, list[tuple[int, int, Path]]] = {}
         rank, ranks = 0, 1
         while rank < ranks:  # each file says how many there are; earlier versions' do not
@@ -143,15 +144,6 @@ class SlicedFiles(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         shape = self.shapes[name]
         return self.read(name, 0, torch.Size(shape).numel()).view(shape)
-
-    def __contains__(self, name: object) -> bool:  # Mapping's own would read the weight
-        return name in self.shapes
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.shapes)
-
-    def __len__(self) -> int:
-        return len(self.shapes)
 
     def read(self, name: str, start: int, stop: int) -> Tensor:
         """Elements start to stop of a flattened weight."""

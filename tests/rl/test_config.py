@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rl.commands import config_docs
+from docs import config_page
 from rl.config.checks import check_batches
 from rl.config.recipe import load_recipe, recipe_from_mapping
 from rl.config.sections import EvaluateSection, Recipe
@@ -333,11 +333,11 @@ def test_updates_divide_a_rollout():
 
 
 def test_config_docs_are_current():
-    assert config_docs.PATH.read_text(encoding="utf-8") == config_docs.render(), "python -m rl.commands.config_docs"
+    assert config_page.PATH.read_text(encoding="utf-8") == config_page.render(), "python -m docs.config_page"
 
 
 def test_every_setting_is_documented():
-    page = config_docs.PATH.read_text(encoding="utf-8")
+    page = config_page.PATH.read_text(encoding="utf-8")
     for field in settings_of(EvaluateSection):
         assert f"| `evaluate.{field.name}` |" in page
     assert all(field.metadata["help"].endswith(".") for field in settings_of(Recipe))

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from benchmarks.tiny_figures import Figures
 from rl.cli import main
 from tiny.detector import detect
-from tiny.figures import Figures
 from tiny.world import Scene, Thing, render
 
 TINY = Path(__file__).parents[2] / "assets" / "uniar-tiny"

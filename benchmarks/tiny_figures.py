@@ -1,6 +1,6 @@
 """The figures of UniAR-Tiny's model card, on held-out captions, questions and edits.
 
-    python -m tiny.figures --model assets/uniar-tiny --output figures.json
+    python -m benchmarks.tiny_figures --model assets/uniar-tiny --output figures.json
 
 Everything goes the way a user goes: prompts through the processor, the rollout engine, the SD3 decoder. What is in an
 image is judged by `tiny.detector`, from its pixels alone.
