@@ -241,7 +241,7 @@ class RewardSuite:
 class _BackgroundLoop:
     """An event loop in a thread of its own, kept between batches so that clients can keep their connections."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="async-rewards", daemon=True)
         self._thread.start()

@@ -9,7 +9,7 @@ T visual tokens · L levels · S patches a token · K bits a code.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from PIL import Image
@@ -31,7 +31,7 @@ class Drawing:
     rows: int
 
 
-Picture = Image.Image | Drawing
+Picture: TypeAlias = Image.Image | Drawing
 
 
 @dataclass(frozen=True)
@@ -76,12 +76,12 @@ def encode_exchange(
     ValueError for lists of different lengths.
     """
     given = [*questions, *(answers or ())]
-    tokens = reserved_tokens(processor)
+    reserved = reserved_tokens(processor)
     for text in given:
-        refuse_tokens(text, f"the text {text!r}", tokens)
-    images, tokens = _encode_pictures(processor, config, pictures)
+        refuse_tokens(text, f"the text {text!r}", reserved)
+    images, counts = _encode_pictures(processor, config, pictures)
     ids = []
-    for question, count in zip(questions, tokens, strict=True):
+    for question, count in zip(questions, counts, strict=True):
         content = [{"type": "image"}, {"type": "text", "text": question}]
         text = processor.apply_chat_template(
             [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
@@ -169,18 +169,20 @@ def _encode_pictures(
 ) -> tuple[dict[str, Tensor], list[int]]:
     """What the model is given of the pictures, and how many tokens each takes."""
     vision = config.vision_config
-    if all(isinstance(picture, Drawing) for picture in pictures):
+    drawings = [picture for picture in pictures if isinstance(picture, Drawing)]
+    images = [picture for picture in pictures if not isinstance(picture, Drawing)]
+    if not images:
         merge, grids = vision.spatial_merge_size, []
-        for drawing in pictures:
+        for drawing in drawings:
             columns, rest = divmod(len(drawing.bits), drawing.rows)
             if rest:
                 raise ValueError(f"{len(drawing.bits)} visual tokens do not fill {drawing.rows} rows.")
             grids.append((1, drawing.rows * merge, columns * merge))
-        images = {"visual_bits": torch.cat([drawing.bits for drawing in pictures])}
-        images["image_grid_thw"] = torch.tensor(grids)
-    elif any(isinstance(picture, Drawing) for picture in pictures):
+        inputs = {"visual_bits": torch.cat([drawing.bits for drawing in drawings])}
+        inputs["image_grid_thw"] = torch.tensor(grids)
+    elif drawings:
         raise ValueError("images and drawings cannot be asked about in one batch.")
     else:
-        encoded = processor.image_processor(images=[in_rgb(picture) for picture in pictures], return_tensors="pt")
-        images = {name: encoded[name] for name in ("pixel_values", "image_grid_thw")}
-    return images, [math.prod(grid) // vision.spatial for grid in images["image_grid_thw"].tolist()]
+        encoded = processor.image_processor(images=[in_rgb(image) for image in images], return_tensors="pt")
+        inputs = {name: encoded[name] for name in ("pixel_values", "image_grid_thw")}
+    return inputs, [math.prod(grid) // vision.spatial for grid in inputs["image_grid_thw"].tolist()]

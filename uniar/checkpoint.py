@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
@@ -33,6 +33,11 @@ from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
 from uniar.errors import UserError
 from uniar.reading.files import read_object, reason_of, user_path
 from uniar.weight_files import DIFFUSERS, MODEL, stored_tensors, weight_files
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel as _Model
+else:
+    _Model = object
 
 DECODER_PARTS = ("bsq_encoder", "sd3_transformer", "sd3_pipeline")
 """Folders that the visual decoder needs. Training never changes them."""
@@ -189,7 +194,7 @@ def copy_untrained_parts(source: Path, target: Path) -> None:
             shutil.copyfile(entry, target / entry.name)
 
 
-class StrictLoading:
+class StrictLoading(_Model):
     """For a PreTrainedModel: `from_pretrained` that never leaves a tensor at its random initial value.
 
     Raises UserError for a config of another model type, for a missing, left-over or mismatched tensor (by name), for a
@@ -215,7 +220,9 @@ class StrictLoading:
                 "`pip install 'uniar-rl[flash]'` or use sdpa."
             ) from error
         require_exact_tensors(folder, model, info)
-        return (model, info) if wants_info else model
+        if wants_info:
+            return model, info  # type: ignore[return-value]  # as transformers does for this argument
+        return model
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """transformers' own, which must not rename: under ZeRO-3 it would undo a renaming that loading never did."""

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusion3Pipeline
+from diffusers import ModelMixin, StableDiffusion3Pipeline
 from torch import Tensor, nn
 from transformers import (
     AutoTokenizer,
     CLIPTextModelWithProjection,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
     T5EncoderModel,
@@ -35,7 +36,7 @@ TEXT_ENCODERS = {
 TOKENIZERS = {"tokenizer": AutoTokenizer, "tokenizer_2": AutoTokenizer, "tokenizer_3": PreTrainedTokenizerFast}
 
 
-def load_exactly(model_class: type, folder: Path, **kwargs: Any) -> nn.Module:
+def load_exactly(model_class: type[ModelMixin | PreTrainedModel], folder: Path, **kwargs: Any) -> nn.Module:
     """`from_pretrained` of a diffusers or transformers model. Raises UserError for a tensor that it would make up."""
     with refusals(f"{folder} does not load"):
         model, info = model_class.from_pretrained(
@@ -45,7 +46,7 @@ def load_exactly(model_class: type, folder: Path, **kwargs: Any) -> nn.Module:
     return model
 
 
-def load_tokenizer(loader: type, folder: Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(loader: type[AutoTokenizer | PreTrainedTokenizerBase], folder: Path) -> PreTrainedTokenizerBase:
     """Raises UserError for files that make no tokenizer, or one without words."""
     with refusals(f"{folder} holds no tokenizer that loads"):
         tokenizer = loader.from_pretrained(folder)

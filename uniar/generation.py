@@ -181,23 +181,24 @@ def _layers(model: DrawingModel) -> list[nn.Module]:
 
 def _prefill(model: DrawingModel, prompt: VisualPrompt) -> _Prefix:
     rows, width = prompt.input_ids.shape
-    backbone, deepstack = model.model, []
+    backbone = model.model
+    added: list[Tensor] = []
     if prompt.pixel_values is None:
         if bool((prompt.input_ids == model.config.image_token_id).any()):
             raise ValueError("the prefix holds image tokens and came without pixel_values.")
-        embeds, image_mask = backbone.get_input_embeddings()(prompt.input_ids), None
+        embeds = backbone.get_input_embeddings()(prompt.input_ids)
     else:
         bits = backbone.visual.encode(prompt.pixel_values, prompt.image_grid_thw)
         main, *deepstack = backbone.visual.language_features(bits)
         embeds, image_mask = backbone.embed_images(prompt.input_ids, [main])
+        added = [
+            torch.zeros_like(embeds).masked_scatter(image_mask[..., None], features.to(embeds.dtype))
+            for features in deepstack[: len(backbone.language_model.layers)]
+        ]
     valid = prompt.attention_mask.bool()
     slots = torch.arange(width, device=embeds.device)
     visible = without_empty_rows((slots[:, None] >= slots) & valid[:, None, :])
     rotary = backbone.language_model.rotary_emb(embeds, prompt.position_ids[:, :, :width])
-    added = [
-        torch.zeros_like(embeds).masked_scatter(image_mask[..., None], features.to(embeds.dtype))
-        for features in deepstack[: len(backbone.language_model.layers)]
-    ]
     keys, values = _empty_cache(model, rows, width), _empty_cache(model, rows, width)
     hidden = _run_layers(_layers(model), embeds, rotary, added, keys, values, slots, visible[:, None])
     return _Prefix(keys, values, hidden[:, -1], valid, prompt.position_ids[:, :, width:])

@@ -54,5 +54,5 @@ class _Finder(MetaPathFinder):
             if self.after is not None:
                 self.after(module)
 
-        spec.loader.exec_module = execute_between
+        spec.loader.exec_module = execute_between  # type: ignore[method-assign]  # of this one loader, and for one import
         return spec

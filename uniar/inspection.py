@@ -13,6 +13,7 @@ import torch
 from diffusers import AutoencoderKL, ModelMixin
 from PIL import Image
 from torch import nn
+from transformers import PreTrainedModel
 
 from uniar.checkpoint import (
     load_processor,
@@ -60,7 +61,7 @@ def _inspect(folder: Path, decoder: bool, state: tuple[tuple[Path, int, int], ..
         load_scheduler(pipeline / "scheduler")
 
 
-def _inspect_model(model_class: type, folder: Path) -> Any:
+def _inspect_model(model_class: type[ModelMixin | PreTrainedModel], folder: Path) -> Any:
     """The configuration in `folder`, which makes the tensors whose shapes are stored there."""
     of_diffusers = issubclass(model_class, ModelMixin)
     own = model_class in (UniARForConditionalGeneration, UniARVisionModel)

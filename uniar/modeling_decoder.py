@@ -281,13 +281,17 @@ def _starting_noise(
         if latents.shape != (samples, *latent_shape):
             raise ValueError(f"latents are {tuple(latents.shape)}; they must be {(samples, *latent_shape)}.")
         return latents
-    own = noise_seeds if noise_seeds is not None else generator
-    if own is None or isinstance(own, torch.Generator):
-        return torch.randn(
-            samples, *latent_shape, generator=own, device=own.device if own else "cpu", dtype=torch.float32
-        )
-    if len(own) != samples:
-        raise ValueError(f"{given[0]} has {len(own)} entries for {samples} samples; it needs one a sample.")
+    if isinstance(generator, Sequence):
+        _require_one_each("generator", generator, samples)
+        noise = [torch.randn(latent_shape, generator=g, device=g.device, dtype=torch.float32) for g in generator]
+        return torch.stack(noise)
     if noise_seeds is not None:
+        _require_one_each("noise_seeds", noise_seeds, samples)
         return draw_latents(noise_seeds, latent_shape)
-    return torch.stack([torch.randn(latent_shape, generator=g, device=g.device, dtype=torch.float32) for g in own])
+    device = generator.device if generator else "cpu"
+    return torch.randn(samples, *latent_shape, generator=generator, device=device, dtype=torch.float32)
+
+
+def _require_one_each(name: str, given: Sequence[object], samples: int) -> None:
+    if len(given) != samples:
+        raise ValueError(f"{name} has {len(given)} entries for {samples} samples; it needs one per sample.")

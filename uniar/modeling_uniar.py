@@ -107,11 +107,11 @@ class UniARModel(Qwen3VLModel):
     ) -> Any:
         """Qwen3-VL's forward. `visual_bits` (…, L, S, K) stand in for `pixel_values`, in the order of the images."""
         cached = 0 if past_key_values is None else past_key_values.get_seq_length()
-        if attention_mask is None:
+        given = input_ids if inputs_embeds is None else inputs_embeds
+        if attention_mask is None and given is not None:
             # Without one, transformers would take a jump in the positions for the start of another packed sequence.
-            rows, length = (input_ids if inputs_embeds is None else inputs_embeds).shape[:2]
-            device = (input_ids if inputs_embeds is None else inputs_embeds).device
-            attention_mask = torch.ones(rows, cached + length, dtype=torch.long, device=device)
+            rows, length = given.shape[:2]
+            attention_mask = torch.ones(rows, cached + length, dtype=torch.long, device=given.device)
         if mm_token_type_ids is None and input_ids is not None and cached == 0:
             mm_token_type_ids = self.token_types(input_ids)
         if visual_bits is None:

@@ -47,7 +47,7 @@ class VisualPrompt:
         has)."""
         chosen = torch.tensor(list(numbers), dtype=torch.long, device=self.input_ids.device)
         pixels = grids = None
-        if self.pixel_values is not None:
+        if self.pixel_values is not None and self.image_grid_thw is not None:
             grids = self.image_grid_thw.view(len(self), -1, 3)
             patches = self.pixel_values.split(grids.prod(-1).sum(1).tolist())
             pixels = torch.cat([patches[number] for number in numbers])
@@ -160,8 +160,8 @@ def _encode(
     input_ids, attention_mask = encoded["input_ids"], encoded["attention_mask"]
     given_grids = encoded.get("image_grid_thw")
     position_ids = drawing_positions(input_ids, attention_mask, grid, model, given_grids)
-    prompt = VisualPrompt(input_ids, attention_mask, position_ids, encoded.get("pixel_values"), given_grids)
-    return prompt.to(model.device)
+    pixels = encoded.get("pixel_values")
+    return VisualPrompt(input_ids, attention_mask, position_ids, pixels, given_grids).to(model.device)
 
 
 def drawing_positions(
@@ -210,6 +210,7 @@ def prepare_visual_inputs(
     """
     prompt = build_visual_prompt(prompts, model, processor, height=ar_height, width=ar_width, input_images=input_images)
     unconditional = prompt.unconditional
+    assert unconditional is not None  # build_visual_prompt makes it unless it is told not to
     rows, width = len(prompt), max(prompt.input_ids.shape[1], unconditional.input_ids.shape[1])
     pad_id = processor.tokenizer.pad_token_id
 

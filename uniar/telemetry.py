@@ -20,4 +20,4 @@ def switch_off() -> None:
     # huggingface_hub reads its variable once, which a program that imports transformers first has behind it.
     read = sys.modules.get("huggingface_hub.constants")
     if read is not None and os.environ["HF_HUB_DISABLE_TELEMETRY"] == SWITCHES["HF_HUB_DISABLE_TELEMETRY"]:
-        read.HF_HUB_DISABLE_TELEMETRY = True
+        read.HF_HUB_DISABLE_TELEMETRY = True  # type: ignore[attr-defined]  # a module that may not be imported here

@@ -71,4 +71,4 @@ def _decode_by_pillow(module: ModuleType) -> None:
             pixels = np.array(upright.convert(pillow_modes.get(mode, own)))
         return torch.from_numpy(np.atleast_3d(pixels)).permute(2, 0, 1).contiguous()
 
-    module.decode_image = decode_image
+    module.decode_image = decode_image  # type: ignore[attr-defined]  # in the place of its own

@@ -98,7 +98,7 @@ def stored_tensors(folder: Path, name: str = MODEL) -> dict[str, Stored]:
     files = weight_files(folder, name)
     index = folder / f"{name}.safetensors.index.json"
     weight_map = None if files == [folder / f"{name}.safetensors"] else _weight_map(index)
-    found = {}
+    found: dict[str, Stored] = {}
     for file in files:
         tensors = _header(file)
         if weight_map is not None:

@@ -59,12 +59,12 @@ def batches(pictures: Sequence[Picture], size: int) -> Iterator[RewardBatch]:
 
 
 def _picture(line: JsonLine, prompt: str, task: str | None, metadata: dict[str, Any]) -> Picture:
-    record = read_record(line, prompt_needed=False)
+    record = read_record(line, default_prompt=prompt)
     if len(record.images) != 1:
         raise UserError(f"{line.where}: an object with the field 'image', a path, is needed.")
     return Picture(
         picture_path(record.images[0], line.path.parent),
-        prompt if record.prompt is None else record.prompt,
+        record.prompt,
         task if record.task is None else record.task,
         {**metadata, **record.metadata},
     )

@@ -1,14 +1,17 @@
 """The contract between the trainer and a reward: what a reward is given, what it gives back."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from PIL import Image
 
 from uniar.errors import UserError
+
+Scores: TypeAlias = Sequence[float | Mapping[str, Any] | Exception | None]
+"""What a reward gives back for the samples of a batch; see `Reward.score`."""
 
 
 class RewardError(UserError):
@@ -18,7 +21,7 @@ class RewardError(UserError):
     that row; of the first row the reward was given where `index` is None).
     """
 
-    def __init__(self, message: str, reward: str, index: int | None, prompt: str):
+    def __init__(self, message: str, reward: str, index: int | None, prompt: str) -> None:
         super().__init__(message)
         self.reward = reward
         self.index = index
@@ -41,11 +44,11 @@ class RewardBatch:
 
     prompts: list[str]
     images: list[Image.Image]
-    tasks: list[str | None] | None = None
-    metadata: list[Mapping[str, Any]] | None = None
+    tasks: list[str | None] = None  # type: ignore[assignment]  # __post_init__ replaces None
+    metadata: list[Mapping[str, Any]] = None  # type: ignore[assignment]  # the same
     bits: torch.Tensor | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         count = len(self.prompts)
         if self.tasks is None:
             object.__setattr__(self, "tasks", [None] * count)
@@ -130,7 +133,7 @@ class Reward:
         """Hands over the UniAR model as it is right now and its processor, before a batch; (None, None) when they may
         not be used any longer. Called only with `wants_policy`."""
 
-    def score(self, batch: RewardBatch) -> Sequence[float | Mapping[str, Any] | Exception | None]:
+    def score(self, batch: RewardBatch) -> Scores | Coroutine[Any, Any, Scores]:
         """One finite number a sample, in the batch's order; None or NaN where the reward does not apply to a sample; an
         exception (not raised) in the place of a sample that it failed on, which spares the others another attempt. A
         mapping may stand for a number: its `score` is the number, its other entries (texts, numbers, lists) are details

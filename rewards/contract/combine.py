@@ -29,7 +29,7 @@ def weight_for(weight: float | Mapping[str, float], task: str | None) -> float |
     """The weight of a sample of `task`; None where a mapping has none for it: the reward does not apply."""
     if not isinstance(weight, Mapping):
         return weight
-    return weight.get(task, weight.get(DEFAULT))
+    return weight.get(DEFAULT if task is None or task not in weight else task)
 
 
 def checked_weight(weight: float | Mapping[str, Any], tasks: tuple[str, ...] | None) -> float | dict[str, float]:

@@ -35,7 +35,7 @@ def split_details(result: Any) -> tuple[Any, list[Details | None]]:
         return result, []
     found = [isinstance(item, Mapping) and "score" in item for item in result]
     scores = [item["score"] if there else item for item, there in zip(result, found, strict=True)]
-    details = [
+    details: list[Details | None] = [
         {str(key): _plain(value) for key, value in item.items() if key != "score"} or None if there else None
         for item, there in zip(result, found, strict=True)
     ]

@@ -50,7 +50,12 @@ def origin_of(name: str) -> str:
     """Where a known name comes from: "built in", "registered", or the package that brings it."""
     if name in _registered:
         return "registered"
-    return "built in" if name in _BUILT_IN else " and ".join(entry.dist.name for entry in installed_rewards()[name])
+    return "built in" if name in _BUILT_IN else " and ".join(map(_package_of, installed_rewards()[name]))
+
+
+def _package_of(entry: importlib.metadata.EntryPoint) -> str:
+    assert entry.dist is not None  # as of all that importlib.metadata finds
+    return entry.dist.name
 
 
 @functools.cache
@@ -168,16 +173,18 @@ def _resolve_name(name: str) -> type[Reward] | Callable:
 def _resolve_installed(name: str) -> type[Reward] | Callable:
     entry, *others = installed_rewards()[name]
     if others:
-        listed = " and ".join(f"{each.value} ({each.dist.name})" for each in (entry, *others))
+        listed = " and ".join(f"{each.value} ({_package_of(each)})" for each in (entry, *others))
         raise UserError(f"the reward name {name!r} is that of {listed}; name the one you mean as package.module:Class.")
     try:
         target = entry.load()
     except (Exception, SystemExit) as error:
-        raise UserError(f"reward {name!r} of package {entry.dist.name} does not import: {described(error)}.") from error
+        raise UserError(
+            f"reward {name!r} of package {_package_of(entry)} does not import: {described(error)}."
+        ) from error
     try:
         check_target(target)
     except UserError as error:
-        raise UserError(f"package {entry.dist.name}: {error}") from error
+        raise UserError(f"package {_package_of(entry)}: {error}") from error
     return target
 
 
@@ -207,6 +214,8 @@ def _load_file(source: str, folder: Path | None) -> tuple[ModuleType, str]:
     if name in sys.modules:
         return sys.modules[name], source
     spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None  # as for every .py file
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # before it runs: dataclasses and pickling look the module up
     try:

@@ -36,7 +36,7 @@ class RewardSpec:
     )
     tasks: tuple[str, ...] | None = setting("Tasks that it applies to; null: all.", None)
     clip: Interval | None = setting("[low, high]: where its scores are cut; either may be null.", None)
-    normalize: bool | Interval | None = setting(
+    normalize: bool | tuple[float, float] | None = setting(
         "[low, high]: mapped to 0 and 1, after clipping; true: the reward's own usual range.", None
     )
     on_error: Literal["stop", "skip"] = setting(
@@ -106,7 +106,7 @@ class RewardSpec:
     def range_for(self, reward: Reward) -> tuple[float, float] | None:
         """What is mapped to 0 and 1; None for no normalisation. Raises UserError where `normalize` is True and the
         reward names no usual range."""
-        if self.normalize is not True:
+        if not isinstance(self.normalize, bool):
             return self.normalize
         if reward.usual_range is None:
             raise UserError(
@@ -120,11 +120,11 @@ class RewardSpec:
             target = resolve(self.use, self.folder) if isinstance(self.use, str) else self.use
             if hasattr(target, "beside_decoding"):
                 raise UserError("it says beside_decoding, which is called overlaps_decoding since version 0.2.")
-            if inspect.isclass(target):
+            if isinstance(target, type) and issubclass(target, Reward):
                 taken = [key for key in RECIPE_KEYS if key in inspect.signature(target).parameters]
                 if taken:
                     raise UserError(f"its parameter {taken[0]!r} is a key of every reward; rename it in the class.")
-                reward = target(**bind_parameters(target, self.params, elsewhere=RECIPE_KEYS))
+                reward: Reward = target(**bind_parameters(target, self.params, elsewhere=RECIPE_KEYS))
             else:
                 reward = FunctionReward(target, self.params, RECIPE_KEYS)
         except UserError as error:

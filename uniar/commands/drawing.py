@@ -180,9 +180,7 @@ def draw_batch(
     requests = list({sample.request.name: sample.request for sample in samples}.values())
     numbers = {request.name: number for number, request in enumerate(requests)}
     height, width = requests[0].height, requests[0].width
-    pictures = None
-    if requests[0].picture is not None:
-        pictures = [picture_to_edit(request.picture, height, width) for request in requests]
+    pictures = [picture_to_edit(asked.picture, height, width) for asked in requests if asked.picture is not None]
     guided = settings.cfg > 1
     prompt = build_visual_prompt(
         [request.prompt for request in requests],
@@ -190,7 +188,7 @@ def draw_batch(
         processor,
         height=height,
         width=width,
-        input_images=pictures,
+        input_images=pictures or None,
         unconditional=guided,
     )
     seeds = [sample.noise_seed("bits", settings.seed) for sample in samples]

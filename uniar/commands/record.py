@@ -64,7 +64,8 @@ def write_manifest(folder: Path, own: Sequence[Path], pattern: str) -> None:
     name. Raises UserError where that cannot be."""
     drawn = {path.relative_to(folder).as_posix(): read_record(path) for path in sorted(folder.glob(pattern))}
     order = list(dict.fromkeys([path.relative_to(folder).as_posix() for path in own] + list(drawn)))
-    lines = [json.dumps({"file": name, **drawn[name]}, ensure_ascii=False) + "\n" for name in order if drawn.get(name)]
+    records = ({"file": name, **record} for name in order if (record := drawn.get(name)))
+    lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
     if not lines and not (folder / MANIFEST).exists():
         return
     with writing(folder / MANIFEST):

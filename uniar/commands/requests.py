@@ -148,13 +148,11 @@ def editing_requests(
 
 def _question(line: JsonLine, keys: Keys, given_pictures: tuple[Path, ...], root: Path | None) -> Question:
     record = read_record(line, keys, also=("height", "width"))
-    own = tuple(
-        picture_path(picture, line.path.parent if root is None else user_path(root)) for picture in record.images
-    )
+    own = [picture_path(picture, line.path.parent if root is None else user_path(root)) for picture in record.images]
     for picture in own:
-        check_picture(picture, f"{line.where}: {picture_name(picture)}")
+        check_picture(picture, f"{line.where}: {picture_name(picture)}")  # which refuses an address
     name = str(line.number if record.id is None else record.id)
-    return Question(line.where, name, record.prompt, own or given_pictures, line)
+    return Question(line.where, name, record.prompt, tuple(map(Path, own)) or given_pictures, line)
 
 
 def _check_name(question: Question) -> None:

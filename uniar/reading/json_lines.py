@@ -83,17 +83,25 @@ def parse_json_array(content: bytes, path: Path) -> Iterator[tuple[str, int, Any
         raise UserError(f"{path}, line {error.lineno}: not valid JSON: {error.msg} at column {error.colno}.") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON: {reason_of(error)}.") from error
-    spans, lines, place, line = [], [], text.index("["), 1
-    while text[place] != "]" and text[(start := _SPACE.match(text, place + 1).end())] != "]":  # behind "[" or ","
+    spans: list[tuple[int, int]] = []
+    lines: list[int] = []
+    place, line = text.index("["), 1
+    while text[place] != "]" and text[(start := _behind_space(text, place + 1))] != "]":  # behind "[" or ","
         line += text.count("\n", spans[-1][0] if spans else 0, start)
         _, end = _DECODER.raw_decode(text, start)
         spans.append((start, end))
         lines.append(line)
-        place = _SPACE.match(text, end).end()
-    word, numbers = ("line", lines) if len(set(lines)) == len(lines) else ("entry", range(1, len(lines) + 1))
+        place = _behind_space(text, end)
+    by_line = len(set(lines)) == len(lines)
+    word, numbers = ("line", lines) if by_line else ("entry", list(range(1, len(lines) + 1)))
     for number, (start, end) in zip(numbers, spans, strict=True):
         where = f"{path}, {word} {number}"
         yield where, number, parse_json(text[start:end], where)
+
+
+def _behind_space(text: str, place: int) -> int:
+    found = _SPACE.match(text, place)
+    return place if found is None else found.end()
 
 
 def text_lines(content: bytes, path: Path) -> list[tuple[int, str]]:

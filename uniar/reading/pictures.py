@@ -159,7 +159,7 @@ def _as_sentences(name: str, formats: Sequence[str] = FORMATS, most_pixels: int 
         raise UserError(f"{name} cannot be read: {getattr(error, 'strerror', None) or reason_of(error)}.") from error
 
 
-def _ends_well(source: Source, format: str) -> bool:
+def _ends_well(source: Source, format: str | None) -> bool:
     """Whether the file ends as whole files of its format do; False where its format has no such end."""
     with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
         size = file.seek(0, io.SEEK_END)

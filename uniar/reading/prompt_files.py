@@ -75,8 +75,7 @@ class PromptLine:
     """One record of a prompt file, checked but for its pictures."""
 
     line: JsonLine
-    prompt: str | None
-    """None only where `read_record` was told that it may be missing"""
+    prompt: str
     id: str | int | None
     task: str | None
     metadata: dict[str, Any]
@@ -104,10 +103,11 @@ def read_prompt_file(path: Path) -> list[JsonLine]:
 
 
 def read_record(
-    line: JsonLine, keys: Keys | None = None, also: Sequence[str] = (), prompt_needed: bool = True
+    line: JsonLine, keys: Keys | None = None, also: Sequence[str] = (), default_prompt: str | None = None
 ) -> PromptLine:
-    """The record in a row. `also` names further fields that have a meaning, of which slips are refused too. Raises
-    UserError for a field of another kind, a slip, and a prompt that is missing or that `check_text` refuses."""
+    """The record in a row. `also` names further fields that have a meaning, of which slips are refused too. Without a
+    `default_prompt` every row needs a prompt that `check_text` accepts. Raises UserError for a field of another kind, a
+    slip, and a prompt that is missing or refused."""
     keys, values, where = keys or Keys(), line.values, line.where
     aliases = (keys.prompt, keys.image, *_PROMPT, *_ID, *_TASK, *_METADATA, *_IMAGE)
     line.refuse_slips([*FIELDS, *also], passing=aliases)
@@ -117,8 +117,8 @@ def read_record(
         used.add(name)
         return line.get(name, kinds, expected)
 
-    prompt = take(_prompt_key(line, keys.prompt, prompt_needed), str, "a string")
-    if prompt is not None and prompt_needed:
+    prompt = take(_prompt_key(line, keys.prompt, default_prompt is None), str, "a string")
+    if default_prompt is None:
         check_text(prompt, f"{where}: the prompt")
     own_id = take("id", (str, int), "a string or a whole number")
     if own_id is None and type(values.get("idx")) in (str, int):
@@ -135,7 +135,8 @@ def read_record(
     extra = {name: value for name, value in values.items() if name not in used}
     for name in extra.keys() & (metadata or {}).keys():
         raise UserError(f"{where}: '{name}' is given both as a field and in metadata.")
-    return PromptLine(line, prompt, own_id, task, {**(metadata or {}), **extra}, images)
+    text = default_prompt if prompt is None and default_prompt is not None else prompt
+    return PromptLine(line, text, own_id, task, {**(metadata or {}), **extra}, images)
 
 
 def read_all(lines: Iterable[JsonLine], read: Callable[[JsonLine], Record]) -> list[Record]:
@@ -176,7 +177,7 @@ def _images(line: JsonLine, given: str | None, metadata: dict[str, Any], take: C
         name = "input_image"
         image = take(name, str, "") if isinstance(line.values.get(name), str) else metadata.get(name)
         image = image if isinstance(image, str) else None
-    elif image is None and (image := metadata.get(given)) is None:
+    elif image is None and given is not None and (image := metadata.get(given)) is None:
         raise UserError(f"{line.where}: the field '{given}' (image_key) is missing.")
     images = tuple(image) if isinstance(image, list) else () if image is None else (image,)
     for each in images:
@@ -248,7 +249,9 @@ def _one_object(content: bytes, path: Path) -> list[JsonLine]:
 
 def _table(content: bytes, path: Path, delimiter: str = ",") -> list[JsonLine]:
     cells = csv.reader(io.StringIO(decoded(content, path), newline=""), delimiter=delimiter, strict=True)
-    rows, names, line = [], None, 1
+    rows: list[JsonLine] = []
+    names: list[str] | None = None
+    line = 1
     try:
         for row in cells:
             where, begun, line = f"{path}, line {line}", line, cells.line_num + 1
@@ -270,17 +273,22 @@ def _table(content: bytes, path: Path, delimiter: str = ",") -> list[JsonLine]:
     except csv.Error as error:
         raise UserError(f"{path}, line {cells.line_num}: not a valid table: {reason_of(error)}.") from error
     for name in _ID:
-        ids = [row.values[name] for row in rows if name in row.values]
+        ids = [record.values[name] for record in rows if name in record.values]
         if len(set(ids)) == len(ids):
             continue
-        for row in rows:  # numbered within a category, say
-            metadata = {} if row.values.get("metadata") is None else row.values["metadata"]
-            if name not in row.values or not isinstance(metadata, dict):  # which read_record refuses
+        for record in rows:  # numbered within a category, say
+            metadata = {} if record.values.get("metadata") is None else record.values["metadata"]
+            if name not in record.values or not isinstance(metadata, dict):  # which read_record refuses
                 continue
             if name in metadata:
-                raise UserError(f"{row.where}: '{name}' is given both as a column and in metadata.")
-            row.values["metadata"] = {name: row.values.pop(name), **metadata}
+                raise UserError(f"{record.where}: '{name}' is given both as a column and in metadata.")
+            record.values["metadata"] = {name: record.values.pop(name), **metadata}
     return rows
 
 
-_READERS = {".json": _json, ".txt": _text, ".csv": _table, ".tsv": partial(_table, delimiter="\t")}
+_READERS: dict[str, Callable[[bytes, Path], Iterable[JsonLine]]] = {
+    ".json": _json,
+    ".txt": _text,
+    ".csv": _table,
+    ".tsv": partial(_table, delimiter="\t"),
+}
