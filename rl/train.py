@@ -44,7 +44,7 @@ from rl.run.data_state import data_state
 from rl.run.finished import note_finished, report
 from rl.run.folder import RunFolder
 from rl.scoring.decoder_process import DecoderProcess
-from rl.scoring.scorer import DecoderConnection, LocalScorer, RemoteScorer, ScoredList
+from rl.scoring.scorer import DecoderConnection, LocalScorer, RemoteScorer, ScoredList, Scorer
 from rl.trainer.arguments_check import check_trainer
 from rl.trainer.build import (
     build_eval_rewards,
@@ -122,6 +122,7 @@ def _train(recipe: Recipe, resume: bool, lock: FolderLock) -> RunFolder | None:
         for suite in (rewards, eval_rewards):
             suite.load()
     if decoding is not None:
+        assert decoder is not None
         try:
             decoding.serve(decoder, lists)
         finally:
@@ -132,16 +133,20 @@ def _train(recipe: Recipe, resume: bool, lock: FolderLock) -> RunFolder | None:
     args = grpo_config(recipe, vision)
     model = load_policy(recipe.model, source)
     connection = None if role is None else DecoderConnection(role.socket)
-    if connection is None:
-        scorers = {key: LocalScorer(decoder, scored, processor) for key, scored in lists.items()}
-    else:
-        scorers = {key: RemoteScorer(connection, key, scored) for key, scored in lists.items()}
+    scorers: dict[str, Scorer] = {}
+    for key, scored in lists.items():
+        if connection is not None:
+            scorers[key] = RemoteScorer(connection, key, scored)
+        elif decoder is not None:
+            scorers[key] = LocalScorer(decoder, scored, processor)
     data = data_state(recipe, records, held_out, questions, kl_questions)
     claimed = claim_folder(recipe, args, resume, lock, data)
     folder, checkpoint = claimed.folder, claimed.checkpoint
     if claimed.finished:
-        for used in (rewards, eval_rewards, *([] if connection is None else [connection])):
-            used.close()
+        for suite in (rewards, eval_rewards):
+            suite.close()
+        if connection is not None:
+            connection.close()
         return folder
     set_seed(recipe.seed)  # adapters start from random values
     evaluator = build_evaluator(recipe, held_out, processor, scorers["eval_rewards"])

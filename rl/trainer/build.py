@@ -75,7 +75,9 @@ def text_kl_questions(recipe: Recipe) -> list[QuestionRecord]:
     """The questions of the text-KL term; none without one."""
     asked = recipe.understanding
     with blamed_on(recipe, "understanding.kl_questions"):
-        return load_questions(asked.kl_questions, asked.image_root) if asked.kl_beta else []
+        if asked.kl_questions is None or not asked.kl_beta:
+            return []
+        return load_questions(asked.kl_questions, asked.image_root)
 
 
 def build_examiner(recipe: Recipe, questions: Sequence[QuestionRecord], processor: Any) -> Examiner | None:

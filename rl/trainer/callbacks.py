@@ -34,6 +34,8 @@ class RunCallback(TrainerCallback):
     `export` writes the policy as it is to a folder; every rank calls it.
     """
 
+    trainer: "UniARTrainer"
+
     def __init__(
         self,
         folder: RunFolder,
@@ -57,7 +59,6 @@ class RunCallback(TrainerCallback):
         self.every, self.at_start, self.at_end = every, at_start, at_end
         self.examiner, self.examine_every = examiner, examine_every
         self.held_out_as = held_out_as
-        self.trainer: UniARTrainer | None = None
         self._drawn_step: int | None = None
         self._asked_step: int | None = None
         self._scored: tuple[list[Sample], RewardTable] | None = None
@@ -129,15 +130,15 @@ class RunCallback(TrainerCallback):
     ) -> None:
         """Has the policy draw the held-out prompts and answer the held-out questions, as far as there are any."""
         step, evaluation, understanding = state.global_step, None, None
-        draw, ask = draw and self.evaluator is not None, ask and self.examiner is not None
-        if not draw and not ask:
+        evaluator, examiner = self.evaluator if draw else None, self.examiner if ask else None
+        if evaluator is None and examiner is None:
             return
         with self.trainer.evaluated_weights():
             with self.trainer.policy() as policy:
-                if draw:
-                    evaluation, self._drawn_step = self.evaluator.run(policy, self.trainer.accelerator), step
-                if ask:
-                    understanding, self._asked_step = self.examiner.run(policy, self.trainer.accelerator), step
+                if evaluator is not None:
+                    evaluation, self._drawn_step = evaluator.run(policy, self.trainer.accelerator), step
+                if examiner is not None:
+                    understanding, self._asked_step = examiner.run(policy, self.trainer.accelerator), step
             if state.is_world_process_zero:
                 self.folder.save_evaluation(step, evaluation, understanding)
             early_stop = self.trainer.extensions.early_stop

@@ -23,7 +23,7 @@ class _Asked(dict):
         self.asked = asked
 
     def __contains__(self, key: object) -> bool:
-        self.asked.add(key)
+        self.asked.add(str(key))
         return super().__contains__(key)
 
     def __getitem__(self, key: str) -> Any:
@@ -56,10 +56,10 @@ def check_deepspeed_settings(recipe: Recipe, args: GRPOConfig) -> None:
             raise UserError(f"{where}: trainer.deepspeed: {error}") from error
     if not isinstance(given, dict):
         raise UserError(f"{where}: {name} is not a mapping of settings but {type(given).__name__}.")
-    if (error := _refusal(given, args)) is not None:
+    if (refusal := _refusal(given, args)) is not None:
         blamed = [key for key in given if _refusal({k: v for k, v in given.items() if k != key}, args) is None]
-        key = _key_of(error, blamed)
-        raise UserError(f"{where}: {name}{f', {key}' if key else ''}: {_said(error)}.") from error
+        key = _key_of(refusal, blamed)
+        raise UserError(f"{where}: {name}{f', {key}' if key else ''}: {_said(refusal)}.") from refusal
     if "RANK" not in os.environ:
         raise UserError(
             f"{where}: trainer.deepspeed needs a launcher, for one process too: "

@@ -232,5 +232,5 @@ class ResumableGRPOTrainer(GRPOTrainer):
         for name, value in metrics.items():
             logged = self._metrics["train"][name]
             logged.append(float(value))
-            if (extreme := EXTREMES.get((kinds or {}).get(name))) is not None:
+            if (extreme := EXTREMES.get((kinds or {}).get(name, "mean"))) is not None:
                 logged[:] = [float(extreme(logged))]

@@ -22,10 +22,11 @@ class Stopper(TrainerCallback):
     `stopped` says afterwards why training ended early; None when it did not.
     """
 
+    trainer: "ResumableGRPOTrainer"
+
     def __init__(self, max_runtime: float | None = None) -> None:
         self.max_runtime = max_runtime
         self.stopped: str | None = None
-        self.trainer: ResumableGRPOTrainer | None = None
         self._requested: str | None = None
         self._started = time.monotonic()
         self._previous: dict[int, Any] = {}

@@ -68,7 +68,8 @@ class UniARTrainer(ResumableGRPOTrainer):
 
     def evaluated_weights(self) -> AbstractContextManager:
         """The weights that the recipe has evaluated and exported are the policy's inside the block. Collective."""
-        return self.extensions.average.in_place() if self.recipe.evaluate.ema else nullcontext()
+        average = self.extensions.average if self.recipe.evaluate.ema else None
+        return nullcontext() if average is None else average.in_place()
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """A rank's share of a rollout → the dictionary that TRL shuffles and splits into micro-batches by sample."""

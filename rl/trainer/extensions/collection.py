@@ -8,7 +8,7 @@ from rl.checkpoint.stateful_callback import StatefulCallback
 from rl.config.sections import Recipe
 from rl.data.prompts import PromptRecord
 from rl.policy.prompt_stream import PromptStream
-from rl.policy.reference import Reference
+from rl.policy.reference import AdapterCopy, FrozenCopy, Reference
 from rl.trainer.extensions.early_stop import EarlyStop
 from rl.trainer.extensions.ema import WeightAverage
 from rl.trainer.extensions.kl_control import KLControl
@@ -34,11 +34,15 @@ class TrainerExtensions:
             prompts = PromptStream(
                 records, recipe.rollout.samples_per_prompt, shuffle=recipe.data.shuffle, seed=recipe.data_seed
             )
+        refreshed = None
+        if refresh is not None:
+            assert isinstance(reference, AdapterCopy | FrozenCopy)  # as `reference_for` makes it then
+            refreshed = ReferenceRefresh(refresh, reference)
         return cls(
             prompts=prompts,
             average=None if model.ema is None else WeightAverage(model.ema),
             kl_control=None if algorithm.kl_control is None else KLControl(algorithm.kl_control, algorithm.beta),
-            reference_refresh=None if refresh is None else ReferenceRefresh(refresh, reference),
+            reference_refresh=refreshed,
             early_stop=None if held_out.early_stop is None else EarlyStop(held_out.early_stop),
         )
 

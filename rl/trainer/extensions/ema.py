@@ -21,10 +21,11 @@ class WeightAverage(StatefulCallback):
     """
 
     name = EMA
+    slices: WeightSlices
+    """the average, from `begin` on"""
 
     def __init__(self, section: EmaSection) -> None:
         self.section = section
-        self.slices: WeightSlices | None = None
 
     def begin(self) -> None:
         device = "cpu" if self.section.device == "cpu" else None
