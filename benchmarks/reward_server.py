@@ -1,4 +1,4 @@
-"""Images a second that a reward server scores for 1, 4 and 16 clients, on this machine.
+"""Images per second that a reward server scores for 1, 4 and 16 clients, on this machine.
 
 The server is a process of its own (`uniar-rl rewards serve`); the clients are threads of this one, each with one
 request at a time in flight over a connection that is kept, and send drawn images as PNG until the time is up. They pack
@@ -6,7 +6,8 @@ them once, since other machines would; what packing costs is measured apart. The
 rate, because other work on the machine changes it less. Two rewards are asked:
 
 - `compressibility`, a few milliseconds of work an image on the CPU: what serving costs where scoring is cheap.
-- `steady`, which takes 50 ms a batch whatever its size, as a model on a GPU about does: what it gains when the requests
+- `steady`, which takes 50 ms per batch whatever its size, as a model on a GPU about does: what it gains when the
+requests
   of several clients are scored together.
 
     python benchmarks/reward_server.py
@@ -89,8 +90,8 @@ def cpu_seconds(process: int) -> float:
 def measure(
     url: str, process: int, reward: str, clients: int, batch: RewardBatch, seconds: float
 ) -> tuple[float, float, float, float]:
-    """Images a second of all clients together, the median and 95th percentile of a request's seconds, and the server's
-    seconds of CPU an image."""
+    """Images per second of all clients together, the median and 95th percentile of a request's seconds, and the
+    server's seconds of CPU per image."""
     ready, times = threading.Barrier(clients + 1), [[] for _ in range(clients)]
     body, failures = encode_request(batch, [reward]), []
 
@@ -135,7 +136,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--seconds", type=float, default=10.0, help="for each figure; default: %(default)s")
-    parser.add_argument("--batch-size", type=int, default=8, help="images a request; default: %(default)s")
+    parser.add_argument("--batch-size", type=int, default=8, help="images per request; default: %(default)s")
     parser.add_argument("--size", type=int, default=512, help="of an image's side; default: %(default)s")
     options = parser.parse_args()
     images = drawn(options.batch_size, options.size)
@@ -145,7 +146,7 @@ def main() -> None:
     packing = 1000 * (time.process_time() - packing) / len(images)
     print(f"{options.size}×{options.size}, {options.batch_size} a request, {kilobytes:.0f} kB each on the wire")
     print(f"a client packs an image in {packing:.1f} ms of CPU")
-    print("| reward | clients | images a second | request, median | 95 % | CPU of the server an image |")
+    print("| reward | clients | images per second | request, median | 95 % | CPU of the server per image |")
     print("| --- | --- | --- | --- | --- | --- |")
     with server() as (url, process):
         for reward in ("compressibility", "steady"):

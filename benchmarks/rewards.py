@@ -1,4 +1,4 @@
-"""Milliseconds an image for each reward, on this machine.
+"""Milliseconds per image for each reward, on this machine.
 
 Reward models get random weights of the real size, written in the published file's form and read by the reward's own
 loader, so nothing is downloaded; where that is not possible the table says what was used in place. Each reward scores
@@ -217,7 +217,7 @@ def make_batch(images: int) -> RewardBatch:
 
 
 def measure(entry: Entry, batch: RewardBatch, folder: Path, options: dict[str, Any], repeats: int) -> tuple[float, ...]:
-    """Seconds to load, milliseconds an image by the clock and of CPU, millions of parameters."""
+    """Seconds to load, milliseconds per image by the clock and of CPU, millions of parameters."""
     recipe = entry.recipe(folder)
     suite = RewardSuite.from_recipe([{**recipe, **(options if entry.model else {}), "name": entry.name}])
     started = time.perf_counter()
@@ -255,7 +255,7 @@ def main() -> None:
     where = f"{arguments.device}, {arguments.dtype}, {arguments.threads} threads, torch {torch.__version__}"
     print(f"{arguments.images} images of {SIZE}×{SIZE}, {where}")
     transformers.logging.disable_progress_bar()
-    print("| reward | model | million parameters | load, s | ms an image | of CPU |\n|" + " --- |" * 6)
+    print("| reward | model | million parameters | load, s | ms per image | of CPU |\n|" + " --- |" * 6)
     for entry in ENTRIES:
         if arguments.names and entry.name not in arguments.names:
             continue

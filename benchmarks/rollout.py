@@ -58,7 +58,8 @@ class Sizes:
 
 
 def build_model(sizes: Sizes) -> UniARForConditionalGeneration:
-    """Released proportions (MLP 3 × hidden, 4 query heads a key head, 1024 bits a token), random float32 weights."""
+    """Released proportions (MLP 3 × hidden, 4 query heads per key head, 1024 bits per token), random float32
+    weights."""
     head_dim = 32
     text = {
         "hidden_size": sizes.hidden,

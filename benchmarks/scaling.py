@@ -130,7 +130,7 @@ def run(case: Case, folder: Path, updates: int, preset: str) -> None:
 def table(found: dict[str, Measured]) -> str:
     base = found[BASE.name]
     rows = [
-        "| | seconds an update | of the base | processor seconds an update | of the base | memory of a process |",
+        "| | seconds per update | of the base | processor seconds per update | of the base | memory of a process |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for name, case in found.items():

@@ -40,9 +40,10 @@ class Gpu:
     flops: float = 989e12
     """a second, bfloat16, dense"""
     memory: float = 3.35e12
-    """bytes a second"""
+    """bytes per second"""
     network: float = 400e9
-    """bytes a second that a collective moves on each: 8 adapters of 400 Gbit/s a node, NVLink being a little faster"""
+    """bytes per second that a collective moves on each: 8 adapters of 400 Gbit/s a node, NVLink being a little
+    faster"""
 
 
 H100 = Gpu()
@@ -142,7 +143,7 @@ def seconds(recipe: Recipe, gpus: int, gpu: Gpu = H100) -> Seconds:
 
 
 def peaks(recipes: list[Recipe], gpus: int) -> list[str]:
-    """GiB a GPU at its peak under each engine, and in which phase."""
+    """GiB per GPU at its peak under each engine, and in which phase."""
     found = [plan(recipe, gpus) for recipe in recipes]
     return [f"{one.peak / GIB:.1f} ({one.peak_phase}){'' if one.fits else ', too much'}" for one in found]
 
@@ -152,8 +153,8 @@ def on_both_engines(*overrides: str) -> list[Recipe]:
 
 
 def by_gpus() -> list[list[str]]:
-    """The same 512 images an update on more GPUs."""
-    rows = [["GPUs", "images a GPU", *ENGINES, "zero2: s", "drawing", "sending", "zero3: s", "sending"]]
+    """The same 512 images per update on more GPUs."""
+    rows = [["GPUs", "images per GPU", *ENGINES, "zero2: s", "drawing", "sending", "zero3: s", "sending"]]
     for gpus in (8, 16, 32, 64):
         accumulation = 256 // gpus
         recipes = on_both_engines(f"trainer.gradient_accumulation_steps={accumulation}")
@@ -164,7 +165,7 @@ def by_gpus() -> list[list[str]]:
 
 
 def by_images() -> list[list[str]]:
-    """More images an update on 8 GPUs."""
+    """More images per update on 8 GPUs."""
     rows = [["images", "a GPU", *ENGINES, "zero2: s", "an image and GPU"]]
     for accumulation in (2, 8, 32, 64, 128):
         recipes, images = on_both_engines(f"trainer.gradient_accumulation_steps={accumulation}"), 2 * accumulation
@@ -174,20 +175,20 @@ def by_images() -> list[list[str]]:
 
 
 def by_resolution() -> list[list[str]]:
-    """512 images an update on 8 GPUs, at other sizes. TFLOP are an image's."""
+    """512 images per update on 8 GPUs, at other sizes. TFLOP are an image's."""
     rows = [["pixels", "tokens", "bits", *ENGINES, "drawing, TFLOP", "update", "decoding", "zero2: s"]]
     for side in (256, 512, 768, 1024):
         recipes = on_both_engines(f"rollout.height={side}", f"rollout.width={side}")
         one = work(side, side, recipes[0].decode.num_inference_steps)
         counts = [f"{flops / 1e12:.1f}" for flops in (one.drawing, one.update, one.decoding)]
-        sizes = [f"{side}×{side}", str(tokens_of(side, side)), f"{plan(recipes[0], 8).bits_an_image:,}"]
+        sizes = [f"{side}×{side}", str(tokens_of(side, side)), f"{plan(recipes[0], 8).bits_per_image:,}"]
         rows.append([*sizes, *peaks(recipes, 8), *counts, f"{seconds(recipes[0], 8).together:.1f}"])
     return rows
 
 
 def by_group() -> list[list[str]]:
-    """512 images an update on 8 GPUs, in other groups."""
-    rows = [["images a prompt", "prompts an update", *ENGINES]]
+    """512 images per update on 8 GPUs, in other groups."""
+    rows = [["images per prompt", "prompts per update", *ENGINES]]
     for group in (4, 16, 64, 256):
         recipes = on_both_engines(f"rollout.samples_per_prompt={group}")
         rows.append([str(group), str(512 // group), *peaks(recipes, 8)])

@@ -21,6 +21,6 @@ hosts="$(sed -e 's/#.*//' -e '/^[[:space:]]*$/d' "$hostfile")"
 python="$(training_python)"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"  # as torchrun does; OCR and data loading have threads of their own
 
-start "one process a slot of $(paste -sd, - <<<"$hosts")" \
+start "one process per slot of $(paste -sd, - <<<"$hosts")" \
     "$python" -m deepspeed.launcher.runner --hostfile "$hostfile" ${master:+--master_addr "$master"} \
     --module rl.train "${train_arguments[@]}"

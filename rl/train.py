@@ -1,11 +1,11 @@
 """Trains a UniAR checkpoint with GRPO on visual bits.
 
-For each batch of prompts: draw G images a prompt with classifier-free guidance, decode them through the SD3 decoder,
+For each batch of prompts: draw G images per prompt with classifier-free guidance, decode them through the SD3 decoder,
 score them, turn scores into advantages within the group, replay the bits, take a clipped policy-gradient step with an
 exact KL term to the starting model. No critic, no reward model training, no text sampling, no asynchronous rollout.
 
     uniar-rl train configs/quickstart.yaml                                   one process
-    torchrun --nproc_per_node 8 -m rl.train configs/uniar_sft_512.yaml       one process a GPU
+    torchrun --nproc_per_node 8 -m rl.train configs/uniar_sft_512.yaml       one process per GPU
     uniar-rl train RECIPE algorithm.beta=0.02 trainer.max_steps=200          overrides
 """
 

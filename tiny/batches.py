@@ -1,6 +1,6 @@
 """Captions and visual bits → the inputs of a drawing, for many samples at once and without an image processor.
 
-Shapes: B rows · P positions · T = 16 visual tokens an image · L levels · S patches a token · K bits a code.
+Shapes: B rows · P positions · T = 16 visual tokens per image · L levels · S patches per token · K bits per code.
 """
 
 from collections.abc import Sequence

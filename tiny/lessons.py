@@ -44,7 +44,7 @@ class Lesson:
     """most of the bits of what the model reads that are flipped; the bits it has to draw never are"""
 
     def weighted(self, parts: dict[str, Tensor]) -> Tensor:
-        """The loss of a step, from nats a bit and nats a text token."""
+        """The loss of a step, from nats per bit and nats per text token."""
         return (
             self.drawing_weight * parts["drawing"]
             + self.editing_weight * parts["editing"]
@@ -103,8 +103,8 @@ def losses(
     noise: torch.Generator,
     lesson: Lesson,
 ) -> dict[str, Tensor]:
-    """Mean losses of a batch of each kind: `drawing` and `editing` in nats a bit, `answering` and `describing` in nats
-    a token."""
+    """Mean losses of a batch of each kind: `drawing` and `editing` in nats per bit, `answering` and `describing` in
+    nats per token."""
 
     def read(bits: Tensor) -> Tensor:
         return flip(bits, lesson.flipped, noise)

@@ -23,7 +23,7 @@ SIDE = 64
 PATCH = 8
 MERGE = 2
 GRID = SIDE // (PATCH * MERGE)
-"""visual tokens a side"""
+"""visual tokens per side"""
 VOCABULARY = 512
 TEXT_HIDDEN = 192
 HEAD_DIM = 32
@@ -86,7 +86,7 @@ def vision_config() -> UniARVisionConfig:
 
 
 def new_vision(seed: int) -> UniARVisionModel:
-    """The tokenizer: 4 ViT layers, 2 levels of 32 bits a patch, 0.5M parameters."""
+    """The tokenizer: 4 ViT layers, 2 levels of 32 bits per patch, 0.5M parameters."""
     vision = UniARVisionModel(vision_config())
     # transformers' own standard deviation of 0.02 is meant for widths of thousands.
     randomize(vision, seed, "vision", {"pos_embed": 0.5, "attn.proj": 0.5, "mlp.linear_fc2": 0.5})

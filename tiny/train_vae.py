@@ -17,7 +17,7 @@ STEPS = 3000
 BATCH = 32
 CROP = SIDE // 2
 WHOLE_FROM = 0.85
-"""share of the steps after which whole pictures are seen, 16 a step"""
+"""share of the steps after which whole pictures are seen, 16 per step"""
 KL_WEIGHT = 1e-5
 HELD_OUT = 256
 

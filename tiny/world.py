@@ -137,7 +137,7 @@ def _mask(shape: str, extent: int) -> Image.Image:
 
 
 def outline(shape: str, extent: int) -> Image.Image:
-    """The shape in a box of `extent` pixels as a mask of mode L with SUPERSAMPLING² samples a pixel, 0 or 255."""
+    """The shape in a box of `extent` pixels as a mask of mode L with SUPERSAMPLING² samples per pixel, 0 or 255."""
     side = extent * SUPERSAMPLING
     mask = Image.new("L", (side, side))
     draw = ImageDraw.Draw(mask)
@@ -162,5 +162,5 @@ def outline(shape: str, extent: int) -> Image.Image:
             draw.ellipse((0, 0, last, last), fill=255)
             draw.ellipse((width, width, last - width, last - width), fill=0)
         case _:
-            raise ValueError(f"{shape!r} is no shape of this world: {', '.join(SHAPES)}.")
+            raise ValueError(f"{shape!r} is not a shape of this world: {', '.join(SHAPES)}.")
     return mask

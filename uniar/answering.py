@@ -3,7 +3,7 @@
 A picture is an image, or the visual bits of one that the model drew itself, which it reads back without decoding.
 
 Shapes: B questions · P positions of a question · A tokens of an answer, its end included · V vocabulary ·
-T visual tokens · L levels · S patches a token · K bits a code.
+T visual tokens · L levels · S patches per token · K bits per code.
 """
 
 import math
@@ -69,7 +69,7 @@ def encode_exchange(
     questions: Sequence[str],
     answers: Sequence[str] | None = None,
 ) -> Exchange:
-    """One picture a question, in the chat template, up to where the answer begins or, with `answers`, ends.
+    """One picture per question, in the chat template, up to where the answer begins or, with `answers`, ends.
 
     An answer ends with the token that ends a turn (`<|im_end|>`), which the model has to say too. All pictures are
     images, or all are drawings. Raises UserError for a question or answer that holds the token of an image, and
@@ -109,7 +109,7 @@ def answer(
     *,
     max_new_tokens: int = 32,
 ) -> list[str]:
-    """The likeliest token each time, until the model ends its turn or has said `max_new_tokens`: B texts."""
+    """The likeliest token each time, until the model ends its turn or has said `max_new_tokens`: B strings."""
     exchange = encode_exchange(processor, model.config, pictures, questions).to(model.device)
     output = model.generate(
         input_ids=exchange.input_ids,

@@ -23,7 +23,7 @@ class DecoderSizes(NamedTuple):
     patch: int
     """of its vision tower"""
     vae_factor: int
-    """pixels a side that a latent stands for"""
+    """pixels per side that a latent stands for"""
     unit: int
     """VAE factor × patch of the SD3 transformer"""
     largest: int

@@ -5,7 +5,7 @@ row serves the batch where the prompt has it so. Then T steps run over static bu
 reads and writes at a cursor held in a tensor, and the host waits for nothing, so a step can be captured as a graph.
 
 Shapes: U prompts · B = U·G samples · R rows (B, or 2B with guidance: conditional rows first) · P prefix positions ·
-T visual tokens · L levels · S patches a token · K bits a code · H hidden.
+T visual tokens · L levels · S patches per token · K bits per code · H hidden.
 """
 
 from collections.abc import Sequence
@@ -224,7 +224,7 @@ def _run_layers(
     """Runs Q new positions (rows, Q, H) through all layers; their keys and values go to `slots` (Q,) of the caches.
 
     `visible` (rows, 1, Q, slots) says which cache slots each new position attends to. Attention is torch's own fused
-    one whichever implementation the model replays with: flash-attention has nothing to gain at one query a row.
+    one whichever implementation the model replays with: flash-attention has nothing to gain at one query per row.
     """
     rows, queries, _ = hidden.shape
     for number, layer in enumerate(layers):
@@ -358,7 +358,7 @@ def _batch_size(
 
 
 def sample_bytes(model: DrawingModel, prefix: int, tokens: int, branches: int, patches: int = 0) -> int:
-    """Bytes a sample takes in the engine when no other shares its prompt, from above.
+    """Bytes that a sample takes in the engine when no other shares its prompt, from above.
 
     Keys and values of the prefix, and then either what a layer holds during prefill (of the vision tower, over the
     `patches` of images to edit, or of the backbone), or keys and values of all slots, the thresholds, bits and gaps,

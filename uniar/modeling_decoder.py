@@ -1,6 +1,6 @@
 """Visual bits → images: the tokenizer's features steer a Stable Diffusion 3 decoder (docs/checkpoint-format.md, 7).
 
-Shapes: B samples · T visual tokens · L levels · S patches a token · K bits a code · C latent channels · h, w latent
+Shapes: B samples · T visual tokens · L levels · S patches per token · K bits per code · C latent channels · h, w latent
 sides · R transformer rows (B, or 2B with guidance: unconditional rows first). A grid is (rows, columns).
 """
 
@@ -140,10 +140,10 @@ class UniARVisualDecoder(nn.Module):
         `upsampling_ratio` (None: `default_upsampling_ratio`).
 
         Guidance compares with a branch whose features are zero; at a scale of 1 or less that branch is not run. The
-        starting noise comes from one of: `noise_seeds`, one a sample (equal seeds, equal noise: how a group is decoded
-        alike, on any device); `latents` (B, C, h, w); a `generator` for all or one a sample; torch's default one. It
-        is drawn in float32 for the whole batch first, so that `batch_size`, the images decoded at once (all of them by
-        default; memory grows with it), does not change the images beyond rounding.
+        starting noise comes from one of: `noise_seeds`, one per sample (equal seeds, equal noise: how a group is
+        decoded alike, on any device); `latents` (B, C, h, w); a `generator` for all or one per sample; torch's default
+        one. It is drawn in float32 for the whole batch first, so that `batch_size`, the images decoded at once (all of
+        them by default; memory grows with it), does not change the images beyond rounding.
 
         `output_type`: "pil"; "pt", (B, 3, H, W) float32 in 0 to 1; or "latent", (B, C, h, w) float32.
 

@@ -1,6 +1,7 @@
 """The AR model: text in Qwen3-VL's way, and the logits of visual bits (docs/checkpoint-format.md, 3, 5 and 6).
 
-Shapes: B rows · P prefix positions · T drawn visual tokens · L levels · S patches a token · K bits a code · H hidden.
+Shapes: B rows · P prefix positions · T drawn visual tokens · L levels · S patches per token · K bits per code · H
+hidden.
 """
 
 from collections.abc import Iterable, Sequence
@@ -327,7 +328,7 @@ class UniARForConditionalGeneration(StrictLoading, Qwen3VLForConditionalGenerati
         input_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor | None, dict[str, Any]]:
-        """Beams and several returned sequences. Images lie end to end, not one a row: each row's repeat together."""
+        """Beams and several returned sequences. Images lie end to end, not one per row: each row's repeat together."""
         images = {
             name: kwargs.pop(name)
             for name in ("pixel_values", "visual_bits", "image_grid_thw")

@@ -1,7 +1,7 @@
 """The image tokenizer: pixels ↔ bits ↔ features (docs/checkpoint-format.md, 3 and 4).
 
 Shapes: N visual tokens of all images laid end to end · B images of T tokens · L levels · S = merge² patches of a
-token, row-major · K bits a code. Level 0 is the last layer, levels 1… are the deepstack layers in order.
+token, row-major · K bits per code. Level 0 is the last layer, levels 1… are the deepstack layers in order.
 """
 
 from typing import Any
@@ -40,7 +40,7 @@ class BSQProjection(nn.Module):
 
 
 class UniARVisionModel(StrictLoading, Qwen3VLVisionModel):
-    """Qwen3-VL's vision tower whose features pass through K bits a patch and level."""
+    """Qwen3-VL's vision tower whose features pass through K bits per patch and level."""
 
     config: UniARVisionConfig
 

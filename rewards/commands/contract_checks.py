@@ -132,7 +132,7 @@ class _Scoring:
             more = f"; and {len(texts) - 2} more" if len(texts) > 2 else ""
             yield Finding("it scores a batch", "; ".join(list(texts)[:2]) + more, wrong=True)
             return
-        yield Finding("it scores a batch", f"{_listed(first.scores)}, {seconds * 1000:.3g} ms a sample")
+        yield Finding("it scores a batch", f"{_listed(first.scores)}, {seconds * 1000:.3g} ms per sample")
         none = all(math.isnan(score) for score in first.scores)
         if none:
             said = "it applies to none of these samples; give it some of its own by --samples or --metadata"

@@ -17,7 +17,7 @@ def read_parameters(texts: Sequence[str]) -> dict[str, Any]:
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals or not key:
-            raise UserError(f"{text!r} is no parameter; key=value is needed.")
+            raise UserError(f"{text!r} is not a parameter; key=value is needed.")
         if key in parameters:
             raise UserError(f"the parameter {key!r} is given twice.")
         parameters[key], _ = parse_yaml(value, text, lines=False)

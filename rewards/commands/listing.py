@@ -1,4 +1,4 @@
-"""`uniar-rl rewards list`: a line a reward."""
+"""`uniar-rl rewards list`: a line per reward."""
 
 import argparse
 import inspect

@@ -28,7 +28,7 @@ def read_pictures(sources: Sequence[Path], prompt: str, task: str | None, metada
     """The pictures of files, folders (in the order of their names) and JSONL files, whose lines have `image` (a path
     from the file's folder), `prompt`, `task` and `metadata`; any other field of a line counts as metadata.
 
-    Raises UserError for what does not exist, and for a line that is no such object.
+    Raises UserError for what does not exist, and for a line that is not such an object.
     """
     pictures: list[Picture] = []
     for source in sources:

@@ -134,9 +134,9 @@ class Reward:
         not be used any longer. Called only with `wants_policy`."""
 
     def score(self, batch: RewardBatch) -> Scores | Coroutine[Any, Any, Scores]:
-        """One finite number a sample, in the batch's order; None or NaN where the reward does not apply to a sample; an
-        exception (not raised) in the place of a sample that it failed on, which spares the others another attempt. A
-        mapping may stand for a number: its `score` is the number, its other entries (texts, numbers, lists) are details
-        for the logs. May be `async def`. Whatever it raises is reported with the reward's name and the sample; a
-        UserError (a sample whose metadata cannot be used) is not tried again."""
+        """One finite number per sample, in the batch's order; None or NaN where the reward does not apply to a sample;
+        an exception (not raised) in the place of a sample that it failed on, which spares the others another attempt. A
+        mapping may stand for a number: its `score` is the number, its other entries (strings, numbers, lists) are
+        details for the logs. May be `async def`. Whatever it raises is reported with the reward's name and the sample;
+        a UserError (a sample whose metadata cannot be used) is not tried again."""
         raise NotImplementedError(f"{type(self).__name__} has no score method.")

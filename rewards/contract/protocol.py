@@ -43,7 +43,8 @@ def split_details(result: Any) -> tuple[Any, list[Details | None]]:
 
 
 def _plain(value: Any) -> Any:
-    """A detail as JSON can hold it: mappings, lists, texts, numbers, None; anything else as the text it prints as."""
+    """A detail as JSON can hold it: mappings, lists, strings, numbers, None; anything else as the string it prints
+    as."""
     if value is None or isinstance(value, str | bool):
         return value
     if isinstance(value, torch.Tensor | np.ndarray | np.generic):
@@ -61,7 +62,7 @@ def _plain(value: Any) -> Any:
 def read_scores(result: Any, count: int) -> tuple[list[float], dict[int, str]]:
     """Reads the scores that `Reward.score` gave for `count` samples.
 
-    Returns the scores as floats, NaN where the reward does not apply, and for each sample whose score is no finite
+    Returns the scores as floats, NaN where the reward does not apply, and for each sample whose score is not a finite
     number (a string, a bool, an infinity, an exception in its place) what is wrong with it; its score is NaN too.
     Raises BrokenContract when the result is not a list of `count` scores.
     """
@@ -92,12 +93,12 @@ def _items(result: Any) -> list:
             result.close()
         raise BrokenContract("returned a coroutine; a score that awaits is declared with 'async def'")
     if isinstance(result, str | bytes) or not isinstance(result, Sequence):
-        raise BrokenContract(f"returned {_shown(result)}, a list with one score a sample is needed")
+        raise BrokenContract(f"returned {_shown(result)}, a list with one score per sample is needed")
     return [item.item() if isinstance(item, torch.Tensor | np.ndarray) and item.ndim == 0 else item for item in result]
 
 
 def _fault(item: Any) -> str:
-    """What is wrong with one score, "" where nothing is. A bool is no score: True for "it matched" is most often a
+    """What is wrong with one score, "" where nothing is. A bool is not a score: True for "it matched" is most often a
     comparison returned by mistake."""
     if item is None:
         return ""
@@ -121,7 +122,8 @@ def _shown(value: Any) -> str:
 
 def described(error: BaseException) -> str:
     """An exception in one line: its type, what it says, and the file and line of the reward that it came out of."""
-    # The innermost line that is no library's and not this package's plumbing: there a reward's author will look first.
+    # The innermost line that belongs neither to a library nor to this package's plumbing: there a reward's author will
+    # look first.
     own = [frame for frame in traceback.extract_tb(error.__traceback__) if not _foreign(frame.filename)]
     place = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
     said = " ".join(str(error).split())

@@ -78,7 +78,7 @@ def register_reward(name: str) -> Callable:
 
     def register(target: type[Reward] | Callable) -> type[Reward] | Callable:
         if not isinstance(name, str) or not name or ":" in name:
-            raise UserError(f"a reward cannot be registered as {name!r}; a text without ':' is needed.")
+            raise UserError(f"a reward cannot be registered as {name!r}; a string without ':' is needed.")
         check_target(target)
         taken = _BUILT_IN.get(name) or _registered.get(name)
         # The same definition run again (a notebook cell, a file loaded twice) replaces itself.
@@ -98,7 +98,7 @@ def resolve(use: str, folder: Path | None = None) -> type[Reward] | Callable:
         folder: where a relative file path is looked up if the current folder has no such file.
 
     Raises UserError for an unknown name (with the nearest), a file that is missing, a plug-in that does not import
-    (with its cause and line), a name that it lacks, or one that is no reward.
+    (with its cause and line), a name that it lacks, or one that is not a reward.
     """
     source, colon, attribute = use.rpartition(":")
     if not colon:

@@ -80,8 +80,8 @@ class RewardSpec:
 
     @classmethod
     def from_mapping(cls, entry: Mapping[str, Any] | str, folder: Path | None = None) -> "RewardSpec":
-        """From a recipe entry such as `{use: color, weight: 0.5, color: red}`; a bare text means `{use: text}`. Keys
-        that are not RewardSpec's own are the reward's parameters."""
+        """From a recipe entry such as `{use: color, weight: 0.5, color: red}`; a bare string means `{use: string}`.
+        Keys that are not RewardSpec's own are the reward's parameters."""
         if isinstance(entry, str):
             entry = {"use": entry}
         if not isinstance(entry, Mapping):

@@ -15,7 +15,7 @@ from uniar.errors import UserError
 from uniar.reading.files import reason_of, user_path
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of 0 to 255, RGB
-TOP = 100  # pairs of query and class that count, an image
+TOP = 100  # pairs of query and class that count per image
 DIVISOR = 32  # the backbone's coarsest stride: sides are padded to a multiple of it
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 Tokens = Sequence[Mapping[str, Any]]
-"""`choices[0].logprobs.content`: an entry a token, with `token`, `bytes`, `logprob` and `top_logprobs`"""
+"""`choices[0].logprobs.content`: an entry per token, with `token`, `bytes`, `logprob` and `top_logprobs`"""
 
 _FINISHED = (None, "", "stop", "eos", "eos_token", "stop_sequence", "end_turn")
 _REASONING = ("reasoning_content", "reasoning", "thinking")  # fields beside `content`, as servers call them

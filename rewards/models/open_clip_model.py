@@ -128,7 +128,7 @@ class OpenClip:
         if self.weights_like is not None:
             if self.weights_like not in tags:
                 hint = did_you_mean(self.weights_like, tags)
-                raise UserError(f"weights_like {self.weights_like!r} is no tag of {self.name!r}.{hint}")
+                raise UserError(f"weights_like {self.weights_like!r} is not a tag of {self.name!r}.{hint}")
             tags = [self.weights_like]
         looks = [open_clip.get_pretrained_cfg(self.name, tag) for tag in tags]
         looks = [{key: look[key] for key in (*_PREPROCESSING, "quick_gelu") if look.get(key)} for look in looks]

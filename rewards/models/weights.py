@@ -58,7 +58,7 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     """The tensors of a `.safetensors` file, or of a `.pt`, `.pth` or `.bin` file (read with `weights_only=True`: no
     code in it runs). A training checkpoint's `state_dict` entry and a `module.` prefix are unwrapped.
 
-    Raises UserError when the file is missing or is no such file.
+    Raises UserError when the file is missing or is not such a file.
     """
     path = Path(path)
     if not path.is_file():

@@ -1,7 +1,7 @@
 """Quotations in a prompt: which words it wants to see, in whatever marks people write them in.
 
-The marks are also those of inches, feet and apostrophes. What cannot be told apart is no quotation: no target is better
-than a wrong one.
+The marks are also those of inches, feet and apostrophes. What cannot be told apart is not taken for a quotation: no
+target is better than a wrong one.
 """
 
 import re

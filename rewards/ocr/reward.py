@@ -40,7 +40,7 @@ class OCR(Reward):
         threads: CPU threads; null for all.
 
     Raises UserError for a confidence outside 0 to 1, fewer than 1 thread, a model file that is missing or no such
-    model, and metadata that is no text.
+    model, and metadata that is not a string.
     """
 
     usual_range = (0.0, 1.0)
@@ -146,5 +146,5 @@ def target_texts(prompt: str, metadata: Mapping[str, Any], key: str = "text") ->
     if isinstance(text, list | tuple) and all(isinstance(part, str) for part in text):
         return list(text)
     if not isinstance(text, str):
-        raise UserError(f"metadata {key!r} is {text!r}; a text or a list of texts is needed.")
+        raise UserError(f"metadata {key!r} is {text!r}; a string or a list of strings is needed.")
     return [text]

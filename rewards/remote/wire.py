@@ -13,7 +13,7 @@ eight to a byte, the first in the highest place. The answer, in the samples' ord
      "failures": {"color": {}, "ocr": {}},
      "details": {"color": {}, "ocr": {}}}
 
-A score is null where the reward does not apply, or failed: then `failures` has the sample's index as a text, and why.
+A score is null where the reward does not apply, or failed: then `failures` has the sample's index as a string, and why.
 """
 
 import base64
@@ -176,7 +176,7 @@ def _parse(body: bytes | bytearray, limits: Limits) -> Any:
 
 
 def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON value")
+    raise ValueError(f"{name} is not a JSON value")
 
 
 def _mapping(value: Any, where: str, keys: Sequence[str]) -> Mapping[str, Any]:
@@ -204,7 +204,7 @@ def _rewards(named: Any, known: Sequence[str]) -> tuple[str, ...]:
 
 def _prompt(sample: Mapping[str, Any], where: str, limits: Limits) -> str:
     if not isinstance(sample.get("prompt"), str):
-        raise BadRequest(f"{where}.prompt is {_shown(sample.get('prompt'))}; a text is needed.")
+        raise BadRequest(f"{where}.prompt is {_shown(sample.get('prompt'))}; a string is needed.")
     return _text(sample["prompt"], f"{where}.prompt", limits.prompt_characters)
 
 
@@ -213,7 +213,7 @@ def _task(sample: Mapping[str, Any], where: str, limits: Limits) -> str | None:
     if task is None:
         return None
     if not isinstance(task, str):
-        raise BadRequest(f"{where}.task is {_shown(task)}; a text or null is needed.")
+        raise BadRequest(f"{where}.task is {_shown(task)}; a string or null is needed.")
     return _text(task, f"{where}.task", limits.prompt_characters)
 
 
@@ -236,13 +236,13 @@ def _text(text: str, where: str, most: int) -> str:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise BadRequest(f"{where} has half of a surrogate pair, which is no character.") from error
+        raise BadRequest(f"{where} has half of a surrogate pair, which is not a character.") from error
     return text
 
 
 def _base64(value: Any, where: str) -> bytes:
     if not isinstance(value, str):
-        raise BadRequest(f"{where} is {_shown(value)}; base64 in a text is needed.")
+        raise BadRequest(f"{where} is {_shown(value)}; base64 in a string is needed.")
     try:
         return base64.b64decode(value, validate=True)
     except ValueError as error:
@@ -344,7 +344,7 @@ def _entry(answer: Any, key: str, reward: str, kind: type) -> Any:
 def _result(score: Any, failure: Any, details: Any) -> Any:
     if failure is not None:
         return ServedFailure(
-            failure if isinstance(failure, str) else f"for a reason that is no text: {_shown(failure)}"
+            failure if isinstance(failure, str) else f"for a reason that is not a string: {_shown(failure)}"
         )
     if score is not None:
         number = isinstance(score, int | float) and not isinstance(score, bool)

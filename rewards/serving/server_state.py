@@ -18,7 +18,7 @@ from rewards.serving.memory import Lease, Memory
 from rewards.suite import RewardSuite
 
 _PARSERS = 2  # requests unpacked at a time
-_COPIES = 4  # of a body that are there at a time: its JSON and the texts in it, or its files and their pixels, twice
+_COPIES = 4  # of a body that are there at a time: its JSON and the strings in it, or its files and their pixels, twice
 _STEP = 2**18  # bytes by which a body's share of the memory grows
 _DISCARD_SECONDS, _LOOK_SECONDS = 5.0, 0.05
 STATUS_OF_NO_ONE = 499  # nginx's, for a client that has gone; it is never sent

@@ -1,6 +1,6 @@
 """Rewards → advantages: what is better than the other images of the same prompt, and by how much.
 
-Shapes: B samples · R rewards · M groups (one a prompt). B is the whole batch over all ranks: the caller gathers the
+Shapes: B samples · R rewards · M groups (one per prompt). B is the whole batch over all ranks: the caller gathers the
 rewards, and each rank takes its own slice of the advantages, so a group may straddle ranks.
 
 A reward is NaN where it does not apply. A reward that applies to no sample of a group drops out of that group, and the

@@ -40,7 +40,7 @@ class MergedAdapter(LazyTensors):
     """`base` with an adapter added, each weight at its look-up: in float32, rounded once to its own type.
 
     adapter: peft's names → tensors. config: peft's configuration of it. where: what messages call the adapter.
-    Raises UserError for tensors that are no pair of LoRA factors of a weight in `base`, and as `require_plain_lora`.
+    Raises UserError for tensors that are not a pair of LoRA factors of a weight in `base`, and as `require_plain_lora`.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class MergedAdapter(LazyTensors):
         for name in adapter:
             module, _, factor = name.removeprefix(_PREFIX).replace(".default.", ".").rpartition(".lora_")
             if factor not in ("A.weight", "B.weight") or f"{module}.weight" not in base:
-                raise UserError(f"adapter tensor {name} is no LoRA factor of a weight in the model it is added to.")
+                raise UserError(f"adapter tensor {name} is not a LoRA factor of a weight in the model it is added to.")
             self._factors.setdefault(f"{module}.weight", {})[factor[0]] = name
         for name, factors in self._factors.items():
             if len(factors) < 2:
@@ -101,7 +101,9 @@ def read_config(checkpoint: Path) -> dict[str, Any]:
     """A checkpoint's adapter_config.json. Raises UserError when it is not one."""
     config = read_object(checkpoint / ADAPTER_CONFIG)
     if "peft_type" not in config:
-        raise UserError(f"{checkpoint / ADAPTER_CONFIG} is no configuration of a peft adapter: it has no peft_type.")
+        raise UserError(
+            f"{checkpoint / ADAPTER_CONFIG} is not the configuration of a peft adapter: it has no peft_type."
+        )
     return config
 
 

@@ -13,7 +13,7 @@ from uniar.errors import UserError
 @contextmanager
 def appearing(target: Path, sign: str) -> Iterator[Path]:
     """A folder to write to that becomes `target` when all is there. Only a folder with the file `sign` is replaced, and
-    only if it is no training checkpoint. Raises UserError where it cannot be written."""
+    only if it is not a training checkpoint. Raises UserError where it cannot be written."""
     require_replaceable(target, sign)
     target = target.resolve()  # a link to another disk stays one
     partial, replaced = (target.with_name(f"{target.name}{end}") for end in (PARTIAL, REPLACED))

@@ -46,7 +46,7 @@ class StatefulCallback(TrainerCallback):
         """The state of a new run. Called on every rank before the first update, when the engine has the weights."""
 
     def state(self) -> dict[str, Any]:
-        """Plain numbers and texts, the same on every rank."""
+        """Plain numbers and strings, the same on every rank."""
         return {}
 
     def set_state(self, state: dict[str, Any]) -> None:

@@ -81,7 +81,7 @@ def main_dtype(folder: Path) -> torch.dtype:
 
 
 def parse_size(text: str) -> int:
-    """Bytes of a text such as 5GB, 200 MB or 1000000, in powers of ten. Raises UserError."""
+    """Bytes of a string such as 5GB, 200 MB or 1000000, in powers of ten. Raises UserError."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", text.strip(), flags=re.IGNORECASE)
     if match is None or not float(match[1]):
         raise UserError(f"the size {text!r} is none; write a number and a unit, such as 5GB or 500MB.")

@@ -4,7 +4,7 @@ DeepSpeed's own `zero_to_fp32` puts the same tensors together, but unpickles the
 model twice in memory. Here files stay mapped on disk (rl/distributed/engine.py reads them): a tensor is put together at
 its look-up.
 
-ZeRO-2 lays the weights of a parameter group end to end and cuts the whole into equal parts, one a rank. ZeRO-3 cuts
+ZeRO-2 lays the weights of a parameter group end to end and cuts the whole into equal parts, one per rank. ZeRO-3 cuts
 each weight into equal parts, padded, and lays a rank's parts end to end.
 """
 

@@ -21,7 +21,7 @@ from uniar.reading.files import reason_of
 def run(arguments: argparse.Namespace) -> None:
     checkpoint, output, repository = arguments.checkpoint, arguments.output, arguments.push_to_hub
     if not checkpoint.is_dir():
-        raise UserError(f"{checkpoint} is no folder; name a run's checkpoint-N folder.")
+        raise UserError(f"{checkpoint} is not a folder; name a run's checkpoint-N folder.")
     if saved := checkpoints(checkpoint):
         raise UserError(f"{checkpoint} is a run's folder; name one of its checkpoints, such as {saved[-1]}.")
     if (checkpoint / MANIFEST).is_file() and (wrong := fault(checkpoint)) is not None:

@@ -51,8 +51,8 @@ def describe(plan: Plan, name: str, memory: float, reward_memory: float = 0.0) -
         f"model: {plan.origin}",
         f"parameters: policy {_millions(plan.parameters['policy'])}, of which "
         f"{_millions(plan.parameters['trained'])} trained; decoder {_millions(plan.parameters['decoder'])}",
-        f"an update: {plan.images_an_update} images, {plan.images_an_update * plan.bits_an_image:,} bits "
-        f"({plan.bits_an_image:,} an image)",
+        f"an update: {plan.images_an_update} images, {plan.images_an_update * plan.bits_per_image:,} bits "
+        f"({plan.bits_per_image:,} per image)",
         f"a rollout: {plan.images_a_rollout} images of {plan.prompts_a_rollout} prompts, for "
         f"{plan.updates_a_rollout} update{'s' * (plan.updates_a_rollout > 1)}",
         "",
@@ -60,7 +60,7 @@ def describe(plan: Plan, name: str, memory: float, reward_memory: float = 0.0) -
         "",
         f"kept free: {RESERVE / GIB:g} GiB for the CUDA context and NCCL, {RESERVED_SHARE:.0%} for fragmentation"
         + (f", {reward_memory:g} GiB for rewards" if reward_memory else ""),
-        f"memory of the machine, a process: {plan.host / GIB:.1f} GiB while it trains, "
+        f"memory of the machine per process: {plan.host / GIB:.1f} GiB while it trains, "
         f"{plan.host_loading / GIB:.1f} while it loads",
     ]
     if plan.decoding_gpus:

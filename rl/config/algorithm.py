@@ -26,8 +26,8 @@ class AdvantageSection:
 class KLControlSection:
     """An adaptive weight of the KL term, beta · (1 + rate · clip(KL / target − 1, −0.2, 0.2)) after each update."""
 
-    target: float = setting("KL to the reference that beta is steered to, in nats a bit, as the metric kl.", gt=0)
-    rate: float = setting("Gain of the controller: at 0.1 beta changes by 2 % an update at most.", 0.1, gt=0, le=1)
+    target: float = setting("KL to the reference that beta is steered to, in nats per bit, as the metric kl.", gt=0)
+    rate: float = setting("Gain of the controller: at 0.1 beta changes by 2 % per update at most.", 0.1, gt=0, le=1)
 
 
 @dataclasses.dataclass(frozen=True)

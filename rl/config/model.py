@@ -43,8 +43,8 @@ class EmaSection:
     )
     update_every: int = setting("Updates between two moves of the average.", 1, ge=1)
     device: Place = setting(
-        "Where the average waits: gpu is the training device, where it takes 4 bytes a trained weight, divided by the "
-        "processes; cpu the machine's memory.",
+        "Where the average waits: gpu is the training device, where it takes 4 bytes per trained weight, divided by "
+        "the processes; cpu the machine's memory.",
         "gpu",
     )
 

@@ -218,8 +218,8 @@ class WatchSection:
     no_variance_steps: int | None = setting(
         "Updates in a row in which the rewards of no group differ; null: not watched.", None, ge=1
     )
-    kl_limit: float | None = setting("Largest KL to the reference, nats a bit; null: not watched.", None, gt=0)
-    entropy_limit: float | None = setting("Smallest entropy, nats a bit; null: not watched.", None, gt=0)
+    kl_limit: float | None = setting("Largest KL to the reference, nats per bit; null: not watched.", None, gt=0)
+    entropy_limit: float | None = setting("Smallest entropy, nats per bit; null: not watched.", None, gt=0)
     action: WatchAction = setting("What to do past one of the three limits above.", "stop")
     skip_limit: int = setting(
         "Updates in a row that are skipped, for whatever reason, at which the run stops all the same.", 10, ge=1

@@ -1,7 +1,7 @@
 """Which processes train and which decode, where a recipe sets `decode.processes`.
 
 Of the processes that a launcher starts on a machine, the last ones decode and score for the others of that machine.
-They are no part of training: the others are renumbered, so that the Trainer, DDP and DeepSpeed never hear of them.
+They are not part of training: the others are renumbered, so that the Trainer, DDP and DeepSpeed never hear of them.
 """
 
 import hashlib

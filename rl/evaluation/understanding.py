@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from uniar.modeling_uniar import UniARForConditionalGeneration
 
 
-ANSWER_SCORES = {"exact_match": "exact match", "p_answer": "P(answer)", "p_token": "P(answer), a token"}
+ANSWER_SCORES = {"exact_match": "exact match", "p_answer": "P(answer)", "p_token": "P(answer) per token"}
 """What is measured of each question, and what a reader calls it."""
 
 
@@ -56,7 +56,7 @@ class Understanding:
         return {**means, "eval_understanding/seconds": self.seconds}
 
     def columns(self) -> dict[str, list[Any]]:
-        """Plain values, one a question: each score, and what the model said."""
+        """Plain values, one per question: each score, and what the model said."""
         return {**{name: getattr(self, name).tolist() for name in ANSWER_SCORES}, "answers": self.answers}
 
 

@@ -62,7 +62,7 @@ def export_checkpoint(
 ) -> None:
     """A `checkpoint-N` folder of a run → `target`: whole, ZeRO-2 or ZeRO-3 shards alone, or a LoRA adapter, which is
     merged into `source`; with `average` the averaged weights. Raises UserError as `export_model` does, and for a folder
-    that is no checkpoint or has no average."""
+    that is not a checkpoint or has no average."""
     inspect_checkpoint(source, decoder=True)
     _write_checkpoint(trained_weights(checkpoint, source, average=average), source, target, max_shard_size, card)
 

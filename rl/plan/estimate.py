@@ -1,4 +1,4 @@
-"""What a recipe needs: parameters, images a step, and memory by part and phase, computed from config files alone.
+"""What a recipe needs: parameters, images per step, and memory by part and phase, computed from config files alone.
 
 Weights, gradients, optimizer states and caches are exact sums. Activations come from running the model's own code on
 the meta device. What no sum shows (the CUDA context, NCCL's buffers, workspaces, fragmentation) is kept in reserve.
@@ -43,7 +43,7 @@ class Plan:
     parameters: dict[str, int]
     """of `policy`, `trained` among them, and of `decoder`"""
     parts: tuple[Part, ...]
-    bits_an_image: int
+    bits_per_image: int
     images_an_update: int
     images_a_rollout: int
     prompts_a_rollout: int
@@ -98,8 +98,8 @@ def make_plan(recipe: Recipe, simulation: Simulation, gpus: int, memory: int, pr
     model, total, decoders = simulation.model, gpus, recipe.decode.processes * -(-gpus // GPUS_A_MACHINE)
     if 2 * decoders > gpus:
         raise UserError(
-            f"decode.processes {recipe.decode.processes} a machine leaves {max(0, gpus - decoders)} of {gpus} GPUs to "
-            "train on; as many must train as decode."
+            f"decode.processes {recipe.decode.processes} per machine leaves {max(0, gpus - decoders)} of {gpus} GPUs "
+            "to train on; as many must train as decode."
         )
     gpus -= decoders
     prompts = check_batches(recipe, gpus)
@@ -157,7 +157,7 @@ def make_plan(recipe: Recipe, simulation: Simulation, gpus: int, memory: int, pr
         origin=model.origin,
         parameters={**states.counts, "decoder": decoder.parameters},
         parts=tuple(part for part in parts if part.bytes),
-        bits_an_image=bits,
+        bits_per_image=bits,
         images_an_update=micro * accumulation * gpus,
         images_a_rollout=share * gpus,
         prompts_a_rollout=prompts,

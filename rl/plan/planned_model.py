@@ -78,7 +78,7 @@ def planned_model(section: ModelSection) -> PlannedModel:
         if section.path in RELEASED:
             return _released(section.path)
         raise UserError(
-            f"model.path {section.path} is no folder, and its configs could not be had from the hub; put its "
+            f"model.path {section.path} is not a folder, and its configs could not be had from the hub; put its "
             "config.json files into a folder, as they lie in the checkpoint."
         ) from error
     return _from_folder(folder, section.path)

@@ -1,7 +1,7 @@
 """What the phases of a step hold at their peak, beyond weights, gradients and caches: the model's own code, run on the
 meta device.
 
-Shapes: B rows · P prefix positions · T visual tokens · L levels · S patches a token · K bits a code · H hidden.
+Shapes: B rows · P prefix positions · T visual tokens · L levels · S patches per token · K bits per code · H hidden.
 """
 
 from collections.abc import Callable, Iterable

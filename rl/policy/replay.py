@@ -1,6 +1,6 @@
 """The policy replayed: drawn bits → the raw logit gaps of each branch, teacher-forced.
 
-Shapes: B samples · P prefix positions · T visual tokens · L levels · S patches a token · K bits a code.
+Shapes: B samples · P prefix positions · T visual tokens · L levels · S patches per token · K bits per code.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from uniar.processing import VisualPrompt, append_image_tokens
 
 @dataclass(frozen=True)
 class Branch:
-    """What one branch is fed besides the bits, a row a sample: its prefix and T image tokens behind it."""
+    """What one branch is fed besides the bits, one row per sample: its prefix and T image tokens behind it."""
 
     input_ids: Tensor
     """(B, P + T)"""

@@ -165,7 +165,7 @@ def _branches(
 def decode(
     decoder: "UniARVisualDecoder", bits: Tensor, samples: Sequence[Sample], settings: DrawSettings, *, step: int = 0
 ) -> list[Image.Image]:
-    """Bits (B, T, L, S, K) → B images, from one noise a prompt unless the settings say otherwise."""
+    """Bits (B, T, L, S, K) → B images, from one noise per prompt unless the settings say otherwise."""
     seeds = [
         decoder_seed(settings.seed, step, s.record.id, None if settings.same_noise_per_group else s.index)
         for s in samples

@@ -4,7 +4,7 @@ Teacher-forced on the right answers, the exact KL divergence over the vocabulary
 policy and reference, KL(π ‖ ref), at each position of an answer, its end included; averaged over the positions of an
 update's questions.
 
-Shapes: B questions · A answer positions · V vocabulary · Q questions an update.
+Shapes: B questions · A answer positions · V vocabulary · Q questions per update.
 """
 
 from collections.abc import Callable, Sequence

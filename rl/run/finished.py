@@ -71,7 +71,7 @@ def report(folder: RunFolder) -> None:
         print(
             f"held-out questions: exact match {before['exact_match']:.1%} -> {after['exact_match']:.1%}, "
             f"P(answer) {before['p_answer']:.3g} -> {after['p_answer']:.3g}, "
-            f"a token {before['p_token']:.3g} -> {after['p_token']:.3g}"
+            f"per token {before['p_token']:.3g} -> {after['p_token']:.3g}"
         )
     print(f"checkpoint {folder.final}  plot {folder.plot}  sample grids {folder.samples}")
     if totals:

@@ -135,7 +135,7 @@ class RunFolder:
             self.config.unlink(missing_ok=True)
 
     def append(self, step: int, values: dict[str, Any]) -> None:
-        """One line of metrics.jsonl; a value that is no finite number becomes null, as JSON has no NaN."""
+        """One line of metrics.jsonl; a value that is not a finite number becomes null, as JSON has no NaN."""
         append_lines(self.metrics, {"step": step, **values})
 
     def read(self) -> list[dict[str, Any]]:

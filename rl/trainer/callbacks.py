@@ -194,14 +194,14 @@ class RunCallback(TrainerCallback):
 
 
 def _console_line(state: TrainerState, logs: dict[str, float]) -> str:
-    """One line a log: progress, reward, KL, entropy and the seconds of each phase; "" for what needs no line."""
+    """One line per log: progress, reward, KL, entropy and the seconds of each phase; "" for what needs no line."""
     head = f"[{state.global_step}/{max(state.max_steps, state.global_step)}]"  # max_steps may have been lowered
     held_out = []
     if "eval_reward" in logs:
         held_out.append(f"held-out reward {logs['eval_reward']:.4f} ± {logs['eval_reward_se']:.4f}")
     if "eval_understanding/exact_match" in logs:
         exact, p_answer, p_token = (logs[f"eval_understanding/{key}"] for key in ("exact_match", "p_answer", "p_token"))
-        held_out.append(f"questions: {exact:.1%} exact, P(answer) {p_answer:.3g}, a token {p_token:.3g}")
+        held_out.append(f"questions: {exact:.1%} exact, P(answer) {p_answer:.3g}, per token {p_token:.3g}")
     if held_out:
         return "  ".join([head, *held_out])
     if "reward" not in logs:

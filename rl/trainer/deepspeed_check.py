@@ -1,4 +1,4 @@
-"""`trainer.deepspeed` read and checked before anything is loaded: by DeepSpeed itself, one sentence a mistake."""
+"""`trainer.deepspeed` read and checked before anything is loaded: by DeepSpeed itself, one sentence per mistake."""
 
 import copy
 import os

@@ -104,7 +104,7 @@ class ResumableGRPOTrainer(GRPOTrainer):
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Adds what happens inside to the seconds of a phase, logged as seconds an update."""
+        """Adds what happens inside to the seconds of a phase, logged as seconds per update."""
         started = time.perf_counter()
         yield
         self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - started

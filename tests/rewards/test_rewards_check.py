@@ -22,7 +22,7 @@ BROKEN = {
     "text": ("return ['good'] * len(images)", "it scores a batch", "returned 'good' (str), a number or None"),
     "bool": ("return [True] * len(images)", "it scores a batch", "returned True (bool)"),
     "infinite": ("return [float('inf')] * len(images)", "it scores a batch", "a finite number or None"),
-    "none": ("pass", "it scores a batch", "returned None (NoneType), a list with one score a sample"),
+    "none": ("pass", "it scores a batch", "returned None (NoneType), a list with one score per sample"),
     "no score": ("return [{'why': 'x'}] * len(images)", "it scores a batch", "without the key 'score'"),
     "raises": ("return [m['text'] for m in metadata]", "it scores a batch", "KeyError: 'text' (bad.py, line 3)"),
     "paints": (

@@ -167,7 +167,7 @@ def test_a_file_that_is_no_weight_file(architecture, tmp_path):
 
     cases = {
         "text.pt": b"hello",
-        "text.safetensors": b"hello, this is no safetensors file",
+        "text.safetensors": b"hello, this is not a safetensors file",
         "empty.bin": b"",
     }
     for name, content in cases.items():
@@ -244,7 +244,7 @@ def test_a_local_file_takes_the_preprocessing_of_its_architecture(caplog):
     like = OpenClip("ViT-L-14", "file.pt", "openai").look(open_clip, tags)
     assert like["quick_gelu"] is True
     assert like["mean"] == pytest.approx((0.4815, 0.4578, 0.4082), abs=1e-4)
-    with pytest.raises(UserError, match=r"weights_like 'opnai' is no tag of 'ViT-L-14'. Did you mean 'openai'"):
+    with pytest.raises(UserError, match=r"weights_like 'opnai' is not a tag of 'ViT-L-14'. Did you mean 'openai'"):
         OpenClip("ViT-L-14", "file.pt", "opnai").look(open_clip, tags)
 
 

@@ -182,7 +182,7 @@ SCORE_FAULTS = {
     "metadata list": (["--image", "drawn", "--metadata", "[1]"], "a JSON object is needed"),
     "batch": (["--image", "drawn", "--batch-size", "0"], "--batch-size is 0; at least 1"),
     "output": (["--image", "drawn", "--output", "no/such.jsonl"], "'no/such.jsonl' cannot be written"),
-    "parameter": (["scale", "--image", "drawn"], "'scale' is no parameter; key=value is needed"),
+    "parameter": (["scale", "--image", "drawn"], "'scale' is not a parameter; key=value is needed"),
     "twice": (["scale=1", "scale=2", "--image", "drawn"], "the parameter 'scale' is given twice"),
     "unknown": (["scael=1", "--image", "drawn"], "Did you mean 'scale'?"),
     "type": (["scale=big", "--image", "drawn"], "scale is 'big' (a string), expected a number"),

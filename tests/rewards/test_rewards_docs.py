@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "rewards.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"(?:<!-- file: (?P<file>\S+) -->\n)?```(?P<language>\w+)\n(?P<body>.*?)```\n", re.DOTALL)
 SHORT = ["trainer.max_steps=1", "trainer.save_strategy=no", "evaluate.prompts=null"]
-MILLISECONDS = re.compile(r"[\d.]+(e-\d+)? ms a sample")
+MILLISECONDS = re.compile(r"[\d.]+(e-\d+)? ms per sample")
 
 
 def test_the_page_runs_from_top_to_bottom(tmp_path, monkeypatch):

@@ -24,7 +24,7 @@ from PIL import Image
 
 TOKEN = "correct horse battery staple"
 BODY_BYTES, PIXELS, SAMPLES = 2_000_000, 1_000_000, 4
-# Two requests are unpacked at a time, each in up to eight times its body and seven bytes a pixel. The rest is what
+# Two requests are unpacked at a time, each in up to eight times its body and seven bytes per pixel. The rest is what
 # Python and its allocator keep.
 MOST_GROWTH = 2 * (8 * BODY_BYTES + 7 * SAMPLES * PIXELS) + 20_000_000
 

@@ -263,7 +263,7 @@ def test_a_wrong_weight_file_names_the_first_wrong_weight(detector_folder, clip_
     assert f"tensor {name} is missing from the weights; the config makes it {shape}" in error(lacking)
     wrong = {**state, name: torch.zeros(3, 32)}
     assert f"tensor {name} has shape (3, 32); the config makes it {shape}" in error(wrong)
-    (folder / "model.safetensors").write_bytes(b"hello, this is no safetensors file")
+    (folder / "model.safetensors").write_bytes(b"hello, this is not a safetensors file")
     assert "cannot be loaded: " in load_error(folder, clip_folder)
     (folder / "model.safetensors").unlink()
 

@@ -53,7 +53,7 @@ def cubic(x):
 
 
 def resized(pixels, size):
-    """(H, W, 3) → (height, width, 3): antialiased bicubic as one matrix a side."""
+    """(H, W, 3) → (height, width, 3): antialiased bicubic as one matrix per side."""
     for axis, target in enumerate(size):
         source = pixels.shape[axis]
         scale = source / target
@@ -137,5 +137,5 @@ def test_where_the_weights_are_looked_for(tmp_path):
     assert f"weight file {tmp_path / 'no.pt'} does not exist" in load_error(weights=str(tmp_path / "no.pt"))
     assert f"folder {tmp_path} has no HPS_v2.1_compressed.pt" in load_error(weights=str(tmp_path))
     message = load_error()  # the tests run offline
-    assert "xswu/HPSv2 is no file or folder here, and HPS_v2.1_compressed.pt cannot be downloaded" in message
+    assert "xswu/HPSv2 is neither a file nor a folder here, and HPS_v2.1_compressed.pt cannot be downloaded" in message
     assert HPSv2().architecture == "ViT-H-14"

@@ -303,7 +303,7 @@ def test_target_prefers_metadata():
 
 def test_metadata_that_is_no_text_is_an_error_of_its_sample_alone(caplog):
     batch = RewardBatch(["p", 'says "hi"'], [Image.new("RGB", (4, 4))] * 2, metadata=[{"text": 24}, {}])
-    with pytest.raises(RewardError, match="metadata 'text' is 24; a text or a list of texts is needed") as caught:
+    with pytest.raises(RewardError, match="metadata 'text' is 24; a string or a list of strings is needed") as caught:
         pretending("hi")[0].score(batch)
     assert caught.value.index == 0
     suite = RewardSuite.from_recipe([{"use": "ocr", "threads": 1, "on_error": "skip"}])

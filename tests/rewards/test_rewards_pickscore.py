@@ -174,7 +174,8 @@ def test_where_the_weights_are_looked_for(tmp_path):
     assert f"folder {tmp_path} has no config.json" in load_error(weights=str(tmp_path))
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     assert f"folder {tmp_path} has no model.safetensors or pytorch_model.bin" in load_error(weights=str(tmp_path))
-    assert "yuvalkirstain/PickScore_v1 is no file or folder here, and config.json cannot be downloaded" in load_error()
+    refused = "yuvalkirstain/PickScore_v1 is neither a file nor a folder here, and config.json cannot be downloaded"
+    assert refused in load_error()
 
 
 def test_a_model_that_overflows_is_an_error_not_a_missing_score(folder, weights):

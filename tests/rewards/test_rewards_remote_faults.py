@@ -64,7 +64,7 @@ BAD = {
     "list": (lambda r: r.send(answer_of([[2], 3])), (2,), "the server answered a list of 1 entries"),
     "failed there": (lambda r: r.send(answer_of([2, None], {"1": "raised KeyError"})), (3,), "raised KeyError"),
     "failed and scored": (lambda r: r.send(answer_of([2, 3], {"1": "raised KeyError"})), (3,), "raised KeyError"),
-    "failed, oddly": (lambda r: r.send(answer_of([2, 3], {"0": ["x"]})), (2,), "for a reason that is no text"),
+    "failed, oddly": (lambda r: r.send(answer_of([2, 3], {"0": ["x"]})), (2,), "for a reason that is not a string"),
 }
 
 

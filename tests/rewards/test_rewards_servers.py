@@ -123,7 +123,7 @@ def test_a_server_that_stays_busy_is_left_at_the_deadline():
 
 
 def test_a_busy_server_gets_fewer_requests_at_a_time():
-    """It takes 8 a second, whatever it is asked; asked by 16 at a time, most requests would only be refused."""
+    """It takes 8 per second, whatever it is asked; asked by 16 at a time, most requests would only be refused."""
     lock, taken = threading.Lock(), []
 
     def limited(request):

@@ -1,4 +1,4 @@
-"""Rewards together: a table of scores, one a reward, and what happens when one fails or breaks the contract."""
+"""Rewards together: a table of scores, one per reward, and what happens when one fails or breaks the contract."""
 
 import asyncio
 import math
@@ -197,7 +197,7 @@ def test_skip_counts_bad_scores_and_never_makes_one_up():
     table = RewardSuite([RewardSpec(some_bad, on_error="skip")]).score(make_batch(4))
     assert table.values[0, 0] == 1
     assert table.values[1:, 0].isnan().all()
-    assert table.failures == {"some_bad": 2}  # the None is no failure
+    assert table.failures == {"some_bad": 2}  # the None is not a failure
 
     def miscounting(prompts, images):
         return [1.0]

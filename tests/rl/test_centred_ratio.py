@@ -102,7 +102,7 @@ def test_without_gaps_there_is_no_distance():
 
 
 def test_a_recipe_chooses(nano_checkpoint, tmp_path):
-    """Two updates a rollout: the second one's ratios are centred, or lie below 1 on the whole."""
+    """Two updates per rollout: the second one's ratios are centred, or lie below 1 on the whole."""
     settings = changed(
         small_recipe(nano_checkpoint, tmp_path),
         trainer={"max_steps": 2, "save_strategy": "no"},

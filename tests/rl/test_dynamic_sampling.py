@@ -125,7 +125,7 @@ def test_deviations_of_groups():
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["ddp", "zero2", "zero3"])
 def test_two_processes_choose_what_one_does(settings, tmp_path, engine):
-    """Six samples a rank: the second group stands on both."""
+    """Six samples per rank: the second group stands on both."""
     trainer = {"max_steps": 4, "save_steps": 2}
     one = run(settings, trainer=trainer, output_dir=str(tmp_path / "one"))
     trainer |= {"per_device_train_batch_size": 6} | ({} if engine == "ddp" else {"deepspeed": deepspeed(engine)})

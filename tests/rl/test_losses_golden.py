@@ -35,7 +35,8 @@ def golden_inputs(tensors: dict, old: bool = True) -> LossInputs:
         ("bnpo_bsqnormFalse", {"loss": "dapo", "epsilon_high": 0.2}),
         # Their constant was 256 where a sample has 1024 bits; ours is 1024 unless told otherwise.
         ("dr_grpo_bsqnormFalse", {"loss": "dr_grpo", "normalizer": 256}),
-        # They divided the sum over bits by the visual tokens of the batch, 4 × 8, so it is 128 bits a token too large.
+        # They divided the sum over bits by the visual tokens of the batch, 4 × 8, so it is 128 bits per token too
+        # large.
         ("dapo_bsqnormFalse", {"loss": "dapo", "epsilon_high": 0.2, "normalizer": 32}),
     ],
 )

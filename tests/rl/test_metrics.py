@@ -91,7 +91,7 @@ def test_two_processes_whose_numbers_differ(tmp_path):
 
 @pytest.fixture
 def settings(nano_checkpoint: Path, tmp_path: Path) -> dict:
-    """Several updates a rollout, so that ratios and distances are not those of one policy to itself."""
+    """Several updates per rollout, so that ratios and distances are not those of one policy to itself."""
     return changed(
         small_recipe(nano_checkpoint, tmp_path),
         algorithm={"num_iterations": 2},
@@ -117,7 +117,7 @@ def test_what_a_run_logs(settings, monkeypatch, accumulation, logging):
     folder = run(settings, trainer=trainer)
     assert len(measured) == 4 * accumulation
     rollouts = -(-len(measured) // 8)
-    assert len(gathers) == 4 + rollouts  # of scores, one a rollout
+    assert len(gathers) == 4 + rollouts  # of scores, one per rollout
     together = accumulation * logging
     for name, kind in METRICS.items():
         values = [micro[name] for micro in measured]

@@ -226,7 +226,7 @@ def test_images_and_bits_a_step(settings):
     plan = plan_of(recipe_of(settings, trainer=trainer, algorithm={"num_iterations": 3}), gpus=2)
     assert plan.images_an_update == 4 * 2 * 2
     assert (plan.images_a_rollout, plan.prompts_a_rollout, plan.updates_a_rollout) == (32, 8, 6)
-    assert plan.bits_an_image == 4 * 3 * 4 * 8
+    assert plan.bits_per_image == 4 * 3 * 4 * 8
     with pytest.raises(UserError, match="does not divide the 3 samples"):
         plan_of(recipe_of(settings, trainer={"per_device_train_batch_size": 3}))
 
@@ -248,7 +248,7 @@ def test_gpus_that_decode_leave_the_others_alone(settings):
     assert apart.part("decoder") == apart.part("decoding") == together.decoding == 0
     assert apart.decoding == together.part("decoder") + together.part("decoding")
     assert plan_of(recipe_of(settings, decode={"processes": 2}), gpus=16).decoding_gpus == 4
-    with pytest.raises(UserError, match=r"decode\.processes 1 a machine leaves 0 of 1 GPUs to train on"):
+    with pytest.raises(UserError, match=r"decode\.processes 1 per machine leaves 0 of 1 GPUs to train on"):
         plan_of(recipe_of(settings, decode={"processes": 1}), gpus=1)
 
 

@@ -25,7 +25,7 @@ def test_the_command_says_whether_it_fits(settings, tmp_path, capsys):
     assert main([*command, "--memory", "3"]) == 0
     said = capsys.readouterr().out
     assert "on 2 GPUs of 3 GiB fits" in said
-    assert "an update: 8 images, 3,072 bits (384 an image)" in said
+    assert "an update: 8 images, 3,072 bits (384 per image)" in said
     assert main([*command, "--memory", "0"]) == 2
     assert "--memory is 0.0" in capsys.readouterr().err
 

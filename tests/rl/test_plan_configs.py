@@ -39,7 +39,7 @@ def test_config_files_are_enough(settings, nano_checkpoint, tmp_path):
     (bare / "config.json").write_text('{"model_type": "qwen3_vl"}')
     with pytest.raises(UserError, match=r"is not a UniAR model's"):
         planned_model(recipe.model)
-    with pytest.raises(UserError, match="someone/something is no folder, and its configs could not be had"):
+    with pytest.raises(UserError, match="someone/something is not a folder, and its configs could not be had"):
         planned_model(recipe_of(settings, model={"path": "someone/something"}).model)
 
 

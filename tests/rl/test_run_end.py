@@ -200,7 +200,7 @@ def test_what_cannot_be_resumed_says_why(copied, tmp_path, no_update):
     for number in (2, 3):
         shutil.rmtree(folder.path / f"checkpoint-{number}")
     folder.final.write_text("in the way")
-    with pytest.raises(UserError, match="final exists and is no checkpoint folder"):
+    with pytest.raises(UserError, match="final exists and is not a checkpoint folder"):
         run(settings, resume=True)
 
 

@@ -67,7 +67,7 @@ def test_a_damaged_evaluation_is_left_out_and_named(folder, caplog, capsys, cont
 
 
 def test_scores_that_are_not_there_are_read_as_nan(folder):
-    """What the writer writes for NaN in any column is no damage."""
+    """What the writer writes for NaN in any column is not damage."""
     columns = {"answers": ["a", "b"], "exact_match": [1, 0], "p_answer": [None, 0.5], "p_token": [None, None]}
     for step in (0, 2):
         found = {"total": [None, None], "ocr": [None, 1.0], "understanding": columns}

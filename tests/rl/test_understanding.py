@@ -322,7 +322,7 @@ def test_the_term_keeps_answers_that_drawing_alone_lets_drift(settings, tmp_path
         assert with_questions.width > 1500
     card = (held.final / "README.md").read_text()
     assert "## Understanding" in card
-    assert "| P(answer), a token | " in card
+    assert "| P(answer) per token | " in card
 
     # The command alone, on the exported checkpoint, finds what the run did.
     scores = tmp_path / "scores"

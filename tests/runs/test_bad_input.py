@@ -123,7 +123,7 @@ PROMPTS = {
     ),
     "target of OCR": (
         [{"prompt": "a sign", "text": 5}],
-        "line 1: reward 'ocr': metadata 'text' is 5; a text or a list",
+        "line 1: reward 'ocr': metadata 'text' is 5; a string or a list",
     ),
     "colour": ([{"prompt": "a", "color": "redd"}], "line 1: reward 'color': 'redd' is not a colour"),
 }

@@ -76,7 +76,7 @@ def test_what_has_no_number_is_null(recipe, tmp_path):
     assert main([*command, "evaluate.samples_per_prompt=1", "--output", str(tmp_path / "scores")]) == 0
 
     def refuse(word: str) -> None:
-        raise ValueError(f"{word} is no JSON")
+        raise ValueError(f"{word} is not JSON")
 
     scores = json.loads((tmp_path / "scores" / "scores.json").read_text(), parse_constant=refuse)
     assert scores["metrics"]["eval_reward"] is None

@@ -113,7 +113,7 @@ def test_a_dry_run_says_what_it_would_start_and_starts_nothing(script, tmp_path,
     words = [*options(script, tmp_path), "--dry-run", "recipe.yaml", "a.b={c: [1, 2]}"]
     said = launch(script, *words, **fake_python)
     assert said.returncode == 0, said.stderr
-    assert "processes" in said.stdout or "one process a slot" in said.stdout
+    assert "processes" in said.stdout or "one process per slot" in said.stdout
     assert "-m rl.train" in said.stdout.replace("--module", "-m")
     assert said.stdout.strip().endswith(r"recipe.yaml a.b=\{c:\ \[1\,\ 2\]\}")
     assert not Path(fake_python["LOG"]).exists()

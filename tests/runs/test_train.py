@@ -82,7 +82,9 @@ SEVERAL_UPDATES = {"algorithm": {"num_iterations": 2}}
 
 
 @pytest.mark.parametrize(
-    "sections", [{}, {"model": {"lora": {"r": 4}}}, SEVERAL_UPDATES], ids=["full", "lora", "several updates a rollout"]
+    "sections",
+    [{}, {"model": {"lora": {"r": 4}}}, SEVERAL_UPDATES],
+    ids=["full", "lora", "several updates per rollout"],
 )
 def test_resumed_run_is_the_uninterrupted_one(settings, tmp_path, caplog, sections):
     # An epoch is two updates: the checkpoint stands in the middle of the second.
@@ -137,7 +139,7 @@ def test_every_loss_trains_with_several_updates_a_rollout(settings, algorithm):
 
 @pytest.mark.parametrize("old_logp", ["replay", "rollout"])
 def test_later_updates_compare_with_the_policy_from_before_the_first(settings, monkeypatch, nano_checkpoint, old_logp):
-    """Four updates a rollout: each sample's old policy is the one that drew it, not the one an update ago."""
+    """Four updates per rollout: each sample's old policy is the one that drew it, not the one an update ago."""
     batches = record_loss_inputs(monkeypatch)
     folder = run(
         settings,

@@ -107,5 +107,5 @@ def test_apart_is_measured_along_one_axis():
 
 
 def test_an_unknown_shape_is_an_error():
-    with pytest.raises(ValueError, match="'heart' is no shape of this world"):
+    with pytest.raises(ValueError, match="'heart' is not a shape of this world"):
         render(Scene((Thing("heart", "red", "small", 20, 20),)))

@@ -301,7 +301,7 @@ def test_a_file_of_something_else_is_left_alone(nano_checkpoint, tmp_path, capsy
         questions.write_text(questions.read_text().rstrip() + ending)
         before = questions.read_bytes()
         assert chat(nano_checkpoint, "--prompts", questions, "--output", questions) == 2
-        assert "line 1 is no answer that this command wrote" in capsys.readouterr().err
+        assert "line 1 is not an answer that this command wrote" in capsys.readouterr().err
         assert questions.read_bytes() == before
 
 

@@ -70,10 +70,14 @@ GENERATE_FAULTS = {
     "taken": (("--prompt", "a", "--output", "picture.png"), "picture.png exists and was not drawn", "--overwrite"),
     "file as folder": (("--prompt", "a", "--output", "empty.jsonl"), "empty.jsonl is a file", "folder"),
     "folder as file": (("--prompt", "a", "--output", "folder.png"), "folder.png is a folder", ""),
-    "other manifest": (("--prompt", "a", "--output", "other"), "manifest.jsonl exists and is no manifest", ""),
+    "other manifest": (("--prompt", "a", "--output", "other"), "manifest.jsonl exists and is not a manifest", ""),
     "device": (("--prompt", "a", "--device", "abacus"), "--device abacus", "auto"),
     "flash": (("--prompt", "a", "--attention", "flash_attention_2"), "flash_attention_2", "use sdpa"),
-    "no checkpoint": (("--prompt", "a", "--model", "no/such/thing"), "there is no checkpoint folder no/such/thing", ""),
+    "no checkpoint": (
+        ("--prompt", "a", "--model", "no/such/thing"),
+        "there is no checkpoint folder no/such/thing",
+        "",
+    ),
     "preset": (("--prompt", "a", "--model", "preset:nan"), "'nan'", "'nano'"),
 }
 

@@ -206,7 +206,7 @@ def test_the_recorder_sees_a_waiting_host():
 
 @pytest.fixture(scope="module")
 def benchmark():
-    """benchmarks/rollout.py, which is no part of the package."""
+    """benchmarks/rollout.py, which is not part of the package."""
     path = Path(__file__).parents[2] / "benchmarks" / "rollout.py"
     spec = importlib.util.spec_from_file_location("benchmark_of_rollout", path)
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)

@@ -127,7 +127,7 @@ def test_names_that_only_look_like_it(name):
 
 
 def test_what_holds_them():
-    """Names of settings say what is a key; whatever is no text stays as it is."""
+    """Names of settings say what is a key; whatever is not a string stays as it is."""
     recipe = {
         "model": {"path": "/data/base", "seed": 3, "lora": None},
         "rewards": [

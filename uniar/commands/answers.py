@@ -64,7 +64,7 @@ def read_answered(output: Path, records: Sequence[dict[str, Any]]) -> set[str]:
         found = {name: value for name, value in line.values.items() if name not in _OUTCOME}
         identity = found.get("id")
         if not isinstance(identity, str) or not isinstance(line.values.get("answer"), str):
-            raise UserError(f"{line.where} is no answer that this command wrote; name another --output.")
+            raise UserError(f"{line.where} is not an answer that this command wrote; name another --output.")
         if identity not in expected:
             continue
         if other := difference(expected[identity], found):

@@ -74,7 +74,7 @@ class Checkpoint:
         return cls(arguments.model, folder, device, dtype_name, attention, show_progress)
 
     def config(self) -> UniARConfig:
-        """Raises UserError for a file that is no UniAR configuration."""
+        """Raises UserError for a file that is not a UniAR configuration."""
         require_model_type(self.folder, UniARConfig.model_type)
         return UniARConfig.from_pretrained(self.folder)
 

@@ -56,7 +56,7 @@ def check_manifest(folder: Path) -> None:
     except (OSError, ValueError):
         first = None
     if not isinstance(first, dict) or "file" not in first:
-        raise UserError(f"{file} exists and is no manifest of drawn images; name another folder with --output.")
+        raise UserError(f"{file} exists and is not a manifest of drawn images; name another folder with --output.")
 
 
 def write_manifest(folder: Path, own: Sequence[Path], pattern: str) -> None:

@@ -13,7 +13,8 @@ from uniar.presets.processor import added_token, write_json
 from uniar.presets.weights import randomize
 
 TEXT_LENGTH = 16
-"""What a tokenizer lets through: the whole constant prompt, a token a word. In the released model it is 77 and 512."""
+"""What a tokenizer lets through: the whole constant prompt, a token per word. In the released model it is 77 and
+512."""
 WHOLE_PROMPT_LENGTH = 3
 """What it needs to let through when the prompt is one token, with a start and an end."""
 

@@ -26,7 +26,7 @@ class KLControl(StatefulCallback):
         self._measured: list[float] = []
 
     def measure(self, kl: float) -> None:
-        """The mean KL of a micro-batch over all ranks, in nats a bit."""
+        """The mean KL of a micro-batch over all ranks, in nats per bit."""
         self._measured.append(kl)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
