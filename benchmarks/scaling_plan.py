@@ -166,7 +166,7 @@ def by_gpus() -> list[list[str]]:
 
 def by_images() -> list[list[str]]:
     """More images per update on 8 GPUs."""
-    rows = [["images", "a GPU", *ENGINES, "zero2: s", "an image and GPU"]]
+    rows = [["images", "per GPU", *ENGINES, "zero2: s", "per image and GPU"]]
     for accumulation in (2, 8, 32, 64, 128):
         recipes, images = on_both_engines(f"trainer.gradient_accumulation_steps={accumulation}"), 2 * accumulation
         time = seconds(recipes[0], 8).together

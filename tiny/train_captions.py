@@ -1,7 +1,7 @@
-"""Stage `captions`: the AR model draws on, from captions seven of ten of which describe another picture.
+"""Stage `captions`: the AR model trains on, with captions of which 70% describe another picture.
 
-Captions collected from the web are noisy, and a model that learned from them draws well and obeys badly: that is what
-reinforcement learning has to mend in large models, and here. Guidance hides a part of it.
+Captions collected from the web are noisy, and a model that learned from them draws well but follows prompts badly:
+reinforcement learning has to correct that in large models, and here. Guidance hides a part of it.
 """
 
 from pathlib import Path

@@ -51,7 +51,7 @@ class AlgorithmSection:
         None,
     )
     centred_ratio: bool = setting(
-        "Of a ratio that is a mean over bits: take the KL divergence from the old policy out of it, so that it is 1 on "
+        "For a ratio that is a mean over bits: remove the KL divergence to the old policy, so that it is 1 on "
         "average however far the policy has moved. false: GSPO's own form.",
         True,
     )
@@ -68,13 +68,13 @@ class AlgorithmSection:
         gt=0,
     )
     delta: float | None = setting(
-        "dppo_tv alone: how far a bit's probability may move from the old policy's; null: the loss's default.",
+        "Only for dppo_tv: how far a bit's probability may move from the old policy's; null: the loss's default.",
         None,
         gt=0,
         le=1,
     )
     beta: float = setting(
-        "Weight of the KL divergence of what is drawn to the reference policy; 0: none.",
+        "Weight of the KL divergence to the reference policy; 0: none.",
         0.01,
         ge=0,
         fixed="algorithm.kl_control has steered it since",
@@ -83,7 +83,7 @@ class AlgorithmSection:
         "The KL divergence in closed form, or one of the sampled estimators, for comparison with other work.", "exact"
     )
     kl_control: KLControlSection | None = setting(
-        "Steer beta so that the policy keeps a given KL to the reference; beta is then its start. null: beta is fixed.",
+        "Adapt beta so that the policy keeps a given KL to the reference, starting from beta. null: beta is fixed.",
         None,
     )
     reference_refresh: ReferenceRefreshSection | None = setting(
@@ -92,12 +92,12 @@ class AlgorithmSection:
     advantage: AdvantageSection = setting("How rewards become advantages.", factory=AdvantageSection)
     entropy_coef: float = setting("Weight of an entropy bonus.", 0.0)
     loss_scale: float = setting(
-        "Factor of the whole of the above: policy loss, KL term and entropy bonus. Adam alone would not feel it; with "
+        "Factor of the whole loss: policy loss, KL term and entropy bonus. Adam alone is not affected by it; with "
         "trainer.max_grad_norm it decides what is clipped. 1024 (the bits of a visual token) makes dapo UniAR's own.",
         1.0,
         gt=0,
     )
-    num_iterations: int = setting("Times that each rollout is trained on.", 1, ge=1)
+    num_iterations: int = setting("How many times each rollout is trained on.", 1, ge=1)
     old_logp: Literal["replay", "rollout"] = setting(
         "Old log-probabilities: replay recomputes them before the first update (where a rollout serves several), "
         "rollout takes those of the rollout itself, with truncated importance weights for the mismatch.",

@@ -36,14 +36,14 @@ class EmaSection:
     """An exponential moving average of the trained weights, kept beside them in float32."""
 
     decay: float = setting(
-        "Share of itself that the average keeps when it moves: decay · average + (1 − decay) · weights.",
+        "Share of the old average in the new one: decay · average + (1 − decay) · weights.",
         0.99,
         ge=0,
         lt=1,
     )
-    update_every: int = setting("Updates between two moves of the average.", 1, ge=1)
+    update_every: int = setting("Updates between two steps of the average.", 1, ge=1)
     device: Place = setting(
-        "Where the average waits: gpu is the training device, where it takes 4 bytes per trained weight, divided by "
+        "Where the average is kept: gpu is the training device, where it takes 4 bytes per trained weight, divided by "
         "the processes; cpu the machine's memory.",
         "gpu",
     )

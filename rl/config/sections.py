@@ -65,7 +65,7 @@ class DynamicSamplingSection:
         ge=1,
     )
     min_std: float = setting(
-        "A group is replaced unless its rewards' standard deviation is above this; gdpo: the largest of a reward's.",
+        "A group is replaced unless the standard deviation of its rewards is above this; for gdpo, that of any reward.",
         1e-8,
         ge=0,
     )
@@ -119,9 +119,9 @@ class DecodeSection:
     dtype: Literal["float32", "bfloat16"] | None = setting("Type of the decoder's weights; null: model.dtype.", None)
     device: Place = setting("Where the decoder runs: gpu is the training device.", "gpu")
     processes: int = setting(
-        "Processes of each machine, of those that the launcher starts, that decode and score for its others and do not "
-        "train, at most half of them; 0: every process decodes its own images, as `uniar-rl evaluate` always does. "
-        "They free the others of the decoder and of reward models.",
+        "How many of the processes that the launcher starts on each machine only decode and score for the others, at "
+        "most half of them; the others train, without the decoder and the reward models in their memory. 0: every "
+        "process decodes its own images, as `uniar-rl evaluate` always does.",
         0,
         ge=0,
     )
@@ -135,7 +135,7 @@ class EarlyStopSection:
     """When held-out scores stop rising."""
 
     metric: str = setting(
-        "What must rise: reward, the total, or the name of one of the evaluation's rewards.",
+        "The score that must rise: reward (the total), or the name of one of the evaluation's rewards.",
         "reward",
         fixed="the best score so far is another metric's",
     )
@@ -155,7 +155,7 @@ class EvaluateSection:
     every: int | None = setting("Updates between two evaluations; null: none in between.", None, ge=1)
     at_start: bool = setting("Evaluate before the first update.", True)
     at_end: bool = setting("Evaluate after the last update.", True)
-    limit: int | None = setting("Use only the first so many prompts; null: all.", None, ge=1)
+    limit: int | None = setting("Use only the first prompts, this many; null: all.", None, ge=1)
     seed: int = setting(
         "Seed of the noise, the same at every evaluation, so that they are paired.", 0, ge=0, le=LARGEST_SEED
     )
@@ -172,8 +172,8 @@ class EvaluateSection:
 
 @dataclasses.dataclass(frozen=True)
 class UnderstandingSection:
-    """Questions about pictures: what of its understanding the model keeps while it learns to draw, measured beside the
-    held-out drawings, and a KL term that holds its answers to the reference's. A file of questions is JSONL with the
+    """Questions about pictures. They measure, with each evaluation, how much of its understanding the model keeps while
+    it learns to draw; a KL term can hold its answers to those of the reference. A file of questions is JSONL with the
     fields `image`, `question` and `answer`."""
 
     questions: str | None = setting("Held-out questions, a JSONL file; null: none are asked.", None, path=True)
@@ -188,7 +188,7 @@ class UnderstandingSection:
         None,
         ge=1,
     )
-    limit: int | None = setting("Ask only the first so many questions; null: all.", None, ge=1)
+    limit: int | None = setting("Ask only the first questions, this many; null: all.", None, ge=1)
     batch_size: int = setting("Questions asked at once.", 8, ge=1)
     max_new_tokens: int = setting("Longest answer, in tokens.", 32, ge=1)
     kl_beta: float = setting(
@@ -200,7 +200,7 @@ class UnderstandingSection:
     kl_questions: str | None = setting(
         "Questions of the text-KL term, a JSONL file; others than those held out.", None, path=True
     )
-    kl_questions_per_update: int = setting("How many of them an update asks, over all processes.", 8, ge=1)
+    kl_questions_per_update: int = setting("How many of these questions an update asks, over all processes.", 8, ge=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,9 +221,7 @@ class WatchSection:
     kl_limit: float | None = setting("Largest KL to the reference, nats per bit; null: not watched.", None, gt=0)
     entropy_limit: float | None = setting("Smallest entropy, nats per bit; null: not watched.", None, gt=0)
     action: WatchAction = setting("What to do past one of the three limits above.", "stop")
-    skip_limit: int = setting(
-        "Updates in a row that are skipped, for whatever reason, at which the run stops all the same.", 10, ge=1
-    )
+    skip_limit: int = setting("Skipped updates in a row, for whatever reason, after which the run stops.", 10, ge=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,7 +236,7 @@ class Recipe:
     decode: DecodeSection = setting("How bits become images.", factory=DecodeSection)
     evaluate: EvaluateSection = setting("Evaluation on held-out prompts.", factory=EvaluateSection)
     understanding: UnderstandingSection = setting(
-        "Questions about pictures, asked and held on to.", factory=UnderstandingSection
+        "Questions about pictures: held-out questions, and a KL term on answers.", factory=UnderstandingSection
     )
     algorithm: AlgorithmSection = setting("The loss.", factory=AlgorithmSection)
     watch: WatchSection = setting("What ends or interrupts a run that goes wrong.", factory=WatchSection)
@@ -246,13 +244,13 @@ class Recipe:
         "Arguments of TRL's GRPOConfig and transformers' TrainingArguments, by their own names.", factory=dict
     )
     output_dir: str | None = setting(
-        "Folder of the run; null: runs/ and the recipe's name, with a number behind it where that is taken.",
+        "Folder of the run; null: runs/ and the recipe's name, followed by a number where that folder exists.",
         None,
         path=True,
     )
     resume: Literal["never", "auto"] = setting(
-        "What to do with an output_dir that holds a run: never refuses it (but for `--resume`), auto goes on from "
-        "its newest good checkpoint, or starts anew where there is none, and leaves a finished run as it is.",
+        "What to do with an output_dir that holds a run. never: refuse it, unless `--resume` is given. auto: continue "
+        "from its newest good checkpoint, or start again where there is none; a finished run is left as it is.",
         "never",
     )
     max_runtime: float | None = setting(

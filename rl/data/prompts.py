@@ -73,13 +73,13 @@ class MixEntry:
     )
     name: str | None = setting("What to call it; null: the file's name.", None)
     sampled_ratio: float = setting(
-        "How much of it to take: up to 1 a part, chosen once by data.seed and the content; above 1 so many rows, a "
-        "whole number, at most all. A file that is to count more is listed again under another name.",
+        "How much of it to take. Up to 1: that share of the rows, chosen by data.seed and the content. Above 1: that "
+        "many rows, a whole number, at most all. To give a file more weight, list it again under another name.",
         1.0,
         gt=0,
     )
-    prompt_key: str | None = setting("As data.prompt_key, which null stands for.", None)
-    image_key: str | None = setting("As data.image_key, which null stands for.", None)
+    prompt_key: str | None = setting("Like data.prompt_key; null: that key.", None)
+    image_key: str | None = setting("Like data.image_key; null: that key.", None)
 
 
 @dataclass(frozen=True)
