@@ -1,4 +1,4 @@
-"""Rewards: prompts and images in, one score a sample and reward out. docs/rewards.md has the contract.
+"""Rewards: prompts and images in, one score per sample and reward out. docs/rewards.md has the contract.
 
 The names below are loaded at their first use, so that `import rewards` costs nothing.
 """

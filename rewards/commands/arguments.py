@@ -67,14 +67,16 @@ def _score(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="a picture, a folder or a JSONL file; repeatable",
     )
-    parser.add_argument("--prompt", default="", help="what the pictures were drawn from")
-    parser.add_argument("--task", help="their task")
-    parser.add_argument("--metadata", default="{}", metavar="JSON", help='what rewards may need, as {"text": "OPEN"}')
+    parser.add_argument("--prompt", default="", help="the prompt that the pictures were drawn from")
+    parser.add_argument("--task", help="the task of that prompt")
     parser.add_argument(
-        "--output", type=user_path, metavar="FILE.jsonl", help="where the scores go too, a line a picture"
+        "--metadata", default="{}", metavar="JSON", help='metadata that a reward reads, such as {"text": "OPEN"}'
     )
     parser.add_argument(
-        "--batch-size", type=int, default=32, metavar="N", help="scored at a time; default: %(default)s"
+        "--output", type=user_path, metavar="FILE.jsonl", help="file to write the scores to, one line per picture"
+    )
+    parser.add_argument(
+        "--batch-size", type=int, default=32, metavar="N", help="pictures scored at once; default: %(default)s"
     )
 
 
@@ -92,29 +94,37 @@ def _serve(parser: argparse.ArgumentParser) -> None:
     parser.epilog, parser.formatter_class = SERVE_EXAMPLES, argparse.RawDescriptionHelpFormatter
     parser.add_argument("config", type=user_path, help="YAML file with a list under `rewards:`")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; default: %(default)s")
-    parser.add_argument("--port", type=int, default=8000, help="0 takes a free one; default: %(default)s")
+    parser.add_argument(
+        "--port", type=int, default=8000, help="port to listen on; 0 takes a free one; default: %(default)s"
+    )
     parser.add_argument("--token-file", type=user_path, help=f"file with the token, in place of {TOKEN_VARIABLE}")
     parser.add_argument(
-        "--max-body-mb", type=float, default=64, metavar="MB", help="of a request; default: %(default)s"
+        "--max-body-mb", type=float, default=64, metavar="MB", help="largest body of a request; default: %(default)s"
     )
-    parser.add_argument("--max-samples", type=int, default=64, metavar="N", help="in a request; default: %(default)s")
     parser.add_argument(
-        "--max-pixels", type=int, default=2**24, metavar="N", help="of a picture; default: %(default)s, 4096 × 4096"
+        "--max-samples", type=int, default=64, metavar="N", help="most samples in a request; default: %(default)s"
+    )
+    parser.add_argument(
+        "--max-pixels",
+        type=int,
+        default=2**24,
+        metavar="N",
+        help="most pixels of a picture; default: %(default)s, 4096 × 4096",
     )
     parser.add_argument(
         "--max-memory-mb",
         type=float,
         default=1074,
         metavar="MB",
-        help="that requests take at a time, beside the rewards' weights; default: %(default)s, enough for the largest "
-        "that the other defaults allow",
+        help="memory for requests, on top of the rewards' weights; default: %(default)s, enough for the largest "
+        "request that the other defaults allow",
     )
     parser.add_argument(
         "--drain-seconds",
         type=float,
         default=60,
         metavar="S",
-        help="for what is in flight to be answered at the end; default: %(default)s",
+        help="time to answer the requests in flight when the server is stopped; default: %(default)s",
     )
 
 

@@ -36,6 +36,6 @@ def appearing(target: Path, sign: str) -> Iterator[Path]:
 def require_replaceable(target: Path, sign: str = MODEL_CONFIG) -> None:
     """Raises UserError for a folder that an export must not replace."""
     if target.exists() and not (target / sign).is_file():
-        raise UserError(f"{target} exists and is no checkpoint folder; choose another output folder.")
+        raise UserError(f"{target} exists and is not a checkpoint folder; choose another output folder.")
     if (target / STATE).exists():
         raise UserError(f"{target} is a training checkpoint, which an export must not replace; choose another folder.")

@@ -23,7 +23,7 @@ DATA = "data.json"
 that resumes, to notice others, and for evaluations. A checkpoint of an older version has none and is not compared."""
 
 DETAILS = "details.jsonl"
-"""What rewards say about the samples of training, one object a sample; the main process's share. Written with the
+"""What rewards say about the samples of training, one object per sample; the main process's share. Written with the
 metrics; only people read it."""
 
 PLOT = "metrics.png"

@@ -10,7 +10,9 @@ def train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "overrides", nargs="*", metavar="key.sub=value", help="settings over the recipe's, read as YAML"
     )
-    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the output folder")
+    parser.add_argument(
+        "--resume", action="store_true", help="continue from the newest checkpoint in the output folder"
+    )
 
 
 def evaluate(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +33,7 @@ def plan(parser: argparse.ArgumentParser) -> None:
         "overrides", nargs="*", metavar="key.sub=value", help="settings over the recipe's, read as YAML"
     )
     parser.add_argument("--gpus", type=int, default=1, help="GPUs, one process each (default: 1)")
-    parser.add_argument("--memory", type=float, default=80.0, help="memory of a GPU in GiB (default: 80)")
+    parser.add_argument("--memory", type=float, default=80.0, help="memory of each GPU in GiB (default: 80)")
     parser.add_argument(
         "--prompt-tokens",
         type=int,

@@ -4,8 +4,8 @@ of weights and optimizers, names and content of DeepSpeed's files) is known here
 DeepSpeed's files in a checkpoint, which training writes and which are never unpickled whole here:
 
     <checkpoint>/latest                                     the name of the folder that follows
-    <checkpoint>/global_stepN/*_model_states.pt             names, shapes, frozen weights; ZeRO-3: one file a rank
-    <checkpoint>/global_stepN/*_optim_states.pt             one file a rank: its part of the float32 weights
+    <checkpoint>/global_stepN/*_model_states.pt             names, shapes, frozen weights; ZeRO-3: one file per rank
+    <checkpoint>/global_stepN/*_optim_states.pt             one file per rank: its part of the float32 weights
 """
 
 import pickle
@@ -195,7 +195,7 @@ class Shards:
     groups: Sequence[Mapping[str, torch.Size]]
     """the optimizer's groups: name → shape, in the order in which they lie"""
     parts: list[Sequence[Tensor]]
-    """of each rank: flat float32 tensors; before ZeRO-3 one a group"""
+    """of each rank: flat float32 tensors; before ZeRO-3 one per group"""
     paddings: Sequence[Sequence[int]] | None
     """of each group: numbers that follow each weight"""
     shared: Mapping[str, str]
@@ -239,11 +239,11 @@ def read_shards(checkpoint: Path) -> Shards:
 def _shard_folder(checkpoint: Path) -> Path:
     latest = checkpoint / LATEST
     if not latest.is_file():
-        raise UserError(f"{checkpoint} has no file '{LATEST}', so it is no DeepSpeed checkpoint.")
+        raise UserError(f"{checkpoint} has no file '{LATEST}', so it is not a DeepSpeed checkpoint.")
     tag = latest.read_text().strip()
     folder = checkpoint / tag
     if not re.fullmatch(r"[\w.-]+", tag) or not folder.is_dir():
-        raise UserError(f"{latest} names {tag!r}, which is no folder beside it.")
+        raise UserError(f"{latest} names {tag!r}, which is not a folder beside it.")
     return folder
 
 

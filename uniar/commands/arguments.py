@@ -45,12 +45,21 @@ def chat(parser: argparse.ArgumentParser) -> None:
         "--image", type=user_path, action="append", default=[], help="a picture to ask about; repeatable"
     )
     _prompt_options(parser, "the question; without it, questions are read from the terminal", pictures=True)
-    parser.add_argument("--output", type=user_path, metavar="FILE.jsonl", help="where the answers to --prompts go")
-    parser.add_argument("--max-new-tokens", type=int, default=512, metavar="N", help="default: %(default)s")
     parser.add_argument(
-        "--temperature", type=float, default=0.0, help="0: the likeliest token each time; default: %(default)s"
+        "--output", type=user_path, metavar="FILE.jsonl", help="file to write the answers to --prompts to"
     )
-    parser.add_argument("--seed", type=int, default=0, help="for a temperature above 0; default: %(default)s")
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=512, metavar="N", help="longest answer; default: %(default)s"
+    )
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=0.0,
+        help="sampling temperature; 0: the likeliest token each time; default: %(default)s",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of sampling at a temperature above 0; default: %(default)s"
+    )
     _model_options(parser)
 
 
@@ -96,7 +105,7 @@ def _prompt_options(parser: argparse.ArgumentParser, what: str, *, pictures: boo
             "--image-root",
             type=user_path,
             metavar="FOLDER",
-            help="where the paths of pictures start; default: at the file",
+            help="folder that relative paths of pictures start from; default: the folder of the file",
         )
 
 
@@ -113,33 +122,53 @@ def _drawing_options(parser: argparse.ArgumentParser) -> None:
         "--layout",
         choices=("flat", "uniar"),
         default="flat",
-        help="of the folder; uniar: <idx>/metadata.json and <idx>/samples/<k>.png, as UniAR's own generate_batch.py "
-        "writes and its converters read; default: %(default)s",
+        help="what the folder looks like; uniar: <idx>/metadata.json and <idx>/samples/<k>.png, as UniAR's own "
+        "generate_batch.py writes and its converters read; default: %(default)s",
     )
-    parser.add_argument("--overwrite", action="store_true", help="draw images anew whose files are there")
+    parser.add_argument("--overwrite", action="store_true", help="draw again what is there already, and replace it")
     group = parser.add_argument_group("drawing")
-    group.add_argument("--images-per-prompt", type=int, default=1, metavar="N", help="default: %(default)s")
-    group.add_argument("--seed", type=int, default=0, help="another seed, other images; default: %(default)s")
     group.add_argument(
-        "--cfg", type=float, default=2.5, help="classifier-free guidance; 1 or less: none; default: %(default)s"
+        "--images-per-prompt", type=int, default=1, metavar="N", help="images of each prompt; default: %(default)s"
     )
-    group.add_argument("--temperature", type=float, default=0.1, help="0: the likeliest bits; default: %(default)s")
+    group.add_argument(
+        "--seed", type=int, default=0, help="seed of the noise; another seed gives other images; default: %(default)s"
+    )
+    group.add_argument(
+        "--cfg",
+        type=float,
+        default=2.5,
+        help="scale of classifier-free guidance; 1 or less: none; default: %(default)s",
+    )
+    group.add_argument(
+        "--temperature",
+        type=float,
+        default=0.1,
+        help="sampling temperature; 0: the likeliest bits; default: %(default)s",
+    )
     group.add_argument(
         "--upsampling-ratio",
         type=float,
         default=1.0,
         metavar="RATIO",
-        help="size of the image, 1 to 2 times height × width",
+        help="size of the image over height × width, 1 to 2; default: %(default)s",
     )
-    group.add_argument("--steps", type=int, default=28, help="of the visual decoder; default: %(default)s")
-    group.add_argument("--decoder-guidance", type=float, default=1.5, metavar="SCALE", help="default: %(default)s")
+    group.add_argument(
+        "--steps", type=int, default=28, help="denoising steps of the visual decoder; default: %(default)s"
+    )
+    group.add_argument(
+        "--decoder-guidance",
+        type=float,
+        default=1.5,
+        metavar="SCALE",
+        help="guidance of the visual decoder; default: %(default)s",
+    )
     group.add_argument("--batch-size", type=int, default=4, help="images drawn at once; default: %(default)s")
     group.add_argument(
         "--memory-budget-gb",
         type=float,
         metavar="GB",
-        help="splits a batch where drawing its visual tokens would take more, which in bfloat16 may change some bits; "
-        "default: no limit",
+        help="memory for drawing visual tokens; a batch that needs more is drawn in parts, which may change "
+        "some bits in bfloat16; default: no limit",
     )
 
 
