@@ -27,7 +27,9 @@ class FunctionReward(Reward):
     Raises UserError for a function that takes neither prompts nor images, and for unknown or mistyped parameters.
     """
 
-    def __init__(self, function: Callable, params: Mapping[str, Any] | None = None, elsewhere: Sequence[str] = ()) -> None:
+    def __init__(
+        self, function: Callable, params: Mapping[str, Any] | None = None, elsewhere: Sequence[str] = ()
+    ) -> None:
         self._parameters = inspect.signature(function).parameters
         self._takes_all = any(p.kind is p.VAR_KEYWORD for p in self._parameters.values())
         if any(p.kind is p.POSITIONAL_ONLY for p in self._parameters.values()) or not (

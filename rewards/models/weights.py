@@ -49,8 +49,8 @@ def find_file(where: str | Path, *names: str) -> Path:
 
 def _not_downloaded(where: str | Path, name: str, error: Exception) -> UserError:
     return UserError(
-        f"{where} is no file or folder here, and {name} cannot be downloaded from it as a hub id: {reason_of(error)}. "
-        "Without a network, name a local file."
+        f"{where} is neither a file nor a folder here, and {name} cannot be downloaded from it as a hub id: "
+        f"{reason_of(error)}. Without a network, name a local file."
     )
 
 

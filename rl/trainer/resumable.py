@@ -1,4 +1,4 @@
-"""TRL's GRPOTrainer: what of it is extended for runs that resume to the bit, whatever they train on.
+"""TRL's GRPOTrainer, extended so that a run resumes to the bit, whatever it trains on.
 
 Order of prompts, checkpoints that are whole or not there, seconds of each phase. rl/trainer/trainer.py builds on it.
 """
