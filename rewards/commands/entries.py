@@ -31,7 +31,7 @@ def build_entry(arguments: argparse.Namespace) -> RewardSuite:
 
 
 def read_metadata(text: str) -> dict[str, Any]:
-    """The value of --metadata. Raises UserError for what is no JSON object."""
+    """The value of --metadata. Raises UserError for what is not a JSON object."""
     try:
         metadata = json.loads(text)
     except (ValueError, RecursionError) as error:

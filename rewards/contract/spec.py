@@ -36,7 +36,7 @@ class RewardSpec:
     )
     tasks: tuple[str, ...] | None = setting("Tasks that it applies to; null: all.", None)
     clip: Interval | None = setting("[low, high]: where its scores are cut; either may be null.", None)
-    normalize: bool | tuple[float, float] | None = setting(
+    normalize: bool | Interval | None = setting(
         "[low, high]: mapped to 0 and 1, after clipping; true: the reward's own usual range.", None
     )
     on_error: Literal["stop", "skip"] = setting(
@@ -107,7 +107,7 @@ class RewardSpec:
         """What is mapped to 0 and 1; None for no normalisation. Raises UserError where `normalize` is True and the
         reward names no usual range."""
         if not isinstance(self.normalize, bool):
-            return self.normalize
+            return self.normalize  # type: ignore[return-value]  # __post_init__ has refused an open end
         if reward.usual_range is None:
             raise UserError(
                 f"normalize of reward {self.name!r} is true, but it names no usual range; write normalize: [low, high]."
