@@ -11,10 +11,10 @@ from torch import Tensor
 from rl.algorithm.guidance import Gaps
 from rl.data.prompts import PromptRecord
 from rl.policy.replay import Branch
-from rl.policy.seeds import bits_seed, decoder_seed
 from uniar.errors import UserError
 from uniar.generation import Rollout, draw_noise, rollout
 from uniar.processing import VisualPrompt, build_visual_prompt
+from uniar.seeds import seed_of
 
 if TYPE_CHECKING:
     from rl.config.sections import Recipe
@@ -113,7 +113,7 @@ def draw(
     Raises UserError for an input image that cannot be opened, and for prompts with and without one in the same batch.
     """
     prompt, prompt_index = _prefixes(model, processor, samples, settings)
-    seeds = [bits_seed(settings.seed, step, sample.record.id, sample.index) for sample in samples]
+    seeds = [seed_of("bits", settings.seed, step, sample.record.id, sample.index) for sample in samples]
     drawn = rollout(
         model,
         prompt,
@@ -167,7 +167,7 @@ def decode(
 ) -> list[Image.Image]:
     """Bits (B, T, L, S, K) → B images, from one noise per prompt unless the settings say otherwise."""
     seeds = [
-        decoder_seed(settings.seed, step, s.record.id, None if settings.same_noise_per_group else s.index)
+        seed_of("decoder", settings.seed, step, s.record.id, *([] if settings.same_noise_per_group else [s.index]))
         for s in samples
     ]
     return decoder.decode(
