@@ -33,7 +33,7 @@ class RewardSuite:
 
     def __init__(self, specs: Sequence[RewardSpec]):
         self.specs = tuple(specs)
-        self.names = tuple(spec.name for spec in self.specs)
+        self.names = tuple(str(spec.name) for spec in self.specs)
         for name in self.names:
             if self.names.count(name) > 1:
                 raise UserError(f"{self.names.count(name)} rewards are called {name!r}; give each its own 'name'.")
@@ -218,7 +218,7 @@ class RewardSuite:
         """Raises RewardError for the first fault under `on_error: stop`; else says that samples are left out."""
         spec = self.specs[column]
         for fault in dict.fromkeys(outcome.faults.values()):  # a batch that failed as a whole is reported once
-            error = self._error(spec.name, fault, batch, rows, first)
+            error = self._error(self.names[column], fault, batch, rows, first)
             if spec.on_error == "stop":
                 raise error
             logger.warning("%s; left out (on_error: skip).", error)

@@ -3,7 +3,8 @@
 Shapes: B rows · Q new positions · S positions that they may see.
 """
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,13 +13,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.masking_utils import create_causal_mask
 
 
-def policy_kernels() -> AbstractContextManager[None]:
+@contextmanager
+def policy_kernels() -> Iterator[None]:
     """Inside, torch's fused attention is any but cuDNN's.
 
     That is torch's first choice on recent GPUs, plans anew for half a second at each new shape, and has given NaN
     gradients with a mask (pytorch/pytorch#196678). Backward passes use what the forward pass has chosen.
     """
-    return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
+    with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
+        yield
 
 
 def without_empty_rows(visible: Tensor) -> Tensor:

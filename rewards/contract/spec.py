@@ -133,7 +133,7 @@ class RewardSpec:
             raise UserError(
                 f"reward {self.name!r} cannot be built from {dict(self.params)}: {described(error)}"
             ) from error
-        reward.name = self.name
+        reward.name = str(self.name)  # which __post_init__ has set
         return reward
 
     def _checked(self, key: str, check: Callable, *arguments: Any) -> None:

@@ -156,12 +156,12 @@ def _group_index(
     samples: int, group_size: int | None, groups: Tensor | None, device: torch.device
 ) -> tuple[Tensor, int]:
     """The group of each sample (B,), counted from 0, and the number of groups."""
-    if (group_size is None) == (groups is None):
-        raise ValueError("exactly one of group_size and groups must be given.")
-    if groups is None:
+    if group_size is not None and groups is None:
         if group_size < 1 or samples % group_size:
             raise ValueError(f"group_size {group_size} does not divide the {samples} samples.")
         return torch.arange(samples, device=device) // group_size, samples // group_size
+    if group_size is not None or groups is None:
+        raise ValueError("exactly one of group_size and groups must be given.")
     if groups.shape != (samples,):
         raise ValueError(f"groups has shape {tuple(groups.shape)}, expected ({samples},), one for each sample.")
     found, index = groups.to(device).unique(return_inverse=True)

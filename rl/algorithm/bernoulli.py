@@ -5,7 +5,7 @@ function is elementwise over any shape, in the gap's own type: float32 in traini
 log-probabilities, see docs/algorithms.md), float64 in tests. Values and gradients are finite for every finite gap.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -47,7 +47,7 @@ def kl(gap: Tensor, ref_gap: Tensor) -> Tensor:
 
 class _KL(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, gap: Tensor, ref_gap: Tensor) -> Tensor:
+    def forward(ctx: Any, gap: Tensor, ref_gap: Tensor) -> Tensor:
         ctx.save_for_backward(gap, ref_gap)
         mirror = torch.where(gap > 0, -1.0, 1.0).to(gap.dtype)
         gap, ref_gap = mirror * gap, mirror * ref_gap
@@ -57,7 +57,7 @@ class _KL(torch.autograd.Function):
         return torch.where(x.abs() <= 1, near, far).clamp(min=0)  # rounding may leave -1e-10
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         gap, ref_gap = ctx.saved_tensors
         p = torch.sigmoid(gap)
         return grad * p * torch.sigmoid(-gap) * (gap - ref_gap), grad * (torch.sigmoid(ref_gap) - p)

@@ -3,7 +3,7 @@
 A largest value is the largest of all, not a mean of largest ones. All numbers of an update travel in one collective.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 Kind = Literal["mean", "max", "min", "sum"]
 
-EXTREMES = {"max": np.max, "min": np.min}
+EXTREMES: dict[str, Callable[..., float]] = {"max": np.max, "min": np.min}
 """what is left of several values; NaN where one of them is"""
 
 
@@ -57,5 +57,5 @@ class UpdateMetrics:
             if kind == "mean":
                 found[name] = float((values * counts).sum() / counts.sum())
             else:
-                found[name] = float({**EXTREMES, "sum": np.sum}[kind](values))
+                found[name] = float(EXTREMES.get(kind, np.sum)(values))
         return found

@@ -18,7 +18,7 @@ from rewards import RewardTable
 from rl.algorithm.advantages import compute_advantages, group_deviations
 from rl.algorithm.guidance import Gaps
 from rl.algorithm.losses import METRICS, LossInputs, policy_loss
-from rl.algorithm.metrics import UpdateMetrics
+from rl.algorithm.metrics import Kind, UpdateMetrics
 from rl.config.sections import Recipe
 from rl.distributed.sharing import gathered
 from rl.policy.dynamic_sampling import DynamicSampling
@@ -59,11 +59,12 @@ class Step:
         self.watch, self.reference, self.text_kl, self.scores_seen = watch, reference, text_kl, scores_seen
         self.settings, self.guidance = DrawSettings.for_training(recipe), recipe.rollout.guidance_settings
         self.kl_control = extensions.kl_control
-        others = dict.fromkeys(("guidance/mismatch", "understanding/kl", "loss"), "mean")
+        others: dict[str, Kind] = dict.fromkeys(("guidance/mismatch", "understanding/kl", "loss"), "mean")
         self.metrics = UpdateMetrics({**METRICS, **PARTS, **others})
         self.dynamic_sampling: DynamicSampling | None = None
-        if extensions.prompts is not None:
-            self.dynamic_sampling = DynamicSampling(recipe.rollout.dynamic_sampling, extensions.prompts, self.processes)
+        section = recipe.rollout.dynamic_sampling
+        if section is not None and extensions.prompts is not None:
+            self.dynamic_sampling = DynamicSampling(section, extensions.prompts, self.processes)
 
     @property
     def processes(self) -> Any:
@@ -77,7 +78,7 @@ class Step:
         samples: B, as many on every process; over the processes in order they are whole groups.
         """
         if self.dynamic_sampling is not None:
-            return self._collect_informative(len(samples))
+            return self._collect_informative(self.dynamic_sampling, len(samples))
         drawn, scores = self._draw(samples, len(samples) * self.processes.num_processes)
         # Another process may score while this one replays.
         batch = self._replayed(TrainBatch(drawn.rollout.bits, drawn.prompt, drawn.unconditional, drawn.gaps))
@@ -87,7 +88,7 @@ class Step:
         first = self.processes.process_index * len(samples)
         return replace(batch, advantages=advantages[first : first + len(samples)])
 
-    def _collect_informative(self, share: int) -> TrainBatch:
+    def _collect_informative(self, sampling: DynamicSampling, share: int) -> TrainBatch:
         """The same with dynamic sampling: groups whose scores do not differ are replaced before anything is
         replayed."""
 
@@ -96,7 +97,7 @@ class Step:
             return drawn.rollout, scores()[1]
 
         groups = share * self.processes.num_processes // self.recipe.rollout.samples_per_prompt
-        filled = self.dynamic_sampling.fill(groups, self.trainer.state.global_step, draw_round, self._deviations)
+        filled = sampling.fill(groups, self.trainer.state.global_step, draw_round, self._deviations)
         self.trainer.record(filled.metrics)
         # Metrics of rewards are those of the first round: what is chosen has more variance, and another mean.
         self._advantages(filled.first.table, filled.first.samples, filled.first.scored)
@@ -130,7 +131,7 @@ class Step:
         with self.trainer.phase("replay"):
             if self.trainer.serves_several_updates and self.recipe.algorithm.old_logp == "replay":
                 batch = replace(batch, old=self._replay(self.trainer.model, batch))
-            if self.recipe.algorithm.beta:
+            if self.recipe.algorithm.beta and self.reference is not None:
                 with self.reference.ready(self.trainer.model, self.processes) as reference:
                     batch = replace(batch, reference=self._replay(reference, batch))
         return batch
@@ -156,7 +157,7 @@ class Step:
             names=table.names,
             measured=table.values,
         )
-        if samples is not None:
+        if samples is not None and scored is not None:
             self.trainer.record(metrics)
             self.trainer.record({f"rewards/{name}/failed": count for name, count in table.failures.items()})
             # Without any score there is no variance either.
@@ -178,7 +179,7 @@ class Step:
         """The loss of a micro-batch, with gradient."""
         algorithm, policy_gap = self.recipe.algorithm, self.guidance.policy_gap
         # Text before bits: DDP takes the parameters in use to be those of the last forward, and drawing uses them all.
-        divergence = None if self.text_kl is None else self._text_divergence(model)
+        divergence = None if self.text_kl is None else self._text_divergence(self.text_kl, model)
         gap, drawn_gap = policy_gap(batch.replay(model, self.guidance)), policy_gap(batch.drawn)
         found = self._compared_with_rollout(batch, gap.detach(), drawn_gap) if self.trainer.is_first_pass else {}
         from_rollout = algorithm.old_logp == "rollout"
@@ -237,10 +238,11 @@ class Step:
             found["guidance/mismatch"] = self.guidance.mismatch(batch.drawn).mean()
         return found
 
-    def _text_divergence(self, model: Any) -> Tensor | None:
+    def _text_divergence(self, text: TextKL, model: Any) -> Tensor | None:
         """This micro-batch's part of the text-KL term; None where it has none."""
-        text, processes, step = self.text_kl, self.processes, self.trainer.state.global_step
+        processes, step = self.processes, self.trainer.state.global_step
         if text.update != step:
+            assert self.reference is not None  # as `reference_for` makes one for this term
             with (
                 self.trainer.phase("text"),
                 self.reference.ready(self.trainer.model, processes) as reference,

@@ -52,7 +52,7 @@ def nested_settings(cls: type, prefix: str = "") -> Iterator[tuple[str, dataclas
         key, hint = f"{prefix}{field.name}", hints[field.name]
         yield key, field, hint
         for kind in (hint, *typing.get_args(hint)):
-            if dataclasses.is_dataclass(kind):
+            if isinstance(kind, type) and dataclasses.is_dataclass(kind):
                 yield from nested_settings(kind, f"{key}.")
 
 
@@ -143,7 +143,7 @@ def check_type(
     if (value is None and optional) or not options:
         return value
     for option in options:
-        if dataclasses.is_dataclass(option):
+        if isinstance(option, type) and dataclasses.is_dataclass(option):
             return build(option, value, path, origins, elsewhere)
         origin, args = typing.get_origin(option), typing.get_args(option)
         # type(...) as well: True == 1, but `sign: true` is not the sign 1.
