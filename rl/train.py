@@ -58,6 +58,7 @@ from rl.trainer.build import (
     held_out_prompts,
     held_out_questions,
     load_decoder,
+    load_loss,
     text_kl_questions,
     training_prompts,
 )
@@ -99,6 +100,7 @@ def _train(recipe: Recipe, resume: bool, lock: FolderLock) -> RunFolder | None:
             logger.warning("WARNING: %s", risk)
     held_out = held_out_prompts(recipe)
     questions, kl_questions = held_out_questions(recipe), text_kl_questions(recipe)
+    load_loss(recipe)
     rewards = build_rewards(recipe, "rewards", records)
     eval_rewards = build_eval_rewards(recipe, held_out, rewards)
     check_metric(recipe, eval_rewards.names)

@@ -2,8 +2,6 @@
 
 import inspect
 import math
-import sysconfig
-import traceback
 from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
@@ -12,7 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-_STDLIB = sysconfig.get_paths()["stdlib"]
+from uniar.reading import plugins
+
 _ROOM = Path(__file__).parent
 _PLUMBING = {
     *(_ROOM / f"{name}.py" for name in ("function", "registry", "spec")),
@@ -122,17 +121,7 @@ def _shown(value: Any) -> str:
 
 def described(error: BaseException) -> str:
     """An exception in one line: its type, what it says, and the file and line of the reward that it came out of."""
-    # The innermost line that belongs neither to a library nor to this package's plumbing: there a reward's author will
-    # look first.
-    own = [frame for frame in traceback.extract_tb(error.__traceback__) if not _foreign(frame.filename)]
-    place = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
-    said = " ".join(str(error).split())
-    said = f": {said if len(said) <= 300 else said[:297] + '...'}" if said else ""
-    return f"{type(error).__name__}{said}{place}"
-
-
-def _foreign(filename: str) -> bool:
-    return filename.startswith(("<", _STDLIB)) or "site-packages" in filename or Path(filename) in _PLUMBING
+    return plugins.described(error, _PLUMBING)
 
 
 def counted(count: int, noun: str) -> str:

@@ -1,20 +1,16 @@
 """From the `use:` of a recipe to the class or function it means. Nothing is imported before it is used."""
 
 import functools
-import hashlib
 import importlib
 import importlib.metadata
-import importlib.util
 import inspect
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 from rewards.contract.base import Reward
 from rewards.contract.protocol import described
 from uniar.errors import UserError, did_you_mean
-from uniar.reading.files import user_path
+from uniar.reading.plugins import FORMS, load_plugin, load_plugin_file
 
 _BUILT_IN = {
     "aesthetic": "rewards.models.aesthetic:Aesthetic",
@@ -37,8 +33,6 @@ _registered: dict[str, type[Reward] | Callable] = {}
 
 ENTRY_POINTS = "uniar_rl.rewards"
 """The group of entry points by which an installed package makes its rewards known."""
-
-_FORMS = "a registered name, package.module:Class or path/to/file.py:Class"
 
 
 def reward_names() -> list[str]:
@@ -100,17 +94,9 @@ def resolve(use: str, folder: Path | None = None) -> type[Reward] | Callable:
     Raises UserError for an unknown name (with the nearest), a file that is missing, a plug-in that does not import
     (with its cause and line), a name that it lacks, or one that is not a reward.
     """
-    source, colon, attribute = use.rpartition(":")
-    if not colon:
+    if ":" not in use:
         return _resolve_name(use)
-    if source.endswith(".py"):
-        module, where = _load_file(source, folder)
-    else:
-        module, where = _load_module(source)
-    if not hasattr(module, attribute):
-        own = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
-        raise UserError(f"plug-in {where} has no {attribute!r}.{did_you_mean(attribute, own)}")
-    target = getattr(module, attribute)
+    target = load_plugin(use, folder)
     check_target(target)
     return target
 
@@ -119,7 +105,7 @@ def plugin_rewards(source: str) -> list[str]:
     """`file.py:Name` of each reward that a plug-in file defines: its Reward classes (not those it only derives others
     from), and its public functions that take prompts or images. Raises UserError for a file that is missing, does not
     import or has none."""
-    module, _ = _load_file(source, None)
+    module = load_plugin_file(source)
     own = {
         name: value
         for name, value in vars(module).items()
@@ -167,7 +153,7 @@ def _resolve_name(name: str) -> type[Reward] | Callable:
     if name.endswith(".py"):
         raise UserError(f"{name!r} does not say which reward of the file to use; write {name}:ClassName.")
     known = ", ".join(reward_names())
-    raise UserError(f"there is no reward {name!r}; known: {known} ({_FORMS}).{did_you_mean(name, reward_names())}")
+    raise UserError(f"there is no reward {name!r}; known: {known} (or {FORMS}).{did_you_mean(name, reward_names())}")
 
 
 def _resolve_installed(name: str) -> type[Reward] | Callable:
@@ -186,53 +172,6 @@ def _resolve_installed(name: str) -> type[Reward] | Callable:
     except UserError as error:
         raise UserError(f"package {_package_of(entry)}: {error}") from error
     return target
-
-
-def from_current_folder(use: str, folder: Path) -> str:
-    """`use` for a recipe in another folder: a plug-in file found beside this recipe, in `folder`, gets its path from
-    the current folder; anything else stays as it is."""
-    source, colon, attribute = use.rpartition(":")
-    if not colon or not source.endswith(".py"):
-        return use
-    here, *beside = _candidates(source, folder)
-    return use if here.is_file() or not beside or not beside[0].is_file() else f"{beside[0]}:{attribute}"
-
-
-def _candidates(source: str, folder: Path | None) -> list[Path]:
-    """Where a plug-in file may be: from the current folder, else from the recipe's."""
-    path = user_path(source)
-    return [path] if folder is None or path.is_absolute() else [path, Path(folder) / path]
-
-
-def _load_file(source: str, folder: Path | None) -> tuple[ModuleType, str]:
-    candidates = _candidates(source, folder)
-    file = next((candidate.resolve() for candidate in candidates if candidate.is_file()), None)
-    if file is None:
-        looked = " and ".join(str(candidate.absolute()) for candidate in candidates)
-        raise UserError(f"plug-in {source} does not exist (looked for {looked}).")
-    name = f"_reward_plugin_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:12]}"
-    if name in sys.modules:
-        return sys.modules[name], source
-    spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None  # as for every .py file
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # before it runs: dataclasses and pickling look the module up
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        del sys.modules[name]
-        raise UserError(f"plug-in {source} does not import: {described(error)}.") from error
-    return module, source
-
-
-def _load_module(source: str) -> tuple[ModuleType, str]:
-    if not all(part.isidentifier() for part in source.split(".")):
-        raise UserError(f"{source!r} is neither a module nor a .py file; 'use' takes {_FORMS}.")
-    try:
-        return importlib.import_module(source), source
-    except (Exception, SystemExit) as error:
-        raise UserError(f"plug-in {source} does not import: {described(error)}.") from error
 
 
 def _origin(target: str | type | Callable) -> str:

@@ -3,11 +3,25 @@
 # ruff: noqa: RUF009 (`setting` wraps dataclasses.field, which the rule would let pass)
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Literal
 
 from rl.algorithm.advantages import Estimator, Scale
-from rl.algorithm.loss_settings import Loss, RatioLevel
-from uniar.reading.settings import setting
+from rl.algorithm.losses import LOSSES, LossSettings, loss_named
+from rl.algorithm.losses.settings import KLKind, RatioLevel
+from uniar.reading.settings import PluginName, setting
+
+
+def _grouped(said: Mapping[str, str]) -> str:
+    """What is said of each loss, those together of which the same is: "this, that: … other: …"."""
+    names: dict[str, list[str]] = {}
+    for name, text in said.items():
+        names.setdefault(text, []).append(name)
+    return " ".join(f"{', '.join(found)}: {text}." for text, found in names.items())
+
+
+def _of_losses(key: str) -> str:
+    return _grouped({loss.name: loss.takes[key] for loss in LOSSES.values() if key in loss.takes})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,42 +58,39 @@ class ReferenceRefreshSection:
 class AlgorithmSection:
     """The loss. Formulas and papers are in docs/algorithms.md."""
 
-    loss: Loss = setting("The policy loss.", "grpo")
+    loss: Literal[tuple(LOSSES)] | PluginName = setting(
+        "The policy loss, or a function of your own in its place, see docs/algorithms.md. The papers: "
+        f"{'; '.join(loss.paper for loss in LOSSES.values())}.",
+        next(iter(LOSSES)),
+    )
     ratio_level: RatioLevel | None = setting(
-        "What one importance ratio stands for: a bit, a visual token (mean over its bits) or the whole image; "
-        "null: sequence for gspo, else bit.",
+        "What one importance ratio stands for: a bit, a visual token (mean over its bits) or the whole image; null: "
+        f"the loss's own. {_grouped({loss.name: loss.levels[0] for loss in LOSSES.values()})}",
         None,
     )
     centred_ratio: bool = setting(
         "For a ratio that is a mean over bits: remove the KL divergence to the old policy, so that it is 1 on "
-        "average however far the policy has moved. false: GSPO's own form.",
+        "average however far the policy has moved. false: the form that the papers have.",
         True,
     )
     epsilon: float | None = setting(
-        "Clip range of the ratio, downwards (and upwards where epsilon_high is null); null: the default of the ratio "
-        "level, 0.2 for a bit, smaller by the square root of the number of bits for a visual token or an image.",
+        f"Bound of a ratio from below, m being the bits that one ratio stands for. {_of_losses('epsilon')}",
         None,
         gt=0,
     )
     epsilon_high: float | None = setting(
-        "Clip range upwards; null: as epsilon, or the loss's own default. For cispo it is the cap of the ratio itself, "
-        "as in TRL.",
+        f"Bound of a ratio from above. {_of_losses('epsilon_high')}",
         None,
         gt=0,
     )
-    delta: float | None = setting(
-        "Only for dppo_tv: how far a bit's probability may move from the old policy's; null: the loss's default.",
-        None,
-        gt=0,
-        le=1,
-    )
+    delta: float | None = setting(f"Bound that is no ratio's. {_of_losses('delta')}", None, gt=0, le=1)
     beta: float = setting(
         "Weight of the KL divergence to the reference policy; 0: none.",
         0.01,
         ge=0,
         fixed="algorithm.kl_control has steered it since",
     )
-    kl: Literal["exact", "k1", "k2", "k3"] = setting(
+    kl: KLKind = setting(
         "The KL divergence in closed form, or one of the sampled estimators, for comparison with other work.", "exact"
     )
     kl_control: KLControlSection | None = setting(
@@ -93,7 +104,7 @@ class AlgorithmSection:
     entropy_coef: float = setting("Weight of an entropy bonus.", 0.0)
     loss_scale: float = setting(
         "Factor of the whole loss: policy loss, KL term and entropy bonus. Adam alone is not affected by it; with "
-        "trainer.max_grad_norm it decides what is clipped. 1024 (the bits of a visual token) makes dapo UniAR's own.",
+        "trainer.max_grad_norm it decides what is clipped. docs/migrating.md has those of UniAR's losses.",
         1.0,
         gt=0,
     )
@@ -113,6 +124,19 @@ class AlgorithmSection:
     )
 
     @property
-    def level(self) -> RatioLevel:
-        """The ratio level, the default of the loss filled in."""
-        return self.ratio_level or ("sequence" if self.loss == "gspo" else "bit")
+    def loss_settings(self) -> LossSettings:
+        """What the policy loss is told, its ratio level filled in. Raises ConflictingSetting for settings that do not
+        go together."""
+        settings = LossSettings(
+            self.loss,
+            level=self.ratio_level,
+            epsilon=self.epsilon,
+            epsilon_high=self.epsilon_high,
+            delta=self.delta,
+            centred=self.centred_ratio,
+            importance_cap=self.importance_cap if self.old_logp == "rollout" else None,
+            beta=self.beta,
+            kl=self.kl,
+            entropy_coef=self.entropy_coef,
+        )
+        return loss_named(self.loss).checked(settings)

@@ -4,7 +4,7 @@ import math
 
 from rewards.contract.spec import RewardSpec
 from rl.algorithm.guidance import CONVENTIONS
-from rl.algorithm.loss_settings import conflicting_setting
+from rl.algorithm.losses.settings import ConflictingSetting
 from rl.config.sections import Recipe
 from uniar.errors import UserError
 from uniar.reading.settings import Origins, checked_values, origin_of
@@ -76,11 +76,10 @@ def check_choices(recipe: Recipe, origins: Origins) -> None:
             f"understanding.kl_beta is {recipe.understanding.kl_beta:g}, and understanding.kl_questions is null; name "
             "the questions whose answers are to be held, or set kl_beta to 0.",
         )
-    found = conflicting_setting(
-        algorithm.loss, algorithm.level, algorithm.epsilon, algorithm.epsilon_high, algorithm.delta
-    )
-    if found:
-        refuse(f"algorithm.{found[0]}", found[1])
+    try:
+        _ = algorithm.loss_settings
+    except ConflictingSetting as error:
+        refuse(f"algorithm.{error.key}", str(error))
 
 
 def check_rollout_boundaries(recipe: Recipe, origins: Origins) -> None:

@@ -88,7 +88,7 @@ def trl_settings(recipe: Recipe, trainer: Mapping[str, Any], bits: int) -> dict[
         "num_iterations": recipe.algorithm.num_iterations,
         "temperature": recipe.rollout.temperature,
         "max_completion_length": bits,
-        # The KL term is ours (rl/algorithm/losses.py), so TRL must not load a reference of its own.
+        # The KL term is ours (rl/algorithm/losses/objective.py), so TRL must not load a reference of its own.
         "beta": 0.0,
         "loss_type": "grpo",
         "scale_rewards": "group",

@@ -12,6 +12,7 @@ from rl.config.sections import Recipe
 from rl.config.trainer_arguments import TAKEN, check_trainer_arguments
 from uniar.errors import UserError
 from uniar.reading.files import user_path
+from uniar.reading.plugins import from_current_folder
 from uniar.reading.settings import Origins, build, home_expanded, key_of, nested_settings, origin_of, settings_of
 from uniar.reading.yaml_files import parse_yaml, read_yaml
 
@@ -44,6 +45,9 @@ def recipe_from_mapping(mapping: Mapping[str, Any], source: str = "recipe", orig
         source=source,
         origins=origins,
         trainer=check_trainer_arguments(recipe.trainer, origins),
+        algorithm=dataclasses.replace(
+            recipe.algorithm, loss=from_current_folder(recipe.algorithm.loss, Path(source).parent)
+        ),
         **{key: _with_homes(getattr(recipe, key), (key,), origins) for key in ("rewards", "eval_rewards")},
     )
     recipe = dataclasses.replace(recipe, output_dir=recipe.output_dir or recipe.default_folder)

@@ -210,15 +210,4 @@ def _loss(gap: Tensor, recipe: Recipe) -> Tensor:
         ref_gap=torch.empty_like(kept) if algorithm.beta else None,
         advantages=torch.empty(len(gap), device=gap.device),
     )
-    loss, _ = policy_loss(
-        inputs,
-        loss=algorithm.loss,
-        level=algorithm.level,
-        epsilon=algorithm.epsilon,
-        epsilon_high=algorithm.epsilon_high,
-        delta=algorithm.delta,
-        beta=algorithm.beta,
-        kl=algorithm.kl,
-        entropy_coef=algorithm.entropy_coef,
-    )
-    return loss
+    return policy_loss(inputs, algorithm.loss_settings)[0]

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from rewards import RewardTable
-from rewards.contract.registry import from_current_folder
 from rl.checkpoint import layout
 from rl.checkpoint.folder_lock import FolderLock
 from rl.checkpoint.folders import checkpoints
@@ -26,6 +25,7 @@ from rl.run.data_state import HELD_OUT
 from rl.run.records import append_lines, json_ready, read_evaluation, read_lines, samples_of, scores_in
 from uniar.errors import UserError
 from uniar.reading.files import read_json, write_whole
+from uniar.reading.plugins import from_current_folder
 
 _OF_A_STEP = re.compile(r"(?:step|details)-(\d+)")
 

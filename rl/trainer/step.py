@@ -19,6 +19,7 @@ from rl.algorithm.advantages import compute_advantages, group_deviations
 from rl.algorithm.guidance import Gaps
 from rl.algorithm.losses import METRICS, LossInputs, policy_loss
 from rl.algorithm.metrics import Kind, UpdateMetrics
+from rl.config.recipe import blamed_on
 from rl.config.sections import Recipe
 from rl.distributed.sharing import gathered
 from rl.policy.dynamic_sampling import DynamicSampling
@@ -58,7 +59,7 @@ class Step:
         self.trainer, self.recipe, self.processor, self.scorer = trainer, recipe, processor, scorer
         self.watch, self.reference, self.text_kl, self.scores_seen = watch, reference, text_kl, scores_seen
         self.settings, self.guidance = DrawSettings.for_training(recipe), recipe.rollout.guidance_settings
-        self.kl_control = extensions.kl_control
+        self.loss_settings, self.kl_control = recipe.algorithm.loss_settings, extensions.kl_control
         others: dict[str, Kind] = dict.fromkeys(("guidance/mismatch", "understanding/kl", "loss"), "mean")
         self.metrics = UpdateMetrics({**METRICS, **PARTS, **others})
         self.dynamic_sampling: DynamicSampling | None = None
@@ -177,33 +178,24 @@ class Step:
 
     def loss(self, model: Any, batch: TrainBatch) -> Tensor:
         """The loss of a micro-batch, with gradient."""
-        algorithm, policy_gap = self.recipe.algorithm, self.guidance.policy_gap
+        settings, policy_gap = self.loss_settings, self.guidance.policy_gap
+        if self.kl_control is not None:
+            settings = replace(settings, beta=self.kl_control.beta)
         # Text before bits: DDP takes the parameters in use to be those of the last forward, and drawing uses them all.
         divergence = None if self.text_kl is None else self._text_divergence(self.text_kl, model)
         gap, drawn_gap = policy_gap(batch.replay(model, self.guidance)), policy_gap(batch.drawn)
         found = self._compared_with_rollout(batch, gap.detach(), drawn_gap) if self.trainer.is_first_pass else {}
-        from_rollout = algorithm.old_logp == "rollout"
         replayed = gap.detach() if batch.old is None else policy_gap(batch.old)
-        loss, metrics = policy_loss(
-            LossInputs(
-                bits=batch.bits,
-                gap=gap,
-                old_gap=drawn_gap if from_rollout else replayed,
-                ref_gap=None if batch.reference is None else policy_gap(batch.reference),
-                advantages=batch.advantages,
-            ),
-            loss=algorithm.loss,
-            level=algorithm.level,
-            centred=algorithm.centred_ratio,
-            epsilon=algorithm.epsilon,
-            epsilon_high=algorithm.epsilon_high,
-            delta=algorithm.delta,
-            beta=algorithm.beta if self.kl_control is None else self.kl_control.beta,
-            kl=algorithm.kl,
-            entropy_coef=algorithm.entropy_coef,
-            importance_cap=algorithm.importance_cap if from_rollout else None,
+        inputs = LossInputs(
+            bits=batch.bits,
+            gap=gap,
+            old_gap=drawn_gap if self.recipe.algorithm.old_logp == "rollout" else replayed,
+            ref_gap=None if batch.reference is None else policy_gap(batch.reference),
+            advantages=batch.advantages,
         )
-        loss = loss * algorithm.loss_scale
+        with blamed_on(self.recipe, "algorithm.loss"):
+            loss, metrics = policy_loss(inputs, settings)
+        loss = loss * self.recipe.algorithm.loss_scale
         if self.text_kl is not None:
             found["understanding/kl"] = loss.new_zeros(()) if divergence is None else divergence
             loss = loss if divergence is None else loss + self.text_kl.beta * divergence

@@ -5,14 +5,14 @@ import torch
 from support.training_runs import changed, logged, run, small_recipe
 
 from rl.algorithm import bernoulli
-from rl.algorithm.losses import LossInputs, clip_range, policy_loss
+from rl.algorithm.losses import LOSSES, LossInputs, LossSettings, policy_loss
 
 BITS = 256, 1024
 """of an image of 512×512: visual tokens, bits per token"""
 IMAGES = 16
 DISTANCE = 8.8e-4
 """nats per bit"""
-EPSILON = clip_range("gspo", "sequence", None, None, BITS[1], BITS[0] * BITS[1])[0]
+EPSILON = LOSSES["gspo"].clip_range(LossSettings("gspo", "sequence"), (IMAGES, *BITS))[0]
 
 
 def moved_policy(along: float) -> LossInputs:
@@ -41,7 +41,7 @@ def moved_policy(along: float) -> LossInputs:
 )
 def test_gspo_clips_both_ways_at_the_released_size(along, centred, low, high):
     inputs = moved_policy(along)
-    _, metrics = policy_loss(inputs, loss="gspo", centred=centred)
+    _, metrics = policy_loss(inputs, LossSettings("gspo", centred=centred))
     assert metrics["approx_kl"] == pytest.approx(DISTANCE, rel=0.05)
     assert metrics["clip_ratio/low_mean"] == low / 2  # half of the images have A < 0
     assert metrics["clip_ratio/high_mean"] == high / 2
@@ -59,7 +59,7 @@ def test_what_it_is(level):
     bits = torch.randint(0, 2, (2, 3, 8), generator=generator).double()
     mask = torch.tensor([[True] * 3, [True, True, False]])
     inputs = LossInputs(advantages=torch.ones(2), bits=bits, gap=gap, old_gap=old_gap, mask=mask)
-    _, metrics = policy_loss(inputs, loss="grpo", level=level, centred=True)
+    _, metrics = policy_loss(inputs, LossSettings("grpo", level, centred=True))
     terms = (bits - torch.sigmoid(old_gap)) * (gap - old_gap)
     if level == "visual_token":
         expected = terms.mean(2).exp()[mask].mean()
@@ -75,7 +75,7 @@ def test_its_gradient_is_that_of_the_log_probabilities():
     gradients = {}
     for centred in (False, True):
         inputs = LossInputs(advantages=torch.ones(2), bits=bits, gap=gap, old_gap=old_gap)
-        loss, _ = policy_loss(inputs, loss="gspo", epsilon=1.0, centred=centred)
+        loss, _ = policy_loss(inputs, LossSettings("gspo", epsilon=1.0, centred=centred))
         (gradients[centred],) = torch.autograd.grad(loss, gap)
     factor = bernoulli.kl(old_gap, gap.detach()).mean((1, 2), keepdim=True).exp()
     assert torch.allclose(gradients[True], factor * gradients[False], rtol=1e-12)
@@ -86,19 +86,11 @@ def test_on_policy_it_changes_nothing():
     bits = torch.randint(0, 2, gap.shape)
     found = {}
     for centred in (False, True):
-        loss, metrics = policy_loss(
-            LossInputs(advantages=torch.tensor([0.5, -1.0]), bits=bits, gap=gap), loss="gspo", centred=centred
-        )
+        inputs = LossInputs(advantages=torch.tensor([0.5, -1.0]), bits=bits, gap=gap)
+        loss, metrics = policy_loss(inputs, LossSettings("gspo", centred=centred))
         found[centred] = (loss, metrics["ratio/max"], *torch.autograd.grad(loss, gap))
     assert all(torch.equal(one, other) for one, other in zip(found[False], found[True], strict=True))
     assert found[True][1] == 1
-
-
-def test_without_gaps_there_is_no_distance():
-    inputs = LossInputs(advantages=torch.ones(1), logp=torch.full((1, 8), -0.5), old_logp=torch.full((1, 8), -0.6))
-    with pytest.raises(ValueError, match="a centred ratio needs gap and old_gap"):
-        policy_loss(inputs, loss="gspo", centred=True)
-    policy_loss(inputs, loss="gspo")
 
 
 def test_a_recipe_chooses(nano_checkpoint, tmp_path):

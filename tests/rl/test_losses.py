@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from rl.algorithm import losses
 from rl.algorithm.guidance import CONVENTIONS
-from rl.algorithm.loss_settings import Loss, RatioLevel
-from rl.algorithm.losses import LossInputs, clip_range, importance_weights, policy_loss
+from rl.algorithm.losses import LOSSES, LossInputs, LossSettings
+from rl.algorithm.losses.settings import RatioLevel
 from rl.config.algorithm import AdvantageSection, AlgorithmSection
 from uniar.errors import UserError
 from uniar.reading.settings import build, settings_of
@@ -20,6 +21,17 @@ PER_TOKEN, PER_SAMPLE = 24, 96
 LEVELS = {"bit": 1, "visual_token": PER_TOKEN, "sequence": PER_SAMPLE}
 VARIANTS = [(loss, level) for loss in ("grpo", "dr_grpo", "dapo", "cispo") for level in LEVELS]
 VARIANTS += [("gspo", "sequence"), ("dppo_tv", "bit")]
+
+
+def policy_loss(inputs: LossInputs, loss: str = "grpo", **settings) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    return losses.policy_loss(inputs, LossSettings(loss, **settings))
+
+
+def of_probabilities(old: list[float], new: torch.Tensor | list[float], advantage: float) -> LossInputs:
+    """One sample, a bit per token, each drawn as 1 with these probabilities."""
+    old, new = (torch.as_tensor(p, dtype=torch.float64).reshape(1, -1, 1) for p in (old, new))
+    advantages = torch.tensor([advantage], dtype=torch.float64)
+    return LossInputs(advantages=advantages, bits=torch.ones_like(old), gap=new.logit(), old_gap=old.logit())
 
 
 def make(dtype=torch.float32, drift=0.6, **others) -> LossInputs:
@@ -39,15 +51,12 @@ def make(dtype=torch.float32, drift=0.6, **others) -> LossInputs:
     )
 
 
-def by_hand(
-    inputs: LossInputs, loss: str, level: str, epsilon, high, delta=0.1, mask=None, weights=None, cap=math.inf
-) -> float:
+def by_hand(inputs: LossInputs, loss: str, level: str, epsilon, high, delta=0.1, mask=None, cap=math.inf) -> float:
     """The policy term in plain numpy float64, one bit after the other, as the papers write it."""
     gap, old = inputs.gap.detach().double().numpy(), inputs.old_gap.double().numpy()
     sign = 2.0 * inputs.bits.numpy() - 1
     logp, old_logp = -np.logaddexp(0, -sign * gap), -np.logaddexp(0, -sign * old)
     exists = np.ones(SHAPE, bool) if mask is None else mask
-    factor = np.ones(SHAPE) if weights is None else weights
     sums, lengths = [], []
     for b in range(SHAPE[0]):
         advantage, terms = float(inputs.advantages[b]), []
@@ -67,7 +76,7 @@ def by_hand(
                 term = -advantage * min(r, 20) * lp * inside
             else:
                 term = -min(r * advantage, min(max(r, 1 - epsilon), 1 + high) * advantage)
-            terms.append(term * factor[b][place])
+            terms.append(term)
         sums.append(sum(terms))
         lengths.append(len(terms))
     if loss in ("grpo", "gspo"):
@@ -110,34 +119,38 @@ def test_a_given_range_is_taken_as_it_is(loss, level, settings, limits):
     assert policy_loss(inputs, loss=loss, level=level, **settings)[0].item() == pytest.approx(
         by_hand(inputs, loss, level, *limits), abs=1e-6
     )
-    assert clip_range(loss, level, settings.get("epsilon"), settings.get("epsilon_high"), 24, 96) == limits
+    found = LOSSES[loss].clip_range(LossSettings(loss, level, **settings), SHAPE)
+    assert found == ((0.0 if limits[0] is None else limits[0]), limits[1])
 
 
 def test_dppo_bounds_the_change_of_the_probability():
     """0.01 → 0.02 doubles the ratio, 0.90 → 0.97 hardly moves it; only the second leaves δ = 0.05."""
-    old = torch.tensor([[0.01, 0.90]], dtype=torch.float64)
-    new = torch.tensor([[0.02, 0.97]], dtype=torch.float64, requires_grad=True)
-    inputs = LossInputs(advantages=torch.ones(1), logp=new.log(), old_logp=old.log())
+    new = torch.tensor([0.02, 0.97], dtype=torch.float64, requires_grad=True)
+    inputs = of_probabilities([0.01, 0.90], new, 1.0)
     loss, metrics = policy_loss(inputs, loss="dppo_tv", delta=0.05)
     assert loss.item() == pytest.approx(-2 * math.log(0.02) / 2)
-    assert torch.autograd.grad(loss, new)[0][0].tolist() == pytest.approx([-2 / 0.02 / 2, 0])
+    assert torch.autograd.grad(loss, new, retain_graph=True)[0].tolist() == pytest.approx([-2 / 0.02 / 2, 0])
     assert (metrics["clip_ratio/high_mean"].item(), metrics["clip_ratio/low_mean"].item()) == (0.5, 0)
-    clipped = policy_loss(LossInputs(advantages=torch.ones(1), logp=new.log(), old_logp=old.log()), loss="grpo")[0]
-    assert torch.autograd.grad(clipped, new)[0][0].tolist() == pytest.approx([0, -1 / 0.90 / 2])
+    clipped = policy_loss(inputs, loss="grpo")[0]
+    assert torch.autograd.grad(clipped, new)[0].tolist() == pytest.approx([0, -1 / 0.90 / 2])
     # A bit that has moved far, but against its advantage, is not dropped; the ratio stops at 20.
-    back = LossInputs(advantages=-torch.ones(1), logp=new.log(), old_logp=torch.full((1, 2), 1e-3).double().log())
+    back = of_probabilities([1e-3, 1e-3], [0.02, 0.97], -1.0)
     assert policy_loss(back, loss="dppo_tv", delta=0.05)[0].item() == pytest.approx(
         (20 * math.log(0.02) + 20 * math.log(0.97)) / 2
     )
 
 
 def test_cispo_keeps_the_gradient_where_grpo_drops_it():
-    logp = torch.tensor([[-0.1]], dtype=torch.float64, requires_grad=True)
-    inputs = LossInputs(advantages=torch.ones(1), logp=logp, old_logp=torch.tensor([[-3.0]]).double())
-    assert torch.autograd.grad(policy_loss(inputs, loss="grpo")[0], logp)[0].item() == 0
-    assert torch.autograd.grad(policy_loss(inputs, loss="cispo")[0], logp)[0].item() == pytest.approx(-5)
-    low = LossInputs(advantages=torch.ones(1), logp=logp, old_logp=torch.tensor([[0.5]]).double())
-    assert torch.autograd.grad(policy_loss(low, loss="cispo", epsilon=0.2)[0], logp)[0].item() == pytest.approx(-0.8)
+    def slope(old: float, loss: str, **settings) -> float:
+        """The derivative with respect to log p, of a bit whose log p was `old` and is -0.1."""
+        logp = torch.tensor([-0.1], dtype=torch.float64, requires_grad=True)
+        found, _ = policy_loss(of_probabilities([math.exp(old)], logp.exp(), 1.0), loss=loss, **settings)
+        return torch.autograd.grad(found, logp)[0].item()
+
+    assert slope(-3.0, "grpo") == 0
+    assert slope(-3.0, "cispo") == pytest.approx(-5)
+    assert slope(-0.001, "cispo") == pytest.approx(-math.exp(-0.099))
+    assert slope(-0.001, "cispo", epsilon=0.05) == pytest.approx(-0.95)
 
 
 # The same gradient on policy -----------------------------------------------------------------------------------------
@@ -180,16 +193,15 @@ def test_levels_agree_on_policy_with_padding(model, level):
         assert torch.allclose(gradient(weight, features, inputs, loss=loss, level=level), expected, rtol=1e-12)
 
 
-# KL, entropy, weights, padding ---------------------------------------------------------------------------------------
+# KL, entropy, padding ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["exact", "k1", "k2", "k3"])
-@pytest.mark.parametrize(("loss", "factor"), [("grpo", 1.0), ("cispo", 1.0), ("dr_grpo", PER_SAMPLE / 10)])
-def test_kl_and_entropy_terms(kind, loss, factor):
+@pytest.mark.parametrize("loss", ["grpo", "cispo", "dr_grpo"])
+def test_kl_and_entropy_terms(kind, loss):
     inputs = make()
-    normalizer = 10 if loss == "dr_grpo" else None
-    plain, _ = policy_loss(inputs, loss=loss, normalizer=normalizer)
-    found, metrics = policy_loss(inputs, loss=loss, normalizer=normalizer, beta=0.5, kl=kind, entropy_coef=0.1)
+    plain, _ = policy_loss(inputs, loss=loss)
+    found, metrics = policy_loss(inputs, loss=loss, beta=0.5, kl=kind, entropy_coef=0.1)
     gap, ref = inputs.gap.detach().double().numpy(), inputs.ref_gap.double().numpy()
     sign = 2.0 * inputs.bits.numpy() - 1
     p = 1 / (1 + np.exp(-gap))
@@ -202,7 +214,7 @@ def test_kl_and_entropy_terms(kind, loss, factor):
     assert metrics["kl"].item() == pytest.approx(kl, abs=1e-6)
     assert metrics["entropy"].item() == pytest.approx(entropy.mean(), abs=1e-6)
     assert metrics["policy_loss"].item() == plain.item()
-    assert (found - plain).item() == pytest.approx(0.5 * kl * factor - 0.1 * entropy.mean(), abs=2e-6)
+    assert (found - plain).item() == pytest.approx(0.5 * kl - 0.1 * entropy.mean(), abs=2e-6)
 
 
 def test_gradient_of_the_kl_term_is_closed_form():
@@ -245,50 +257,21 @@ def test_aggregations_differ_only_with_several_sizes():
 
 
 @pytest.mark.parametrize(("loss", "level"), VARIANTS)
-def test_micro_batches_of_images_of_several_sizes_add_up(loss, level):
-    """dapo and its kin over two micro-batches, each told the bits of the update over the number of micro-batches."""
-    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 0]])
-    whole, _ = policy_loss(make(mask=mask), loss=loss, level=level)
-    parts = []
+def test_micro_batches_add_up(loss, level):
+    whole, _ = policy_loss(make(), loss=loss, level=level)
+    total = 0.0
     for rows in ([0], [1, 2]):
         full = make()
-        part = LossInputs(
-            advantages=full.advantages[rows], bits=full.bits[rows], gap=full.gap[rows], old_gap=full.old_gap[rows],
-            mask=mask[rows],
-        )  # fmt: skip
-        normalizer = mask.sum().item() * PER_TOKEN / 2 if loss in ("dapo", "cispo", "dppo_tv") else None
-        parts.append((len(rows), policy_loss(part, loss=loss, level=level, normalizer=normalizer)[0].item()))
-    if loss in ("dapo", "cispo", "dppo_tv"):
-        assert sum(part for _, part in parts) / 2 == pytest.approx(whole.item(), abs=1e-6)
-    else:
-        assert sum(n * part for n, part in parts) / 3 == pytest.approx(whole.item(), abs=1e-6)
+        part = LossInputs(torch.tensor([1.3, -0.8, 0.4])[rows], full.bits[rows], full.gap[rows], full.old_gap[rows])
+        total += len(rows) * policy_loss(part, loss=loss, level=level)[0].item()
+    assert total / 3 == pytest.approx(whole.item(), abs=1e-6)
 
 
 @pytest.mark.parametrize(("loss", "level"), VARIANTS)
-def test_importance_weights_and_cap(loss, level):
-    shapes = {"sample": (3,), "token": (3, 4), "bit": SHAPE}
-    for shape in shapes.values():
-        weights = torch.linspace(0.5, 2, math.prod(shape)).reshape(shape)
-        found, _ = policy_loss(make(weights=weights), loss=loss, level=level)
-        spread = weights.reshape(shape + (1,) * (5 - len(shape))).expand(SHAPE).double().numpy()
-        expected = by_hand(make(), loss, level, *defaults(loss, level), weights=spread)
-        assert found.item() == pytest.approx(expected, abs=1e-6)
+def test_the_cap_of_ratios(loss, level):
     capped, metrics = policy_loss(make(), loss=loss, level=level, importance_cap=1.01)
     assert metrics["ratio/max"] <= 1.0100001
     assert capped.item() == pytest.approx(by_hand(make(), loss, level, *defaults(loss, level), cap=1.01), abs=1e-6)
-
-
-def test_importance_weights_are_truncated_ratios():
-    old, drawn = make().logp.detach(), make().old_logp
-    ratio = np.exp((old - drawn).double().numpy())
-    assert np.allclose(importance_weights(old, drawn, 1.5), np.minimum(ratio, 1.5), atol=1e-5)
-    means = np.exp(np.log(ratio).reshape(3, 4, -1).mean(-1))
-    by_token = importance_weights(old, drawn, 1.05, "visual_token")
-    assert by_token.shape == SHAPE
-    assert np.allclose(by_token, np.minimum(means, 1.05)[..., None, None, None], atol=1e-5)
-    mask = torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 0, 0]])
-    by_sample = importance_weights(old, drawn, 9.0, "sequence", mask)[1].unique().item()
-    assert by_sample == pytest.approx(means[1, 0], rel=1e-5)
 
 
 def test_metrics_towards_the_old_policy():
@@ -326,8 +309,8 @@ def test_gradients_stay_finite_when_policies_are_opposites(loss, level):
         ({"level": "token"}, "algorithm.ratio_level is 'token', expected one of bit, visual_token, sequence"),
         ({"loss": "gspo", "level": "bit"}, "ratio_level is bit; gspo needs sequence"),
         ({"loss": "dppo_tv", "level": "sequence"}, "ratio_level is sequence; dppo_tv needs bit"),
-        ({"loss": "dppo_tv", "epsilon": 0.2}, "has no use in dppo_tv; set algorithm.delta"),
-        ({"loss": "grpo", "delta": 0.1}, "algorithm.delta has no use in grpo"),
+        ({"loss": "dppo_tv", "epsilon": 0.2}, "epsilon has no use in dppo_tv, which takes delta; leave it null"),
+        ({"loss": "grpo", "delta": 0.1}, "algorithm.delta has no use in grpo, which takes epsilon and epsilon_high"),
         ({"loss": "cispo", "epsilon_high": 0.28}, "epsilon_high is 0.28; for cispo it is the cap of the ratio itself"),
     ],
 )
@@ -337,50 +320,55 @@ def test_settings_that_do_not_fit_are_refused(settings, message):
 
 
 def test_inputs_that_do_not_fit_are_refused():
-    flat = torch.zeros(2, 8)
-    ones = torch.ones(2)
-    with pytest.raises(ValueError, match=r"beta is 0.1, and the KL term exact needs gap and ref_gap"):
-        policy_loss(LossInputs(advantages=ones, logp=flat, ref_logp=flat), beta=0.1)
-    with pytest.raises(ValueError, match=r"the KL term k3 needs ref_logp"):
-        policy_loss(LossInputs(advantages=ones, logp=flat), beta=0.1, kl="k3")
-    with pytest.raises(ValueError, match=r"entropy_coef is 0.5, and the entropy needs gap"):
-        policy_loss(LossInputs(advantages=ones, logp=flat), entropy_coef=0.5)
-    with pytest.raises(ValueError, match=r"visual_token needs bits as \(B, T, …\), got shape \(2, 8\)"):
-        policy_loss(LossInputs(advantages=ones, logp=flat), level="visual_token")
-    with pytest.raises(ValueError, match=r"visual_token need bits as"):
-        importance_weights(flat, flat, 2.0, "visual_token")
-    with pytest.raises(ValueError, match="a loss needs logp, or bits and gap"):
-        LossInputs(advantages=ones)
-    with pytest.raises(ValueError, match="without bits"):
-        LossInputs(advantages=ones, gap=flat)
+    gap, ones = torch.zeros(2, 4, 8), torch.ones(2)
+    with pytest.raises(ValueError, match=r"beta is 0.1, and the KL term needs ref_gap"):
+        policy_loss(LossInputs(ones, gap, gap), beta=0.1)
+    with pytest.raises(ValueError, match=r"gap has shape \(2, 8\), expected \(B, T, …\)"):
+        LossInputs(ones, torch.zeros(2, 8), torch.zeros(2, 8))
     with pytest.raises(ValueError, match=r"are torch\.bfloat16, expected float32"):
-        LossInputs(advantages=ones, logp=flat.bfloat16())
+        LossInputs(ones, gap, gap.bfloat16())
     with pytest.raises(ValueError, match=r"advantages have shape \(2, 1\), expected \(2,\)"):
-        LossInputs(advantages=torch.ones(2, 1), logp=flat)
-    with pytest.raises(ValueError, match=r"old_logp has shape \(2, 4\), expected \(2, 8\)"):
-        LossInputs(advantages=ones, logp=flat, old_logp=torch.zeros(2, 4))
+        LossInputs(torch.ones(2, 1), gap, gap)
+    with pytest.raises(ValueError, match=r"old_gap has shape \(2, 4\), expected \(2, 4, 8\)"):
+        LossInputs(ones, gap, gap, old_gap=torch.zeros(2, 4))
     with pytest.raises(ValueError, match=r"mask has shape \(8,\)"):
-        LossInputs(advantages=ones, logp=flat, mask=torch.ones(8))
+        LossInputs(ones, gap, gap, mask=torch.ones(8))
 
 
 # The page that explains them ------------------------------------------------------------------------------------------
 
 
+PAGE = (Path(__file__).parents[2] / "docs" / "algorithms.md").read_text(encoding="utf-8")
+
+
 def test_the_page_names_every_setting_and_its_paper_settings_are_valid():
-    page = (Path(__file__).parents[2] / "docs" / "algorithms.md").read_text()
-    choices = {name for kind in (Loss, RatioLevel) for name in typing.get_args(kind)} | set(CONVENTIONS)
+    choices = {*LOSSES, *typing.get_args(RatioLevel), *CONVENTIONS}
     sections = settings_of(AlgorithmSection) + settings_of(AdvantageSection) + ["exact", "k1", "k2", "k3"]
     for name in choices | {getattr(field, "name", field) for field in sections}:
-        assert re.search(rf"`(algorithm\.)?{name}[`:]", page), f"docs/algorithms.md does not explain {name}"
-    mappings = re.findall(r"`(\{.*?\})`(?= )", page)
+        assert re.search(rf"`(algorithm\.)?{name}[`:]", PAGE), f"docs/algorithms.md does not explain {name}"
+    mappings = re.findall(r"`(\{.*?\})`(?= )", PAGE)
     assert len(mappings) >= 10
     for mapping in mappings:
         settings = build(AlgorithmSection, parse_yaml(mapping, "docs/algorithms.md")[0])
-        policy_loss(
-            make(),
-            loss=settings.loss,
-            level=settings.level,
-            epsilon=settings.epsilon,
-            epsilon_high=settings.epsilon_high,
-            delta=settings.delta,
-        )
+        losses.policy_loss(make(), settings.loss_settings)
+
+
+def test_the_page_says_of_each_loss_what_its_file_says():
+    table = PAGE.split("| `loss` | term of a bit |")[1].split("\n\n")[0]
+    rows = {
+        row[0]: row for row in ([cell.strip(" `") for cell in line.split(" | ")] for line in table.splitlines()[2:])
+    }
+    kinds = {"sample": "each image's bits, then over images", "constant": "over a constant", "batch": "all bits of the"}
+    for loss in LOSSES.values():
+        _, _, mean, paper = rows[f"| `{loss.name}"]
+        assert paper.strip(" |") == loss.paper
+        assert mean == "as grpo" or kinds[loss.aggregation] in mean
+
+
+def test_no_other_file_knows_a_loss_by_its_name():
+    """Of grpo it cannot be told: an estimator of advantages and TRL's own loss are called that, too."""
+    root, names = Path(__file__).parents[2], "|".join(name for name in LOSSES if name != "grpo")
+    for path in (path for folder in ("uniar", "rewards", "rl", "tiny") for path in (root / folder).rglob("*.py")):
+        if path.parent.name != "losses":
+            found = re.findall(rf"\b(?:{names})\b", path.read_text(encoding="utf-8"))
+            assert not found, f"{path} names {found}"

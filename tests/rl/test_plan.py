@@ -120,7 +120,7 @@ def test_activations_within_15_percent(settings, nano_checkpoint, nano_processor
         gaps = replay(model, bits, Branch.of(prompt, rows, image_token), unconditional, policy)
         gap = policy.policy_gap(gaps)
         inputs = LossInputs(bits=bits, gap=gap, ref_gap=torch.zeros(shape), advantages=torch.ones(4))
-        loss, _ = policy_loss(inputs, beta=recipe.algorithm.beta)
+        loss, _ = policy_loss(inputs, recipe.algorithm.loss_settings)
         loss.backward()
     planned = plan_of(recipe, prefix=prompt.input_ids.shape[1]).part("activations")
     assert planned == pytest.approx(measured.peak, rel=0.15)

@@ -187,9 +187,9 @@ def record_loss_inputs(monkeypatch) -> list[tuple[TrainBatch, LossInputs]]:
     compute = Step.loss
 
     def computing(self, model, batch):
-        def looking(given, **chosen):
+        def looking(given, chosen):
             batches.append((batch, given))
-            return policy_loss(given, **chosen)
+            return policy_loss(given, chosen)
 
         monkeypatch.setattr("rl.trainer.step.policy_loss", looking)
         return compute(self, model, batch)

@@ -1,1 +1,2 @@
-"""Files that users name, each kind read in one place: JSON, JSON lines, pictures, prompts. Also files written whole."""
+"""Files that users name, each kind read in one place: JSON, JSON lines, pictures, prompts, plug-ins. Also files written
+whole."""

@@ -16,6 +16,11 @@ from typing import Any, Literal, Union
 from uniar.errors import UserError, did_you_mean
 from uniar.reading.files import user_path
 
+
+class PluginName(str):
+    """As a type of a setting: a name with a colon, `path/to/file.py:name` or `package.module:name`."""
+
+
 # Where each key was written: path of keys and list indices -> "configs/x.yaml, line 3" or "command line".
 Origins = dict[tuple[str, ...], str]
 
@@ -149,6 +154,8 @@ def check_type(
         # type(...) as well: True == 1, but `sign: true` is not the sign 1.
         if origin is Literal and any(value == choice and type(value) is type(choice) for choice in args):
             return value
+        if option is PluginName and isinstance(value, str) and ":" in value:
+            return home_expanded(value, path, origins)
         kind = origin or option
         if kind in _LISTS and isinstance(value, list | tuple):
             items = [check_type(item, (*args, Any)[0], (*path, str(i)), origins) for i, item in enumerate(value)]
@@ -199,10 +206,19 @@ def _in_words(option: Any, metadata: Mapping) -> list[str]:
     if option in (int, float):
         bounds = [f"{sign} {metadata[key]:g}" for key, sign in _BOUNDS.items() if metadata.get(key) is not None]
         return [" ".join(["a whole number" if option is int else "a number", " and ".join(bounds)]).strip()]
-    return [{bool: "true or false", str: "a string", Path: "a string", Any: "any value"}.get(option, "a mapping")]
+    return [
+        {
+            bool: "true or false",
+            str: "a string",
+            Path: "a string",
+            PluginName: "path/to/file.py:name",
+            Any: "any value",
+        }.get(option, "a mapping")
+    ]
 
 
-_LISTS, _MAPPINGS, _PLAIN = (list, tuple, Sequence), (dict, Mapping), (str, Path, int, float, bool, Any, Literal)
+_LISTS, _MAPPINGS = (list, tuple, Sequence), (dict, Mapping)
+_PLAIN = (str, PluginName, Path, int, float, bool, Any, Literal)
 _BOUNDS = {"ge": "≥", "gt": ">", "lt": "<", "le": "≤"}
 
 

@@ -1,0 +1,41 @@
+"""GRPO (2402.03300) with PPO's clipped surrogate (1707.06347): -min(r·A, clip(r, 1 - ε, 1 + ε_high)·A)."""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from rl.algorithm.losses.inputs import LossInputs
+from rl.algorithm.losses.loss import Loss, Terms
+from rl.algorithm.losses.settings import LossSettings
+
+EPSILON = 0.2
+"""of a bit; narrower for a ratio that is the mean over several, see `LossSettings.narrowing`"""
+
+
+class GRPO(Loss):
+    """The ratio counts as far as it stays in the clip range, beyond it only where that makes the loss larger."""
+
+    name = "grpo"
+    paper = "GRPO, 2402.03300"
+    aggregation = "sample"
+    takes: ClassVar = {
+        "epsilon": f"1 − ε is the lower end of the clip range; null: {EPSILON:g}, for m bits {EPSILON:g}/√m",
+        "epsilon_high": "1 + ε is the upper end of the range; null: as epsilon",
+    }
+    epsilon_high: ClassVar[float | None] = None
+    """its default for a bit; None: ε"""
+
+    def clip_range(self, settings: LossSettings, shape: tuple[int, ...]) -> tuple[float, float]:
+        """(ε, ε_high) with the defaults filled in: how far the ratio may go below 1 and above 1. shape: (B, T, …)."""
+        narrowing = settings.narrowing(shape)
+        low = EPSILON * narrowing if settings.epsilon is None else settings.epsilon
+        if settings.epsilon_high is not None:
+            return low, settings.epsilon_high
+        return low, low if self.epsilon_high is None else self.epsilon_high * narrowing
+
+    def terms(self, inputs: LossInputs, ratio: Tensor, settings: LossSettings) -> Terms:
+        low, high = self.clip_range(settings, inputs.gap.shape)
+        advantages, clipped = inputs.advantages, ratio.clamp(1 - low, 1 + high)
+        loss = -torch.min(ratio * advantages, clipped * advantages)
+        return Terms(loss, (ratio < 1 - low) & (advantages < 0), (ratio > 1 + high) & (advantages > 0))

@@ -1,0 +1,59 @@
+"""What a recipe says of the policy loss, as one value."""
+
+import math
+import typing
+from dataclasses import dataclass
+from typing import Literal
+
+from rl.algorithm.bernoulli import KLEstimator
+from uniar.errors import UserError
+
+RatioLevel = Literal["bit", "visual_token", "sequence"]
+KLKind = Literal["exact"] | KLEstimator
+
+
+class ConflictingSetting(UserError):
+    """Settings of a loss that do not go together. `key`: the one of `algorithm` to change."""
+
+    def __init__(self, key: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.key = key
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """The settings of `policy_loss`. None: the loss's own default. Raises UserError for an unknown ratio level."""
+
+    loss: str
+    """its name, or a plug-in's"""
+    level: RatioLevel | None = None
+    """what one ratio stands for: see `importance_ratio`"""
+    epsilon: float | None = None
+    """see `takes` of the loss, as for the next two"""
+    epsilon_high: float | None = None
+    delta: float | None = None
+    centred: bool = False
+    """take a ratio that is a mean over bits without the drift that it has from distance alone"""
+    importance_cap: float | None = None
+    """largest ratio (None: none). Where the old log-probabilities are the rollout's own, the ratio also carries the
+    numerical mismatch between rollout and update: it is then their truncated importance weight."""
+    beta: float = 0.0
+    """weight of the KL term to the reference, averaged as the policy term is"""
+    kl: KLKind = "exact"
+    entropy_coef: float = 0.0
+    """weight of the mean entropy of a bit, subtracted"""
+
+    def __post_init__(self) -> None:
+        if self.level is not None and self.level not in (levels := typing.get_args(RatioLevel)):
+            raise UserError(f"algorithm.ratio_level is {self.level!r}, expected one of {', '.join(levels)}.")
+
+    def narrowing(self, shape: tuple[int, ...]) -> float:
+        """What a bit's clip range is multiplied by where one ratio is the mean over m bits: 1/√m.
+
+        shape: (B, T, …) of the bits. The log-ratios of bits are nearly independent, so their mean is √m times closer to
+        0 and would never meet a bit's range. For ε = 0.2 and N = 262,144 that is 4e-4, the size that the GSPO paper
+        (2507.18071) uses.
+        """
+        return 1 / math.sqrt(
+            {"visual_token": math.prod(shape[2:]), "sequence": math.prod(shape[1:])}.get(self.level, 1)
+        )
