@@ -7,7 +7,6 @@ source.
   bsq_encoder/  sd3_transformer/  sd3_pipeline/           visual decoder
 """
 
-import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -31,7 +30,7 @@ from torch import nn
 from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
 
 from uniar.errors import UserError
-from uniar.reading.files import read_object, reason_of, user_path
+from uniar.reading.files import HUB_ID, read_object, reason_of, user_path
 from uniar.weight_files import DIFFUSERS, MODEL, stored_tensors, weight_files
 
 if TYPE_CHECKING:
@@ -73,7 +72,7 @@ def resolve_checkpoint(path: str | Path) -> Path:
         return folder
     if folder.is_file():
         raise UserError(f"{path} is a file; name the checkpoint folder that it is in.")
-    if not re.fullmatch(r"[\w.-]*\w/[\w.-]*\w", name) or ".." in name or Path(name.split("/")[0]).exists():
+    if not HUB_ID.fullmatch(name) or ".." in name or Path(name.split("/")[0]).exists():
         raise UserError(f"there is no checkpoint folder {path}; name a folder, or a hub id such as owner/name.")
     try:
         return Path(snapshot_download(name))

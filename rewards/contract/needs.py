@@ -3,12 +3,13 @@
 import ast
 import importlib.util
 import inspect
-import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from uniar.reading.files import HUB_ID
 
 _OURS = ("rewards", "uniar")
 _EVERYWHERE = {  # the model itself needs them
@@ -21,8 +22,7 @@ _EVERYWHERE = {  # the model itself needs them
     "torchvision",
     "transformers",
 }
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*/[A-Za-z0-9][\w.\-]*")
-_WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".bin")
+WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def needs_of(target: Callable, parameters: Mapping[str, Any] | None = None) -> l
     packages = sorted(_packages(target))
     needs = [Need(name, _is_installed(name), "package") for name in packages]
     texts = [value for value in given.values() if isinstance(value, str)]
-    files = [text for text in texts if text.endswith(_WEIGHT_FILES) and "/" in text]
+    files = [text for text in texts if text.endswith(WEIGHT_SUFFIXES) and "/" in text]
     needs += [Need(file, Path(file).is_file(), "file") for file in files]
     hub_ids = dict.fromkeys(_hub_ids([text for text in texts if text not in files], packages))
     needs += [Need(name, _is_cached(name), "weights") for name in hub_ids]
@@ -112,7 +112,7 @@ def _is_installed(package: str) -> bool:
 
 def _hub_ids(texts: list[str], packages: list[str]) -> Iterator[str]:
     for text in texts:
-        if _HUB_ID.fullmatch(text.removeprefix("hf-hub:")) and not Path(text).exists():
+        if HUB_ID.fullmatch(text.removeprefix("hf-hub:")) and not Path(text).exists():
             yield text.removeprefix("hf-hub:")
     if "open_clip" not in packages or not _is_installed("open_clip"):
         return

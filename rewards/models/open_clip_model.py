@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from rewards.contract.needs import WEIGHT_SUFFIXES
 from rewards.models.weights import check_weights, read_weights
 from uniar.errors import UserError, did_you_mean
 from uniar.reading.files import reason_of, user_path
@@ -18,7 +19,6 @@ logger = logging.getLogger(__name__)
 
 _LOCAL_DIR, _HUB = "local-dir:", "hf-hub:"
 _FOLDER_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # as open_clip saves them
-_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 _PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
 
 
@@ -110,7 +110,7 @@ class OpenClip:
     def _weight_file(self, tags: list[str]) -> Path:
         if self.weights is not None:
             path = user_path(self.weights)
-            if not path.is_file() and path.suffix not in _SUFFIXES and len(path.parts) == 1:
+            if not path.is_file() and path.suffix not in WEIGHT_SUFFIXES and len(path.parts) == 1:
                 listed = ", ".join(tags) or "none"
                 raise UserError(
                     f"weights {self.weights!r} is neither a file nor a tag of {self.name!r}; its tags: {listed}."

@@ -1,7 +1,6 @@
 """Weight files of reward models: found or downloaded, read safely, checked against the model before they go into it."""
 
 import pickle
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -11,11 +10,9 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidat
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from rewards.contract.needs import WEIGHT_SUFFIXES
 from uniar.errors import UserError
-from uniar.reading.files import reason_of, user_path
-
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
-_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".json")
+from uniar.reading.files import HUB_ID, reason_of, user_path
 
 
 def find_file(where: str | Path, *names: str) -> Path:
@@ -32,7 +29,7 @@ def find_file(where: str | Path, *names: str) -> Path:
         if found is None:
             raise UserError(f"folder {path} has no {' or '.join(names)}.")
         return found
-    if path.suffix in _SUFFIXES or not _HUB_ID.fullmatch(str(where)):
+    if path.suffix in (*WEIGHT_SUFFIXES, ".json") or not HUB_ID.fullmatch(str(where)):
         raise UserError(f"weight file {path} does not exist.")
     for name in names:
         try:

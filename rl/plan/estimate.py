@@ -16,6 +16,7 @@ from rl.evaluation.evaluate import samples_at_once
 from rl.plan.model_states import PHASES, ModelStates, Part
 from rl.plan.reward_sizes import RewardSizes
 from rl.plan.simulation import Simulation
+from rl.policy.loading import base_model
 from uniar.errors import UserError
 from uniar.generation import sample_bytes
 from uniar.placement import DTYPES
@@ -186,11 +187,6 @@ class Decoder:
         parameters = sum(parameter.numel() for tower in towers for parameter in tower.parameters())
         buffers = sum(buffer.numel() for buffer in transformer.buffers())
         return cls(parameters, (parameters + buffers) * transformer.dtype.itemsize)
-
-
-def base_model(policy: nn.Module) -> nn.Module:
-    """The model under an adapter, or the model itself."""
-    return policy.get_base_model() if hasattr(policy, "get_base_model") else policy
 
 
 def cache_bytes(model: nn.Module, slots: int) -> int:

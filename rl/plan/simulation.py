@@ -15,6 +15,7 @@ from rl.algorithm.losses import LossInputs, policy_loss
 from rl.config.sections import Recipe
 from rl.plan.memory import Measured
 from rl.plan.planned_model import PlannedModel
+from rl.policy.loading import base_model
 from rl.policy.text_kl import categorical_kl
 from uniar.modeling_sd3 import SD3Transformer2DModelWithSigLIP
 from uniar.modeling_uniar import UniARForConditionalGeneration
@@ -86,7 +87,7 @@ class Simulation:
 def update_bytes(policy: nn.Module, recipe: Recipe, rows: int, prefix: int, tokens: int, *, checkpointing: bool) -> int:
     """Of a forward and backward pass over `rows` samples: activations kept for the backward pass, and the most that is
     in work at once. Where both branches are trained, twice the rows."""
-    model = policy.get_base_model() if hasattr(policy, "get_base_model") else policy
+    model = base_model(policy)
     branches = 1 + recipe.rollout.guidance_settings.convention.trains_unconditional
     model.train()
     if checkpointing:
@@ -102,7 +103,7 @@ def update_bytes(policy: nn.Module, recipe: Recipe, rows: int, prefix: int, toke
 def text_bytes(policy: nn.Module, rows: int, length: int, answer: int, *, checkpointing: bool) -> int:
     """Of the text-KL term of `rows` questions of `length` positions, the last `answer` of them their answers: what it
     keeps for the backward pass, which comes when the visual bits have had their forward pass."""
-    model = policy.get_base_model() if hasattr(policy, "get_base_model") else policy
+    model = base_model(policy)
     model.train()
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -115,7 +116,7 @@ def text_bytes(policy: nn.Module, rows: int, length: int, answer: int, *, checkp
 
 def replay_bytes(policy: nn.Module, recipe: Recipe, rows: int, prefix: int, tokens: int) -> int:
     """Of a forward pass without gradient over `rows` samples, both branches at once where both are trained."""
-    model = policy.get_base_model() if hasattr(policy, "get_base_model") else policy
+    model = base_model(policy)
     branches = 1 + recipe.rollout.guidance_settings.convention.trains_unconditional
     with torch.no_grad(), Measured(policy) as measured:
         visual_gap(model, rows * branches, prefix, tokens)

@@ -1,6 +1,7 @@
 """A recipe's `model` section → the policy, its processor and its reference."""
 
 from pathlib import Path
+from typing import Any
 
 from peft import LoraConfig, PeftModel, get_peft_model
 
@@ -47,6 +48,11 @@ def load_policy(section: ModelSection, folder: Path) -> UniARForConditionalGener
         if hasattr(module, "attention_dropout"):
             module.attention_dropout = 0.0
     return model
+
+
+def base_model(policy: Any) -> Any:
+    """The model under an adapter, or the model itself."""
+    return policy.get_base_model() if hasattr(policy, "get_base_model") else policy
 
 
 def trainable(

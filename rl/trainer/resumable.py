@@ -23,6 +23,7 @@ from rl.checkpoint.folders import publish, rotate, writing
 from rl.checkpoint.layout import CHECKPOINT, SAVING
 from rl.checkpoint.resume import apply_settings, forward_schedule, settings_of_groups
 from rl.checkpoint.stateful_callback import StatefulCallback
+from rl.policy.loading import base_model
 from rl.run.folder import RunFolder
 from uniar.seeds import seed_of
 
@@ -89,13 +90,12 @@ class ResumableGRPOTrainer(GRPOTrainer):
             ) as unwrapped,
             self.accelerator.autocast(),
         ):
-            yield unwrapped.get_base_model() if hasattr(unwrapped, "get_base_model") else unwrapped
+            yield base_model(unwrapped)
 
     @property
     def bare_policy(self) -> "UniARForConditionalGeneration":
         """The model without wrappers, its weights as the engine leaves them."""
-        model = self.accelerator.unwrap_model(self.model)
-        return model.get_base_model() if hasattr(model, "get_base_model") else model
+        return base_model(self.accelerator.unwrap_model(self.model))
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """The weights that are trained, under the names that the policy itself has for them."""

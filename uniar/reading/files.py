@@ -2,12 +2,16 @@
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from uniar.errors import UserError
+
+HUB_ID = re.compile(r"[\w.-]*\w/[\w.-]*\w")
+"""What a model of the Hugging Face hub may be called: owner/name."""
 
 PARTIAL = ".partial"
 """End of the name of a file that is being written."""
