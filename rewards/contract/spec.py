@@ -25,10 +25,10 @@ class RewardSpec:
     docs/rewards.md."""
 
     use: str | type[Reward] | Callable = setting(
-        "A registered name, `package.module:Class`, or `path/to/file.py:Class`."
+        "A registered name, `package.module:Class`, or `path/to/file.py:Class`.", kind=str
     )
     """in Python also a class or a function"""
-    name: str | None = setting("What metrics call it, unique in its list; null: the name in `use`.", None)
+    name: str = setting("What metrics call it, unique in its list; null: the name in `use`.", None, kind=str | None)
     weight: float | Mapping[str, float] = setting(
         "Factor of this reward in the sum; 0 only measures, below 0 punishes. A mapping gives one for each task, "
         "`default` for all others; without `default` it applies only to the tasks named.",

@@ -36,12 +36,14 @@ def setting(
     le: float | None = None,
     path: bool = False,
     fixed: str | None = None,
+    kind: Any = None,
 ) -> Any:
     """A dataclass field with its help text and, for numbers, its range. Without a default it must be given.
 
     path: its strings are paths, in which `~` is the home folder. fixed: why a resumed run cannot change it.
+    kind: the type of what a file gives, where the field has another one.
     """
-    metadata = {"help": help, "ge": ge, "gt": gt, "lt": lt, "le": le, "path": path, "fixed": fixed}
+    metadata = {"help": help, "ge": ge, "gt": gt, "lt": lt, "le": le, "path": path, "fixed": fixed, "kind": kind}
     return dataclasses.field(default=default, default_factory=factory, metadata=metadata)
 
 
@@ -50,9 +52,15 @@ def settings_of(cls: type) -> list[dataclasses.Field]:
     return [field for field in dataclasses.fields(cls) if "help" in field.metadata]
 
 
+def types_of(cls: type) -> dict[str, Any]:
+    """Of the values that a file may give for each setting."""
+    hints = typing.get_type_hints(cls)
+    return {field.name: field.metadata["kind"] or hints[field.name] for field in settings_of(cls)}
+
+
 def nested_settings(cls: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field, Any]]:
     """The dotted key, field and type of each setting of a dataclass, those of a section after the section itself."""
-    hints = typing.get_type_hints(cls)
+    hints = types_of(cls)
     for field in settings_of(cls):
         key, hint = f"{prefix}{field.name}", hints[field.name]
         yield key, field, hint
@@ -119,7 +127,7 @@ def checked_values(
     elsewhere: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Those of `data` that the dataclass `cls` has settings for, as `build` would give them to it."""
-    hints, fields = typing.get_type_hints(cls), {field.name: field for field in settings_of(cls)}
+    hints, fields = types_of(cls), {field.name: field for field in settings_of(cls)}
     values = {
         name: check_type(data[name], hints[name], (*path, name), origins, field.metadata, elsewhere)
         for name, field in fields.items()
