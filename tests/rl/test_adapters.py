@@ -130,5 +130,5 @@ def test_adapter_tensors_must_be_pairs_for_the_model():
         MergedAdapter(base, pair, CONFIG, "x")["layer.weight"]
     with pytest.raises(UserError, match="only the factor"):
         MergedAdapter(base, {names[0]: a}, config, "x")
-    with pytest.raises(UserError, match="no LoRA factor of a weight"):
+    with pytest.raises(UserError, match="not a LoRA factor of a weight"):
         MergedAdapter(base, {names[0].replace("layer", "other"): a}, config, "x")

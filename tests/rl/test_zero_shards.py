@@ -73,10 +73,10 @@ def test_incomplete_shards_are_refused(zero2):
     with pytest.raises(UserError, match=r"rank_10_mp_rank_00_optim_states\.pt cannot be read"):
         ZeroShards(folder)
     (folder / "latest").write_text("../elsewhere")
-    with pytest.raises(UserError, match="no folder beside it"):
+    with pytest.raises(UserError, match="not a folder beside it"):
         ZeroShards(folder)
     (folder / "latest").unlink()
-    with pytest.raises(UserError, match="no DeepSpeed checkpoint"):
+    with pytest.raises(UserError, match="not a DeepSpeed checkpoint"):
         ZeroShards(folder)
 
 
