@@ -133,7 +133,7 @@ def test_what_is_no_checkpoint_is_refused(nano_checkpoint, tmp_path):
 def test_a_folder_with_other_things_is_not_overwritten(nano_model, nano_checkpoint, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("")
-    with pytest.raises(UserError, match="no checkpoint folder"):
+    with pytest.raises(UserError, match="not a checkpoint folder"):
         export_model(nano_model, nano_checkpoint, tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").exists()
 
