@@ -84,7 +84,7 @@ def parse_size(text: str) -> int:
     """Bytes of a string such as 5GB, 200 MB or 1000000, in powers of ten. Raises UserError."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", text.strip(), flags=re.IGNORECASE)
     if match is None or not float(match[1]):
-        raise UserError(f"the size {text!r} is none; write a number and a unit, such as 5GB or 500MB.")
+        raise UserError(f"the size {text!r} cannot be read; write a number and a unit, such as 5GB or 500MB.")
     return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
