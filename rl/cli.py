@@ -52,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _quiet_libraries()
         command.run(parsed)
         sys.stdout.flush()
+        _leave_processes()
     except BrokenPipeError:
         if not _reader_is_gone():
             raise  # of a socket, not of the output
@@ -76,6 +77,14 @@ def _version() -> str:
         return version("uniar-rl")
     except PackageNotFoundError:
         return "of a folder that is not installed"
+
+
+def _leave_processes() -> None:
+    """Leaves the process group that a command has joined: Python may end in the middle of what its threads do, and the
+    process is aborted then. Not after an error: the others may be waiting in a collective, and leaving waits for it."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _reader_is_gone() -> bool:

@@ -76,8 +76,6 @@ def run(arguments: argparse.Namespace) -> None:
         understanding = build_examiner(recipe, questions, processor).run(model, accelerator)
     if accelerator is None or accelerator.is_main_process:
         _report(recipe, source, evaluation, understanding, arguments.output)
-    if accelerator is not None:
-        accelerator.end_training()
 
 
 def _report(

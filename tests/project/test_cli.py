@@ -11,7 +11,7 @@ from support.fresh_process import ROOT, run_fresh
 
 import rewards.commands
 import uniar
-from rl.cli import COMMANDS
+from rl.cli import COMMANDS, main
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
@@ -46,6 +46,15 @@ def test_every_command_explains_itself_and_loads_no_library(words):
     seconds, text = processor_seconds(*words.split(), "--help")
     assert text.startswith(f"usage: uniar-rl {words} ")
     assert seconds < 0.5
+
+
+def test_a_command_leaves_the_process_group_that_it_joined(monkeypatch):
+    def join(_: object) -> None:
+        torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+
+    monkeypatch.setattr("rl.commands.plan.run", join)
+    assert main(["plan", "recipe.yaml"]) == 0
+    assert not torch.distributed.is_initialized()
 
 
 @pytest.mark.parametrize("file", ["rewards.py", "tiny/__init__.py", "uniar.py"])

@@ -69,6 +69,8 @@ for number in range(32):
 line = json.dumps([rank, update.reduce(accelerator), len(calls)]) + "\\n"
 sys.stdout.write(line)  # at once: both processes write to one pipe
 sys.stdout.flush()
+accelerator.wait_for_everyone()
+accelerator.end_training()  # else its threads may be cut off in the middle
 """
 
 

@@ -334,6 +334,7 @@ with Peers(every=0.2, grace=float(sys.argv[1])):
     while not sys.stdin.readline():
         pass
 print("left", flush=True)
+PartialState().destroy_process_group()
 """
 
 
