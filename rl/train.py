@@ -12,7 +12,8 @@ exact KL term to the starting model. No critic, no reward model training, no tex
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -211,21 +212,22 @@ def _train(recipe: Recipe, resume: bool, lock: FolderLock) -> RunFolder | None:
     if early_stop is not None and args.process_index == 0:
         said = early_stop.report(state.global_step, state.max_steps, folder.best)
         print(said, flush=True)
-    with writing_records(folder.path):
-        with trainer.evaluated_weights():
-            export_from_trainer(trainer, source, folder, folder.final)
-        if args.process_index == 0:
-            note_finished(folder, recipe, args, state, said)
+    with writing_records(folder.path), trainer.evaluated_weights():
+        note = partial(note_finished, folder, recipe=recipe, args=args, state=state, said=said)
+        export_from_trainer(trainer, source, folder, folder.final, note)
     return folder
 
 
-def export_from_trainer(trainer: UniARTrainer, source: Path, folder: RunFolder, target: Path) -> None:
-    """Writes the policy of a run as a self-contained checkpoint; collective where weights are sharded."""
+def export_from_trainer(
+    trainer: UniARTrainer, source: Path, folder: RunFolder, target: Path, note: Callable[[Path], None] | None = None
+) -> None:
+    """Writes the policy of a run as a self-contained checkpoint; collective where weights are sharded. note: see
+    `export_model`."""
     accelerator = trainer.accelerator
     state = gathered_state(trainer)
     if accelerator.is_main_process:
         card = card_of_run(folder, trainer.recipe, source, trainer.state.global_step, accelerator.num_processes)
-        export_model(accelerator.unwrap_model(trainer.model), source, target, state, card=card)
+        export_model(accelerator.unwrap_model(trainer.model), source, target, state, card=card, note=note)
     accelerator.wait_for_everyone()
 
 

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rl.checkpoint.disk_errors import write_failure
+from rl.checkpoint.folders import fault
 from rl.checkpoint.layout import MODEL_CONFIG, PARTIAL, REPLACED, STATE
 from uniar.errors import UserError
 
@@ -15,21 +16,40 @@ def appearing(target: Path, sign: str) -> Iterator[Path]:
     """A folder to write to that becomes `target` when all is there. Only a folder with the file `sign` is replaced, and
     only if it is not a training checkpoint. Raises UserError where it cannot be written."""
     require_replaceable(target, sign)
-    target = target.resolve()  # a link to another disk stays one
-    partial, replaced = (target.with_name(f"{target.name}{end}") for end in (PARTIAL, REPLACED))
+    partial, replaced = _beside(target)
     shutil.rmtree(partial, ignore_errors=True)
     shutil.rmtree(replaced, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
         yield partial
-        if target.exists():  # renamed first: killed while it is deleted, it would be half of a checkpoint
-            target.rename(replaced)
-        partial.rename(target)
+        _rename(target)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
         if (said := write_failure(error)) is not None:
             raise UserError(f"{target} cannot be written: {said}.") from error
         raise
+
+
+def finish_appearing(target: Path, manifest: Path) -> bool:
+    """Whether a process was killed when all of `target` was written, as `manifest` lists it, and did not have its name
+    yet; it has then."""
+    if not _beside(target)[0].is_dir() or fault(_beside(target)[0], manifest) is not None:
+        return False
+    _rename(target)
+    return True
+
+
+def _beside(target: Path) -> tuple[Path, Path]:
+    """What is to become `target`, and what was it before."""
+    target = target.resolve()  # a link to another disk stays one
+    return target.with_name(f"{target.name}{PARTIAL}"), target.with_name(f"{target.name}{REPLACED}")
+
+
+def _rename(target: Path) -> None:
+    target, (partial, replaced) = target.resolve(), _beside(target)
+    if target.exists():  # renamed first: killed while it is deleted, it would be half of a checkpoint
+        target.rename(replaced)
+    partial.rename(target)
     shutil.rmtree(replaced, ignore_errors=True)
 
 

@@ -6,7 +6,7 @@ are read, merged, cast and written a tensor at a time: a shard is all that has t
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from peft import PeftModel
@@ -39,16 +39,18 @@ def export_model(
     *,
     max_shard_size: int = MAX_SHARD_SIZE,
     card: str | None = None,
+    note: Callable[[Path], None] | None = None,
 ) -> None:
     """Writes `model` to `target`: adapters merged, dtypes as in `source`, the tokenizer and decoder of `source` copied.
 
     `state` are its weights where the model itself holds only a shard of them. `card` is the README.md. The folder
-    appears complete or not at all. Raises UserError when `target` exists already with other contents than an export.
+    appears complete or not at all; `note` is called with it when all is written, before it has its name. Raises
+    UserError when `target` exists already with other contents than an export.
     """
     state = model.state_dict() if state is None else state
     if isinstance(model, PeftModel):
         state = merge_state(state, model.peft_config[model.active_adapter].to_dict())
-    _write_checkpoint(state, source, target, max_shard_size, card)
+    _write_checkpoint(state, source, target, max_shard_size, card, note)
 
 
 def export_checkpoint(
@@ -85,7 +87,12 @@ def export_adapter(
 
 
 def _write_checkpoint(
-    weights: Mapping[str, Tensor], source: Path, target: Path, max_shard_size: int, card: str | None
+    weights: Mapping[str, Tensor],
+    source: Path,
+    target: Path,
+    max_shard_size: int,
+    card: str | None,
+    note: Callable[[Path], None] | None = None,
 ) -> None:
     with appearing(target, MODEL_CONFIG) as folder:
         write_like(source, weights, folder, max_shard_size)
@@ -95,3 +102,5 @@ def _write_checkpoint(
         copy_untrained_parts(source, folder)
         if card is not None:
             (folder / CARD).write_text(card)
+        if note is not None:
+            note(folder)

@@ -1,11 +1,13 @@
 """A run that is finished: what says so, whether another start of it has anything left to do, and its last lines."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 from transformers import TrainerState
 from trl import GRPOConfig
 
+from rl.checkpoint.exported_folder import finish_appearing
 from rl.checkpoint.folders import fault, listed
 from rl.checkpoint.layout import CARD
 from rl.config.sections import Recipe
@@ -15,8 +17,11 @@ from uniar.errors import UserError
 from uniar.reading.files import read_json, write_whole
 
 
-def note_finished(folder: RunFolder, recipe: Recipe, args: GRPOConfig, state: TrainerState, said: str | None) -> None:
-    """Says which update the model in final/ is of, and which files it has. said: what the console was told of the end.
+def note_finished(
+    folder: RunFolder, written: Path, recipe: Recipe, args: GRPOConfig, state: TrainerState, said: str | None
+) -> None:
+    """Says which update the model in final/ is of, and which files it has. written: those files, where they are before
+    the folder has its name. said: what the console was told of the end.
 
     README.md is not among those files: whoever keeps the model may write into it.
     """
@@ -27,7 +32,7 @@ def note_finished(folder: RunFolder, recipe: Recipe, args: GRPOConfig, state: Tr
         "patience": None if stop is None else stop.patience,
         "average": recipe.evaluate.ema,
         "said": said,
-        "files": listed(folder.final, CARD),
+        "files": listed(written, CARD),
     }
     write_whole(folder.finished, json.dumps(record, indent=2) + "\n")
 
@@ -35,7 +40,9 @@ def note_finished(folder: RunFolder, recipe: Recipe, args: GRPOConfig, state: Tr
 def finished(folder: RunFolder, recipe: Recipe, args: GRPOConfig) -> dict[str, Any] | None:
     """The record of a run that has nothing left to do under this recipe; None where there is something: further
     updates, or a final/ that is not there as it was written."""
-    if not folder.finished.is_file() or fault(folder.final, folder.finished) is not None:
+    if not folder.finished.is_file():
+        return None
+    if fault(folder.final, folder.finished) is not None and not finish_appearing(folder.final, folder.finished):
         return None
     record = read_json(folder.finished)
     stop = recipe.evaluate.early_stop

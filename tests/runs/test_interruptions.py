@@ -201,7 +201,7 @@ PLACES = [
     "last evaluation",
     "last evaluation, written",
     "export",
-    "export, in place",
+    "export, recorded",
     "report",
 ]
 """of kill_at.py"""
@@ -263,15 +263,20 @@ def require_as_if_never_killed(killed: Path, whole: Path) -> None:
     assert not [file for file in killed.rglob("*") if not (whole / file.relative_to(killed)).exists()]  # nothing left
 
 
-@pytest.mark.parametrize("place", ["first update", "export"])
-def test_killed_before_the_first_checkpoint_and_in_the_export(evaluated, go_to, tmp_path, place):
+@pytest.mark.parametrize(
+    ("place", "saving", "updates"),
+    [("first update", "steps", 3), ("export", "steps", 0), ("export, recorded", "no", 0)],
+)
+def test_killed_before_the_first_checkpoint_and_in_the_export(evaluated, go_to, tmp_path, place, saving, updates):
+    """Without checkpoints an export that was written to its end is what there is; it only lacks its name."""
+    evaluated["trainer"]["save_strategy"] = saving
     whole, killed = tmp_path / "a" / "run", tmp_path / "b" / "run"
     for folder in (whole, killed):
         folder.parent.mkdir()
     go_to("nowhere", evaluated, whole)
     go_to(place, evaluated, killed)
     output = go_to("nowhere", evaluated, killed, 1, "--resume")
-    assert output.count("] reward ") == (3 if place == "first update" else 0)
+    assert output.count("] reward ") == updates
     require_as_if_never_killed(killed, whole)
 
 

@@ -80,7 +80,7 @@ def places() -> dict[str, tuple[Any, str, Callable[..., bool], bool]]:
         "last evaluation": (RunCallback, "on_train_end", always, False),
         "last evaluation, written": (RunFolder, "save_evaluation", of(LAST), True),
         "export": (rl.export.writing, "copy_untrained_parts", always, False),
-        "export, in place": (rl.train, "note_finished", always, False),
+        "export, recorded": (rl.train, "note_finished", always, True),
         "report": (rl.train, "report", always, False),
     }
 
