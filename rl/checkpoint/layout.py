@@ -52,8 +52,8 @@ FINAL = "final"
 """The exported checkpoint. Written when training has ended."""
 
 FINISHED = "final.json"
-"""The update that final/ is of, and its files: the run is finished. Written after final/; read by a run that would
-resume, and dropped by one that trains on."""
+"""The update that final/ is of, and its files: the run is finished. Written when these are all there, before final/ has
+its name; read by a run that would resume, which gives it the name if need be, and dropped by one that trains on."""
 
 LOCK = ".lock"
 """Taken by the process that holds the folder. The system lets go of it when that process ends, however it ends; of a

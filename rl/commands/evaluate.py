@@ -35,7 +35,7 @@ from uniar.checkpoint import load_processor, resolve_checkpoint
 from uniar.errors import UserError
 from uniar.inspection import inspect_checkpoint
 from uniar.placement import choose_device
-from uniar.reading.files import write_whole, writing
+from uniar.reading.files import remove_unfinished, write_whole, writing
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -48,6 +48,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.output is not None:
         with writing(arguments.output):
             arguments.output.mkdir(parents=True, exist_ok=True)
+            remove_unfinished(arguments.output, "*")
     rewards = build_eval_rewards(recipe, records) if records else None
     if arguments.model:
         source = resolve_checkpoint(arguments.model)

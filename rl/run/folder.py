@@ -24,7 +24,7 @@ from rl.evaluation.understanding import ANSWER_SCORES, Understanding
 from rl.run.data_state import HELD_OUT
 from rl.run.records import append_lines, json_ready, read_evaluation, read_lines, samples_of, scores_in
 from uniar.errors import UserError
-from uniar.reading.files import read_json, write_whole
+from uniar.reading.files import read_json, remove_unfinished, write_whole
 from uniar.reading.plugins import from_current_folder
 
 _OF_A_STEP = re.compile(r"(?:step|details)-(\d+)")
@@ -163,8 +163,7 @@ class RunFolder:
     def forget_after(self, step: int) -> None:
         """Drops the lines, evaluations, pictures and the best model of later steps, which a resumed run makes again, or
         not at all; and what is damaged or was never finished, with a warning."""
-        for file in (*self.path.glob(f".*{layout.PARTIAL}"), *self.path.glob(f"*/.*{layout.PARTIAL}")):
-            file.unlink()
+        remove_unfinished(self.path, "*", "*/*")
         for file in (*self.evaluations.iterdir(), *self.samples.iterdir()):
             number = _OF_A_STEP.fullmatch(file.stem)
             if number is None or not file.is_file():

@@ -1,10 +1,13 @@
 import json
 import os
+import subprocess
+import sys
 
 import pytest
+from support.fresh_process import ROOT
 
 from uniar.errors import UserError
-from uniar.reading.files import read_json, reason_of, user_path, whole_file, write_whole
+from uniar.reading.files import read_json, reason_of, remove_unfinished, user_path, whole_file, write_whole
 
 
 def test_a_file_is_written_whole(tmp_path):
@@ -32,6 +35,45 @@ def test_an_interrupted_writer_leaves_the_file_as_it_was(tmp_path):
         _interrupted(file)
     assert file.read_text() == "before"
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.txt"]
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from uniar.reading.files import whole_file
+with whole_file(Path(sys.argv[1])) as unfinished:
+    unfinished.write_text("half of what")
+    print(unfinished.name, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_what_a_killed_writer_has_left_is_removed_and_nothing_else(tmp_path):
+    for folder in ("1", "2"):
+        (tmp_path / folder).mkdir()
+    killed, alive = (
+        subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(tmp_path / folder / "a.png")],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for folder in ("1", "2")
+    )
+    left, going_on = tmp_path / "1" / killed.stdout.readline().strip(), tmp_path / "2" / alive.stdout.readline().strip()
+    killed.kill()
+    killed.wait()
+    (tmp_path / "1" / ".mine.partial").write_text("of a user")
+    again = going_on.with_name(f".b.png.{os.getpid()}.partial")  # by a process whose number we have been given
+    again.write_text("half")
+    os.utime(again, (1, 1))
+    remove_unfinished(tmp_path, "*/*.jpg")
+    assert left.exists()
+    remove_unfinished(tmp_path, "*/*.png", "*/*.partial")
+    assert {file.name for file in tmp_path.glob("*/*")} == {".mine.partial", going_on.name}
+    assert alive.communicate("")[0] == ""
+    assert (tmp_path / "2" / "a.png").read_text() == "half of what"
 
 
 def test_a_full_disk_leaves_the_file_as_it_was(tmp_path):

@@ -22,6 +22,7 @@ from uniar.commands.requests import Request
 from uniar.errors import UserError
 from uniar.generation import draw_noise, rollout
 from uniar.processing import build_visual_prompt
+from uniar.reading.files import remove_unfinished
 from uniar.reading.pictures import picture_to_edit
 from uniar.seeds import seed_of
 from uniar.shareable import shareable
@@ -228,6 +229,7 @@ def _claim(output: Output) -> None:
         raise UserError(f"--output {output.path}: {output.folder} cannot be made ({error.strerror}).") from error
     if output.is_folder:
         check_manifest(output.folder)
+    remove_unfinished(output.folder, *output.files)
 
 
 def _is_drawn(path: Path, record: dict[str, Any]) -> bool:

@@ -3,9 +3,10 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 
-from uniar.commands.record import write_manifest
+from uniar.commands.record import MANIFEST, write_manifest
 from uniar.commands.requests import Request
 from uniar.errors import UserError
 from uniar.reading.files import write_whole, writing
@@ -35,6 +36,11 @@ class Output:
     @property
     def folder(self) -> Path:
         return self.path if self.is_folder else self.path.parent
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Patterns of all that is written to the folder."""
+        return (LAYOUTS[self.layout], MANIFEST, "*/metadata.json") if self.is_folder else (escape(self.path.name),)
 
     def place(self, request: Request, index: int) -> Path:
         """The file of image number `index` of a request."""

@@ -4,9 +4,11 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from uniar.errors import UserError
 
@@ -61,6 +63,24 @@ def write_whole(path: Path, content: str | bytes) -> None:
     """Writes a file whole or not at all. Raises OSError as writing does, and leaves `path` as it was then."""
     with whole_file(path) as unfinished:
         unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def remove_unfinished(folder: Path, *patterns: str) -> None:
+    """Removes what `whole_file` has left where its process was killed, of files that match patterns under a folder.
+    What a process is writing that is alive stays."""
+    for pattern in patterns:
+        above, _, name = pattern.rpartition("/")
+        for file in folder.glob(f"{above or '.'}/.{name}.*{PARTIAL}"):
+            number = file.suffixes[-2][1:]
+            if number.isdecimal() and not _is_being_written(file, int(number)):
+                file.unlink(missing_ok=True)
+
+
+def _is_being_written(file: Path, process: int) -> bool:
+    """Whether the process is alive and is the one that began the file: numbers are given again, in a container soon."""
+    with suppress(OSError, psutil.Error):
+        return psutil.Process(process).create_time() <= file.stat().st_mtime
+    return False
 
 
 def read_json(path: Path, what: str = "file") -> Any:
