@@ -63,7 +63,7 @@ FORMS = "all read into the same records.\n"
 FIXED = """\
 A run that is resumed may change the others: learning rate, schedule, decay, betas and whatever else the optimizer is
 given are the new recipe's from its next update on, under DeepSpeed too. These it cannot change, nor the model, its
-adapters, the metric of early_stop, and beta under kl_control:
+adapters, the metric of early_stop, beta under kl_control, and the types of DeepSpeed's own optimizer and schedule:
 """
 
 MIX = """\

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rl.checkpoint.layout import CONFIG
+from rl.config.deepspeed_file import with_deepspeed_settings
 from rl.config.sections import Recipe
 from rl.config.trainer_arguments import TAKEN, trl_arguments
 from uniar.errors import UserError
@@ -27,7 +28,7 @@ def check_resumed(recipe: Recipe, checkpoint: Path) -> None:
     before = read_yaml(checkpoint / CONFIG, "checkpoint's recipe")[0]
     if not isinstance(before, Mapping):
         raise UserError(f"{checkpoint / CONFIG} is not a recipe, so what a resumed run may change is not known.")
-    now = recipe.to_mapping()
+    now = with_deepspeed_settings(recipe).to_mapping()
     for key, reason in _fixed().items():
         old, new = _value(before, key), _value(now, key)
         if old is _ABSENT or new is _ABSENT or not _differ(key, old, new, before, now):
@@ -44,6 +45,8 @@ _ABSENT = object()
 def _fixed() -> dict[str, str]:
     """Key -> why it is fixed: of the recipe's sections, and of the arguments of `trainer`."""
     found = {key: field.metadata["fixed"] for key, field, _ in nested_settings(Recipe) if field.metadata["fixed"]}
+    for kind in ("optimizer", "scheduler"):
+        found[f"trainer.deepspeed.{kind}.type"] = f"the restored state is another {kind}'s"
     return found | {f"trainer.{name}": taken.fixed for name, taken in TAKEN.items() if taken.fixed}
 
 
@@ -53,6 +56,11 @@ def _value(mapping: Mapping[str, Any], key: str) -> Any:
     section, _, name = key.partition(".")
     if section == "trainer":
         given = mapping.get("trainer") or {}
+        name, _, inner = name.partition(".")
+        if inner and isinstance(given, Mapping):  # of DeepSpeed's, which an older version kept as the name of a file
+            settings = given.get(name)
+            kind, _, key = inner.partition(".")
+            return (settings.get(kind) or {}).get(key) if isinstance(settings, Mapping) else _ABSENT
         return given.get(name, trl_arguments().get(name, (None, None))[1]) if isinstance(given, Mapping) else _ABSENT
     at: Any = mapping
     for part in key.split("."):

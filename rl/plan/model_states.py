@@ -4,16 +4,14 @@ ZeRO: arXiv 1910.02054. What DeepSpeed adds to the paper's sums (buckets, gather
 gradients while the optimizer steps) is as its version 0.19 does it.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from torch import nn
 
+from rl.config.deepspeed_file import deepspeed_settings
 from rl.config.sections import Recipe
-from uniar.errors import UserError
 
 PHASES = ("rollout", "evaluate", "decode", "replay", "update", "step")
 """Of an update: drawing, drawing for an evaluation, decoding and scoring, log-probabilities of the reference, forward
@@ -47,16 +45,10 @@ class ZeroSettings:
     """ZeRO-3: elements that the optimizer updates at once"""
 
     @classmethod
-    def of(cls, config: str | Mapping[str, Any] | None, hidden: int) -> "ZeroSettings":
-        """From `trainer.deepspeed`, a JSON file or its contents, with DeepSpeed's defaults. "auto" as transformers
-        fills it in. Raises UserError for a file that cannot be read."""
+    def of(cls, config: Mapping[str, Any] | None, hidden: int) -> "ZeroSettings":
+        """From what DeepSpeed is told, with its defaults. "auto" as transformers fills it in."""
         if config is None:
             return cls()
-        if isinstance(config, str):
-            try:
-                config = json.loads(Path(config).read_text())
-            except (OSError, ValueError) as error:
-                raise UserError(f"trainer.deepspeed '{config}' cannot be read: {error}.") from error
         zero = dict(config.get("zero_optimization") or {})
         stage = int(zero.get("stage", 0))
 
@@ -100,7 +92,7 @@ class ModelStates:
 
     @classmethod
     def of(cls, recipe: Recipe, policy: nn.Module, hidden: int) -> "ModelStates":
-        zero = ZeroSettings.of(recipe.trainer.get("deepspeed"), hidden)
+        zero = ZeroSettings.of(deepspeed_settings(recipe), hidden)
         mixed = recipe.trainer.get("bf16", recipe.model.dtype == "bfloat16")
         # DeepSpeed casts the module, adapters too; without it they stay as they are.
         cast = None if not zero.stage else 2 if mixed else 4

@@ -18,6 +18,7 @@ from rewards import RewardTable
 from rl.checkpoint import layout
 from rl.checkpoint.folder_lock import FolderLock
 from rl.checkpoint.folders import checkpoints
+from rl.config.deepspeed_file import with_deepspeed_settings
 from rl.config.sections import Recipe
 from rl.evaluation.evaluate import Evaluation
 from rl.evaluation.understanding import ANSWER_SCORES, Understanding
@@ -120,7 +121,7 @@ class RunFolder:
     def resolved(self, recipe: Recipe) -> Recipe:
         """The recipe as the config of this folder has it."""
         return dataclasses.replace(
-            recipe,
+            with_deepspeed_settings(recipe),
             output_dir=str(self.path),
             rewards=_from_current_folder(recipe, recipe.rewards),
             eval_rewards=_from_current_folder(recipe, recipe.eval_rewards),

@@ -2,15 +2,15 @@
 
 import copy
 import os
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from trl import GRPOConfig
 
+from rl.config.deepspeed_file import deepspeed_settings
 from rl.config.sections import Recipe
 from uniar.errors import UserError, did_you_mean
-from uniar.reading.files import read_json, reason_of
+from uniar.reading.files import reason_of
 
 REFUSALS = (ValueError, TypeError, KeyError, AttributeError, AssertionError, RuntimeError, ImportError, ArithmeticError)
 
@@ -44,18 +44,9 @@ def check_deepspeed_settings(recipe: Recipe, args: GRPOConfig) -> None:
 
     args: the recipe's arguments, `deepspeed` left out.
     """
-    given = recipe.trainer["deepspeed"]
+    given, named = deepspeed_settings(recipe) or {}, recipe.trainer["deepspeed"]
     where, name = recipe.where("trainer.deepspeed"), "trainer.deepspeed"
-    if isinstance(given, str):
-        if not Path(given).is_file():
-            raise UserError(f"{where}: {name} names {given}, which is not a file; see configs/deepspeed/.")
-        name = f"{name} '{given}'"
-        try:
-            given = read_json(Path(given), "DeepSpeed configuration")
-        except UserError as error:
-            raise UserError(f"{where}: trainer.deepspeed: {error}") from error
-    if not isinstance(given, dict):
-        raise UserError(f"{where}: {name} is not a mapping of settings but {type(given).__name__}.")
+    name += f" '{named}'" if isinstance(named, str) else ""
     if (refusal := _refusal(given, args)) is not None:
         blamed = [key for key in given if _refusal({k: v for k, v in given.items() if k != key}, args) is None]
         key = _key_of(refusal, blamed)

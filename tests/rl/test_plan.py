@@ -1,5 +1,6 @@
 """`uniar-rl plan` against what a small model on a CPU really holds, and on the released size without its weights."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -197,15 +198,14 @@ def test_peak_is_what_is_held_together():
 def test_zero_settings_are_deepspeeds():
     defaults = ZeroSettings.of({"zero_optimization": {"stage": 2}}, 64)
     assert (defaults.stage, defaults.bucket, defaults.buckets) == (2, 500_000_000, 1)
-    shipped = {name: ZeroSettings.of(str(ROOT / f"configs/deepspeed/{name}.json"), 64) for name in ("zero2", "zero3")}
+    shipped = {
+        file.stem: ZeroSettings.of(json.loads(file.read_text()), 64) for file in (ROOT / "configs/deepspeed").iterdir()
+    }
     assert shipped["zero2"].buckets == 2
     assert (shipped["zero3"].stage, shipped["zero3"].bucket) == (3, 64**2)
-    offloaded = ZeroSettings.of(str(ROOT / "configs/deepspeed/zero3_offload.json"), 64)
-    assert offloaded.optimizer_on_cpu
-    assert offloaded.weights_on_cpu
+    assert shipped["zero3_offload"].optimizer_on_cpu
+    assert shipped["zero3_offload"].weights_on_cpu
     assert ZeroSettings.of(None, 64) == ZeroSettings()
-    with pytest.raises(UserError, match=r"no\.json' cannot be read"):
-        ZeroSettings.of("no.json", 64)
 
 
 def test_gpus_share_what_zero_shards(settings):

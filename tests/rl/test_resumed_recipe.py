@@ -144,6 +144,33 @@ def test_what_the_restored_state_would_override_is_refused(before, after, key, t
         check_resumed(recipe_from_mapping({**minimal, **after}), tmp_path)
 
 
+ADAMW = {"type": "AdamW", "params": {"lr": 1e-3}}
+
+
+def test_a_file_of_deepspeeds_that_is_replaced_is_noticed(tmp_path, capsys):
+    """Its optimizer and schedule stay of their kind, as `trainer.optim` does; what they are set to may change."""
+    file = tmp_path / "own.json"
+    minimal = {"model": {"preset": "nano"}, "data": {"prompts": "p.jsonl"}, "rewards": ["color"]}
+    recipe = recipe_from_mapping({**minimal, "trainer": {"deepspeed": str(file)}, "output_dir": str(tmp_path)})
+    file.write_text(json.dumps({"optimizer": ADAMW}))
+    RunFolder(tmp_path).write_config(recipe)
+    check_resumed(recipe, tmp_path)
+    for content, key in (
+        ({"optimizer": {"type": "SGD", "params": {"lr": 1e-3}}}, r"optimizer\.type is 'SGD', .*with 'AdamW'"),
+        ({}, r"optimizer\.type is null, .*with 'AdamW'"),
+        ({"optimizer": ADAMW, "scheduler": {"type": "WarmupLR"}}, r"scheduler\.type is 'WarmupLR', .*with null"),
+    ):
+        file.write_text(json.dumps(content))
+        with pytest.raises(UserError, match=rf"^recipe: trainer\.deepspeed\.{key}, which a resumed run cannot change"):
+            check_resumed(recipe, tmp_path)
+    file.write_text(json.dumps({"optimizer": {**ADAMW, "params": {"lr": 5e-4}}}))
+    check_resumed(recipe, tmp_path)
+    RunFolder(tmp_path).write_config(recipe)
+    assert re.search(r"resumed with another recipe:\n +-.*lr: 0\.001\n +\+.*lr: 0\.0005\n", capsys.readouterr().out)
+    (tmp_path / "config.yaml").write_text(recipe.to_yaml())  # of an older version, which kept the name
+    check_resumed(recipe, tmp_path)
+
+
 def test_the_checkpoint_that_is_loaded_is_checked(tmp_path, monkeypatch):
     """Not a newer one that is damaged, neither before the folder is taken nor after."""
     monkeypatch.chdir(tmp_path)

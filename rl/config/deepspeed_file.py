@@ -1,0 +1,33 @@
+"""`trainer.deepspeed`: a JSON file, or what could stand in one."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rl.config.sections import Recipe
+from uniar.errors import UserError
+from uniar.reading.files import read_json
+
+
+def deepspeed_settings(recipe: Recipe) -> dict[str, Any] | None:
+    """What DeepSpeed is told; None where it is not used. Raises UserError for a file that cannot be read, and for
+    anything else than a mapping."""
+    given, where, name = recipe.trainer.get("deepspeed"), recipe.where("trainer.deepspeed"), "trainer.deepspeed"
+    if isinstance(given, str):
+        if not Path(given).is_file():
+            raise UserError(f"{where}: {name} names {given}, which is not a file; see configs/deepspeed/.")
+        try:
+            name, given = f"{name} '{given}'", read_json(Path(given), "DeepSpeed configuration")
+        except UserError as error:
+            raise UserError(f"{where}: {name}: {error}") from error
+    if given is not None and not isinstance(given, dict):
+        raise UserError(f"{where}: {name} is not a mapping of settings but {type(given).__name__}.")
+    return given
+
+
+def with_deepspeed_settings(recipe: Recipe) -> Recipe:
+    """The recipe with these settings in the place of their file's name, so that it says by itself what was trained
+    with. Raises UserError."""
+    if not isinstance(recipe.trainer.get("deepspeed"), str):
+        return recipe
+    return replace(recipe, trainer={**recipe.trainer, "deepspeed": deepspeed_settings(recipe)})
