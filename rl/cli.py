@@ -29,6 +29,12 @@ module with `run(arguments)`, imported only to be run; a summary."""
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one subcommand and returns the exit code: 0; 1 for a run that could not go on; 2 for bad input; 130 when
     interrupted; 141 when nobody reads the output any more."""
+    status = _run(argv)
+    _leave_processes(status)
+    return status
+
+
+def _run(argv: Sequence[str] | None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(prog="uniar-rl", description="RL post-training for UniAR.")
     parser.add_argument("--version", action="version", version=f"uniar-rl {_version()}")
@@ -52,7 +58,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         _quiet_libraries()
         command.run(parsed)
         sys.stdout.flush()
-        _leave_processes()
     except BrokenPipeError:
         if not _reader_is_gone():
             raise  # of a socket, not of the output
@@ -79,12 +84,19 @@ def _version() -> str:
         return "of a folder that is not installed"
 
 
-def _leave_processes() -> None:
+def _leave_processes(status: int) -> None:
     """Leaves the process group that a command has joined: Python may end in the middle of what its threads do, and the
-    process is aborted then. Not after an error: the others may be waiting in a collective, and leaving waits for it."""
+    process is aborted then. Leaving waits for collectives under way, in which the others may be for good after an
+    error: then this process ends at once, and its status is what is seen."""
     distributed = sys.modules.get("torch.distributed")
-    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
+        return
+    if status == 0:
         distributed.destroy_process_group()
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _reader_is_gone() -> bool:

@@ -11,7 +11,7 @@ from support.fresh_process import ROOT, run_fresh
 
 import rewards.commands
 import uniar
-from rl.cli import COMMANDS, main
+from rl.cli import COMMANDS
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
@@ -48,13 +48,30 @@ def test_every_command_explains_itself_and_loads_no_library(words):
     assert seconds < 0.5
 
 
-def test_a_command_leaves_the_process_group_that_it_joined(monkeypatch):
-    def join(_: object) -> None:
-        torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+JOINING = """
+import atexit, sys
+from torch import distributed
+import rl.cli, rl.commands.plan
+from uniar.errors import UserError
 
-    monkeypatch.setattr("rl.commands.plan.run", join)
-    assert main(["plan", "recipe.yaml"]) == 0
-    assert not torch.distributed.is_initialized()
+def run(arguments):
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    if arguments.recipe == "wrong":
+        raise UserError("it is wrong.")
+
+rl.commands.plan.run = run
+atexit.register(lambda: print("ended by Python, in a group:", distributed.is_initialized()))
+sys.exit(rl.cli.main(["plan", RECIPE]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("recipe", "status", "printed", "said"),
+    [("right", 0, "ended by Python, in a group: False\n", ""), ("wrong", 2, "", "uniar-rl plan: it is wrong.\n")],
+)
+def test_a_command_leaves_the_process_group_that_it_joined(recipe, status, printed, said, tmp_path):
+    done = run_fresh(JOINING.replace("RECIPE", repr(recipe)), tmp_path, ROOT)
+    assert (done.returncode, done.stdout, done.stderr) == (status, printed, said)
 
 
 @pytest.mark.parametrize("file", ["rewards.py", "tiny/__init__.py", "uniar.py"])
