@@ -14,4 +14,7 @@ prepare_environment "[dev]"
 .venv/bin/python -m ruff check .
 .venv/bin/python -m ruff format --check .
 .venv/bin/python -m mypy
-exec .venv/bin/python -m pytest "$@"
+# The whole suite is shared out over the cores; a file or two are faster without workers to start.
+workers=()
+case " $*" in *" tests"* | *" -m "*) ;; *) workers=(-n auto --maxprocesses 8 --dist worksteal) ;; esac
+exec .venv/bin/python -m pytest ${workers[@]+"${workers[@]}"} "$@"
