@@ -25,6 +25,7 @@ from rl.checkpoint.resume import apply_settings, forward_schedule, settings_of_g
 from rl.checkpoint.stateful_callback import StatefulCallback
 from rl.policy.loading import base_model
 from rl.run.folder import RunFolder
+from rl.trainer.gradient_size import GradientSize
 from uniar.seeds import seed_of
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class ResumableGRPOTrainer(GRPOTrainer):
         self._seconds: dict[str, float] = {}
         self._logged_step = 0
         self._first_rollout_step: int | None = None
+        self._gradient_size: GradientSize | None = None
         super().__init__(callbacks=[*self.stateful_callbacks, *callbacks], **kwargs)
         for callback in self.stateful_callbacks:
             callback.attach(self)
@@ -225,6 +227,10 @@ class ResumableGRPOTrainer(GRPOTrainer):
             logs |= {f"seconds/{name}": total / steps for name, total in self._seconds.items()}
             self._seconds.clear()
             self._logged_step = self.state.global_step
+        if "grad_norm" in logs:
+            if self._gradient_size is None:
+                self._gradient_size = GradientSize(self.trained_parameters().values(), self.args)
+            logs |= self._gradient_size.metrics(logs["grad_norm"])
         super().log(logs, start_time)
 
     def record(self, metrics: Mapping[str, float], kinds: Mapping[str, Kind] | None = None) -> None:
