@@ -20,6 +20,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import apply_rotary_pos_emb
 from uniar.attention import policy_kernels, without_empty_rows
 from uniar.drawing_model import DrawingModel
 from uniar.errors import UserError
+from uniar.modeling_text import residual_stream
 from uniar.processing import VisualPrompt
 from uniar.quantizer import bits_to_indices
 
@@ -227,6 +228,7 @@ def _run_layers(
     one whichever implementation the model replays with: flash-attention has nothing to gain at one query per row.
     """
     rows, queries, _ = hidden.shape
+    hidden = residual_stream(hidden, layers)
     for number, layer in enumerate(layers):
         attention, x = layer.self_attn, layer.input_layernorm(hidden)
         heads = (rows, queries, -1, attention.head_dim)
@@ -288,7 +290,7 @@ class _Steps:
             hidden.append(prefix.last_hidden[source])
             positions.append(prefix.drawn_positions[:, source])
         self.hidden = torch.cat(hidden)[:, None]
-        cos, sin = model.model.language_model.rotary_emb(self.hidden, torch.cat(positions, dim=1))
+        cos, sin = model.model.language_model.rotary_emb(self.keys[0], torch.cat(positions, dim=1))
         self.cos, self.sin = cos.transpose(0, 1), sin.transpose(0, 1)
         # d* / T > logit(u), with T on the other side: at temperature 0 that is d* > 0, the greedy bit.
         below_one = 1 - torch.finfo(torch.float32).eps / 2

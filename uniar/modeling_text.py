@@ -1,8 +1,10 @@
 """Qwen3-VL's text layers with the masks and kernels of uniar/attention.py; the visual decoder's layers are of the same
 kind. Parameters have Qwen3-VL's names."""
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLTextConfig
 from transformers.models.qwen3_vl.modeling_qwen3_vl import (
@@ -15,8 +17,29 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import (
 from uniar.attention import causal_mask, policy_kernels
 
 
+def residual_stream(embeds: Tensor, layers: Sequence[nn.Module]) -> Tensor:
+    """(…, H) what drawing's layers add to: float32 where their weights are of half precision.
+
+    Products are in half precision; it is their sum over 40 layers that rounding moves most, and in rollout and replay
+    otherwise.
+    """
+    return embeds if layers[0].input_layernorm.weight.dtype == torch.float32 else embeds.float()
+
+
+class RMSNorm(Qwen3VLTextRMSNorm):
+    """Qwen3-VL's, in the precision of its weights whatever the stream's."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return super().forward(hidden).to(self.weight.dtype)
+
+
 class UniARTextLayer(Qwen3VLTextDecoderLayer):
     """A layer that chooses its kernels itself, so that it does so too where a checkpointed one is run again."""
+
+    def __init__(self, config: Qwen3VLTextConfig, layer_idx: int) -> None:
+        super().__init__(config, layer_idx)
+        self.input_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         with policy_kernels():

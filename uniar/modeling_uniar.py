@@ -21,7 +21,7 @@ from uniar.attention import causal_mask
 from uniar.checkpoint import StrictLoading
 from uniar.configuration_uniar import UniARConfig
 from uniar.errors import UserError
-from uniar.modeling_text import UniARTextLayer, UniARTextModel
+from uniar.modeling_text import UniARTextLayer, UniARTextModel, residual_stream
 from uniar.modeling_vision import UniARVisionModel
 from uniar.visual_head import visual_head
 
@@ -83,7 +83,7 @@ class UniARModel(Qwen3VLModel):
         text = self.language_model
         mask = causal_mask(text.config, inputs_embeds, attention_mask)
         rotary = text.rotary_emb(inputs_embeds, position_ids)
-        hidden = inputs_embeds
+        hidden = residual_stream(inputs_embeds, text.layers)
         for number, layer in enumerate([*text.layers, *extra_layers]):
             hidden = layer(hidden, attention_mask=mask, position_embeddings=rotary)
             if number < min(len(deepstack), len(text.layers)):

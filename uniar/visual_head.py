@@ -1,11 +1,34 @@
 """The head that predicts visual bits (docs/checkpoint-format.md, 2 and 3)."""
 
-from torch import nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextRMSNorm
 
 from uniar.configuration_uniar import UniARConfig
 
 MLP_HEAD_WIDTH = 16384
+
+
+class HeadProduct(nn.Linear):
+    """The last product, (…, H) → (…, 2 outputs a bit), in float32 where its weights are of half precision.
+
+    What is drawn, replayed and trained is the difference of two logits, which rounding both to bfloat16 would move by
+    hundredths. Float32 weights go as autocast has it.
+    """
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        if self.weight.dtype == torch.float32:
+            return super().forward(hidden)
+        with torch.autocast(hidden.device.type, enabled=False):
+            return F.linear(hidden.float(), self.weight.float())
+
+
+class HeadNorm(Qwen3VLTextRMSNorm):
+    """Directly before the last product, and rounded no earlier."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return super().forward(hidden if self.weight.dtype == torch.float32 else hidden.float())
 
 
 def visual_head(config: UniARConfig) -> nn.Module:
@@ -18,9 +41,9 @@ def visual_head(config: UniARConfig) -> nn.Module:
             Qwen3VLTextRMSNorm(text.hidden_size, eps=text.rms_norm_eps),
             nn.Linear(text.hidden_size, MLP_HEAD_WIDTH, bias=False),
             nn.GELU(approximate="tanh"),
-            nn.Linear(MLP_HEAD_WIDTH, outputs, bias=False),
+            HeadProduct(MLP_HEAD_WIDTH, outputs, bias=False),
         )
-    linear = nn.Linear(text.hidden_size, outputs, bias=False)
+    product = HeadProduct(text.hidden_size, outputs, bias=False)
     if config.vistok_pred_layernorm:
-        return nn.Sequential(Qwen3VLTextRMSNorm(text.hidden_size, eps=text.rms_norm_eps), linear)
-    return linear
+        return nn.Sequential(HeadNorm(text.hidden_size, eps=text.rms_norm_eps), product)
+    return product

@@ -118,7 +118,7 @@ class AlgorithmSection:
     step1_tolerance: float | None = setting(
         "How far the replayed policy may be from the one that drew, at the first step: mean |Δ log π| per bit, as a "
         "share of the entropy and divided by √(s² + (s − 1)²)/T of guidance and temperature; and how far the scale of "
-        "its logit gaps may be from 1. null: 1e-3 in float32, 0.05 in bfloat16.",
+        "its logit gaps may be from 1. null: 1e-3 in float32, 0.03 in bfloat16.",
         None,
         gt=0,
     )

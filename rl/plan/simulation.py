@@ -18,6 +18,7 @@ from rl.plan.planned_model import PlannedModel
 from rl.policy.loading import base_model
 from rl.policy.text_kl import categorical_kl
 from uniar.modeling_sd3 import SD3Transformer2DModelWithSigLIP
+from uniar.modeling_text import residual_stream
 from uniar.modeling_uniar import UniARForConditionalGeneration
 from uniar.placement import DTYPES
 
@@ -168,7 +169,7 @@ def visual_gap(model: UniARForConditionalGeneration, rows: int, prefix: int, tok
     """Raw gaps (B, T, L, S, K) on the meta device, as UniARForConditionalGeneration computes them from drawn bits; its
     checks of ids and masks look at values, which meta tensors do not have."""
     layers = [*model.model.language_model.layers, *model.visual_decoder_layers]
-    hidden = _hidden(model, layers, rows, prefix + tokens, tokens)
+    hidden = _hidden(model, layers, rows, prefix + tokens, tokens, lambda embeds: residual_stream(embeds, layers))
     logits = model.visual_logits(hidden[:, -tokens:]).float()
     return logits[..., 1] - logits[..., 0]
 
@@ -183,9 +184,15 @@ def text_divergence(model: UniARForConditionalGeneration, rows: int, length: int
 
 
 def _hidden(
-    model: UniARForConditionalGeneration, layers: Iterable[nn.Module], rows: int, length: int, tokens: int
+    model: UniARForConditionalGeneration,
+    layers: Iterable[nn.Module],
+    rows: int,
+    length: int,
+    tokens: int,
+    stream: Callable[[Tensor], Tensor] = lambda embeds: embeds,
 ) -> Tensor:
-    """(rows, length, H) behind the layers, of rows that have `tokens` visual tokens each."""
+    """(rows, length, H) behind the layers, of rows that have `tokens` visual tokens each; `stream` makes of their
+    embeddings what the layers add to."""
     text, vision, device = model.config.text_config, model.config.vision_config, "meta"
     bits = torch.empty(rows, tokens, *vision.code_shape, dtype=torch.uint8, device=device)
     image_mask = torch.ones(rows, length, 1, dtype=torch.bool, device=device)
@@ -194,6 +201,7 @@ def _hidden(
     hidden = hidden.masked_scatter(image_mask, main.to(hidden.dtype))
     mask = torch.ones(rows, 1, length, length, dtype=torch.bool, device=device)
     rotary = (torch.empty(rows, length, text.head_dim, dtype=hidden.dtype, device=device),) * 2
+    hidden = stream(hidden)
     for number, layer in enumerate(layers):
         hidden = layer(hidden, attention_mask=mask, position_embeddings=rotary)
         if number < len(deepstack):

@@ -11,7 +11,9 @@ from rl.algorithm.metrics import Kind
 from rl.config.sections import Recipe
 from uniar.errors import RunError
 
-STEP1_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05}
+# In bfloat16 a sound policy of 36 + 4 layers with random weights has a share of 0.006; were rollout and replay to round
+# independently, as other kernels do, it would be 0.012. UniAR-Tiny's is 0.016 at most, the smallest fault's 0.086.
+STEP1_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.03}
 """default of algorithm.step1_tolerance, by what the update computes in"""
 CERTAIN = 1e-7
 """nats per bit, added to an entropy that is divided by: a policy that is certain of every bit has none"""

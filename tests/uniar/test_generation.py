@@ -113,7 +113,7 @@ def test_golden_first_step(golden, variant, tag, dtype, name, tolerance):
     hook = model.output_layer_vistok.register_forward_hook(lambda module, args, output: raw.append(output))
     model.generate_visual(**inputs, temperature=0, cfg=2.5)
     hook.remove()
-    assert raw[0].dtype == dtype
+    assert raw[0].dtype == torch.float32  # whatever the weights are: what is drawn is a difference of two
     assert len(raw) == inputs["image_token_num"]  # the head runs at drawn positions only
     close(raw[0], golden(variant).tensors("generate_visual")[f"{tag}_cfg2.5.{name}_step0_raw_logits"], tolerance)
 

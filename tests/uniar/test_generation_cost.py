@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from support.golden_inputs import any_noise, close, one_sample_budget, picture, replayed_gap, text_prompt
+from torch.nn.functional import logsigmoid
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -229,6 +230,23 @@ def test_the_benchmarks_plain_loop_draws_the_same_bits(benchmark):
     close(drawn.gap_cond, replayed_gap(model, prompt, drawn.bits, [0, 1, 2]))
     _, clear = benchmark.plain_rollout(model, prompt, any_noise(model, prompt, 3), 2.0, 1 - drawn.bits)
     assert clear > 1000  # the comparison can fail
+
+
+@torch.no_grad()
+def test_half_precision_at_the_released_depth(benchmark):
+    """36 + 4 layers in bfloat16: how far log π of replay and rollout are apart, nats a bit (docs/algorithms.md)."""
+    torch.manual_seed(0)
+    sizes = benchmark.Sizes(hidden=64, layers=36, decoder_layers=4, height=128, width=128, samples=2, prefix=45)
+    model = benchmark.build_model(sizes).to(torch.bfloat16)
+    prompt = benchmark.build_prompt(model, sizes)
+    drawn = rollout(model, prompt, any_noise(model, prompt, 2), return_gaps=True)
+    replayed = replayed_gap(model, prompt, drawn.bits, [0, 1])
+    assert replayed.dtype == drawn.gap_cond.dtype == torch.float32
+    apart = sum(
+        (sign * drawn.gap_cond).sigmoid() * (logsigmoid(sign * replayed) - logsigmoid(sign * drawn.gap_cond)).abs()
+        for sign in (1, -1)
+    )
+    assert 1e-4 < apart.mean() < 0.004
 
 
 def test_the_benchmark_prints_its_table(benchmark, capsys):

@@ -29,7 +29,7 @@ def test_teacher_forced_logits(golden, variant, attention):
 @pytest.mark.parametrize("variant", ["bsq8", "bsq8_novd"])
 def test_teacher_forced_logits_in_bfloat16(golden, variant, attention):
     found = golden(variant).model(attention, torch.bfloat16)(**drawn_inputs(golden(variant))).logits
-    assert found.dtype == torch.bfloat16
+    assert found.dtype == torch.float32  # the last product is
     vectors = golden(variant).tensors("vistok_forward")
     close(found, vectors["logits"], 0.06)
     if attention == "sdpa":  # rounds where the reference's flash-attention does
