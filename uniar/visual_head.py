@@ -1,5 +1,7 @@
 """The head that predicts visual bits (docs/checkpoint-format.md, 2 and 3)."""
 
+from contextlib import nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,7 +22,8 @@ class HeadProduct(nn.Linear):
     def forward(self, hidden: Tensor) -> Tensor:
         if self.weight.dtype == torch.float32:
             return super().forward(hidden)
-        with torch.autocast(hidden.device.type, enabled=False):
+        kind = hidden.device.type  # `plan` computes on the meta device, which has no autocast
+        with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
             return F.linear(hidden.float(), self.weight.float())
 
 
