@@ -14,6 +14,8 @@ from uniar.errors import RunError, UserError, did_you_mean
 COMMANDS = {
     "train": ("rl.commands", "rl.train", "train a checkpoint as a recipe says"),
     "evaluate": ("rl.commands", "rl.commands.evaluate", "draw and score held-out prompts with any checkpoint"),
+    "report": ("rl.commands", "rl.commands.report", "write one page of runs: verdict, warnings, curves, pictures"),
+    "compare": ("rl.commands", "rl.commands.compare", "compare two evaluations sample by sample"),
     "plan": ("rl.commands", "rl.commands.plan", "say what a recipe needs, and whether it fits"),
     "export": ("rl.commands", "rl.commands.export", "turn a training checkpoint into a self-contained folder"),
     "chat": ("uniar.commands", "uniar.commands.chat", "ask about images"),
@@ -27,8 +29,8 @@ module with `run(arguments)`, imported only to be run; a summary."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one subcommand and returns the exit code: 0; 1 for a run that could not go on; 2 for bad input; 130 when
-    interrupted; 141 when nobody reads the output any more."""
+    """Runs one subcommand and returns the exit code: 0; 1 for a run that could not go on, and for what a command of its
+    own finds wanting; 2 for bad input; 130 when interrupted; 141 when nobody reads the output any more."""
     status = _run(argv)
     _leave_processes(status)
     return status
@@ -56,7 +58,7 @@ def _run(argv: Sequence[str] | None) -> int:
     try:
         command = import_module(COMMANDS[parsed.command][1])
         _quiet_libraries()
-        command.run(parsed)
+        status = command.run(parsed)
         sys.stdout.flush()
     except BrokenPipeError:
         if not _reader_is_gone():
@@ -74,7 +76,7 @@ def _run(argv: Sequence[str] | None) -> int:
     except KeyboardInterrupt:
         print(f"uniar-rl {parsed.command}: interrupted.", file=sys.stderr)
         return 130
-    return 0
+    return status or 0
 
 
 def _version() -> str:

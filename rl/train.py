@@ -36,6 +36,7 @@ from rl.distributed.setup import (
     use_local_device,
     world_size,
 )
+from rl.evaluation.evaluate import held_out_otherwise
 from rl.export.model_card import card_of_run
 from rl.export.writing import export_model
 from rl.policy.loading import checkpoint_of, load_config, load_policy, reference_for, trainable
@@ -55,7 +56,6 @@ from rl.trainer.build import (
     build_text_kl,
     check_model,
     check_prompts,
-    held_out_otherwise,
     held_out_prompts,
     held_out_questions,
     load_decoder,
@@ -186,6 +186,7 @@ def _train(recipe: Recipe, resume: bool, lock: FolderLock) -> RunFolder | None:
         callbacks=[callback, stopper],
         only_weights=only_weights,
         scores_seen=callback.scores_seen,
+        groups_seen=folder.save_groups,
     )
     for ours in (callback, stopper):
         ours.attach(trainer)
@@ -215,6 +216,8 @@ def _train(recipe: Recipe, resume: bool, lock: FolderLock) -> RunFolder | None:
     with writing_records(folder.path), trainer.evaluated_weights():
         note = partial(note_finished, folder, recipe=recipe, args=args, state=state, said=said)
         export_from_trainer(trainer, source, folder, folder.final, note)
+        if args.process_index == 0:
+            callback.write_report(running=False)
     return folder
 
 

@@ -35,7 +35,18 @@ SAMPLES = "samples"
 EVALUATIONS = "evaluations"
 """Folder of step-N.json: scores of all held-out samples, and under "understanding" the answers to all held-out
 questions. Written by each evaluation; read for the report, the model card, and by a run that resumes. Beside them
-details-N.json: what rewards say about the samples."""
+step-N.parquet: the samples themselves, with what rewards say and their pictures (rl/records/rows.py), written before
+it; and questions.parquet: the questions, written when a run begins. Read for the page and by `uniar-rl compare`."""
+
+GROUPS = "groups"
+"""Folder of step-N.parquet: samples that update N was trained on, whole groups, with their advantages. Read for the
+page."""
+
+ENVIRONMENT = "environment.json"
+"""Versions, hardware, command. Written by the run that takes the folder; read for the page."""
+
+REPORT = "report.html"
+"""All of it on one page (rl/report). Written after each evaluation; only people read it."""
 
 BAD_BATCHES = "bad_batches"
 """Folder of step-N-rank-R-K.safetensors: batches over which the watch has warned, skipped or stopped. Only people read

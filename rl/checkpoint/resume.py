@@ -50,18 +50,28 @@ def load_weights(model: nn.Module, checkpoint: Path, source: Path) -> None:
     weights: Mapping[str, Tensor]
     weights = trained_adapter(checkpoint) if adapters else trained_weights(checkpoint, source)
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    names = {name: name.replace(".default.", ".") if adapters else name for name in trained}
-    if missing := [name for name in names.values() if name not in weights]:
+    named = {name.replace(".default.", ".") if adapters else name: trained[name] for name in trained}
+    if missing := [name for name in named if name not in weights]:
         raise UserError(
             f"{checkpoint} has no weight {missing[0]}, which this recipe trains; resume it as it was trained."
         )
+    put_weights(named, weights, checkpoint)
+
+
+def put_weights(parameters: Mapping[str, nn.Parameter], weights: Mapping[str, Tensor], where: Path) -> None:
+    """Copies weights into the parameters of their names. Collective under ZeRO-3. where: what errors call the weights.
+
+    Raises UserError for one that is missing or has another shape.
+    """
     with torch.no_grad():
-        for name, parameter in trained.items():
+        for name, parameter in parameters.items():
+            if name not in weights:
+                raise UserError(f"{where} has no weight {name}; it is of another model.")
             with gathered_parameter(parameter, changes=True):
-                stored = weights[names[name]]
+                stored = weights[name]
                 if stored.shape != parameter.shape:
                     found, expected = tuple(stored.shape), tuple(parameter.shape)
-                    raise UserError(f"{checkpoint}: {names[name]} has shape {found}, expected {expected}.")
+                    raise UserError(f"{where}: {name} has shape {found}, expected {expected}.")
                 parameter.copy_(stored)
 
 

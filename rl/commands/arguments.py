@@ -1,4 +1,4 @@
-"""What `uniar-rl train`, `evaluate`, `plan` and `export` take. Loads no library."""
+"""What `uniar-rl train`, `evaluate`, `report`, `compare`, `plan` and `export` take. Loads no library."""
 
 import argparse
 
@@ -22,9 +22,31 @@ def evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "overrides", nargs="*", metavar="key.sub=value", help="settings over the recipe's, read as YAML"
     )
-    parser.add_argument("--model", help="checkpoint folder or hub id to evaluate; default: the recipe's own")
-    parser.add_argument("--output", type=user_path, help="folder for scores.json, details and samples.png")
+    parser.add_argument(
+        "--model", help="an exported folder or hub id, a run's checkpoint-N, or an adapter; default: the recipe's own"
+    )
+    parser.add_argument("--output", type=user_path, help="folder for scores.json, every sample, samples.png")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, …; default: a GPU if there is one")
+
+
+def report(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", type=user_path, help="a run's folder, or one of `uniar-rl evaluate --output`"
+    )
+    parser.add_argument(
+        "--output", type=user_path, help="the file; default: report.html in the folder, of several in the current one"
+    )
+
+
+def compare(parser: argparse.ArgumentParser) -> None:
+    what = (
+        "a run's folder or one of `uniar-rl evaluate --output`, of which the last evaluation, or a file of evaluations/"
+    )
+    parser.add_argument("before", metavar="A", type=user_path, help=what)
+    parser.add_argument(
+        "after", metavar="B", type=user_path, help="the same; exit status 1 if it is significantly worse"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def plan(parser: argparse.ArgumentParser) -> None:

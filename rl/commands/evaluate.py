@@ -7,17 +7,23 @@ torchrun --nproc_per_node 8 -m rl.cli evaluate RECIPE --output scores        the
 import argparse
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from accelerate import Accelerator
 
+from rl.checkpoint.layout import CHECKPOINT
 from rl.config.recipe import load_recipe
 from rl.config.sections import Recipe
+from rl.data.questions import QuestionRecord
 from rl.distributed.setup import world_size
 from rl.evaluation.evaluate import Evaluation
 from rl.evaluation.understanding import Understanding
-from rl.policy.loading import checkpoint_of, load_policy
+from rl.policy.evaluated import NamedModel, named_model
+from rl.policy.loading import checkpoint_of
 from rl.policy.rollout import DrawSettings
+from rl.records.environment import environment
+from rl.run.folder import RunFolder
 from rl.run.pictures import sample_grid
 from rl.run.records import json_ready
 from rl.scoring.scorer import LocalScorer, ScoredList
@@ -31,7 +37,7 @@ from rl.trainer.build import (
     held_out_questions,
     load_decoder,
 )
-from uniar.checkpoint import load_processor, resolve_checkpoint
+from uniar.checkpoint import load_processor
 from uniar.errors import UserError
 from uniar.inspection import inspect_checkpoint
 from uniar.placement import choose_device
@@ -51,10 +57,11 @@ def run(arguments: argparse.Namespace) -> None:
             remove_unfinished(arguments.output, "*")
     rewards = build_eval_rewards(recipe, records) if records else None
     if arguments.model:
-        source = resolve_checkpoint(arguments.model)
-        inspect_checkpoint(source, decoder=bool(records))
+        named = named_model(arguments.model)
+        inspect_checkpoint(named.source, decoder=bool(records))
     else:
-        source = checkpoint_of(recipe.model)
+        named = NamedModel(checkpoint_of(recipe.model))
+    source = named.source
     if records:
         check_model(recipe, source)
     processor = load_processor(source)
@@ -63,7 +70,8 @@ def run(arguments: argparse.Namespace) -> None:
     # Of several processes each has a device of its own, whichever was named.
     accelerator = Accelerator(cpu=device.type == "cpu") if world_size() > 1 else None
     device = device if accelerator is None else accelerator.device
-    model = load_policy(recipe.model, source).to(device).eval()
+    average = named.trained is not None and recipe.evaluate.ema
+    model = named.load(recipe.model, average=average).to(device).eval()
     evaluation = understanding = None
     if records:
         decoder = load_decoder(recipe, source, device)
@@ -76,14 +84,15 @@ def run(arguments: argparse.Namespace) -> None:
     if questions:
         understanding = build_examiner(recipe, questions, processor).run(model, accelerator)
     if accelerator is None or accelerator.is_main_process:
-        _report(recipe, source, evaluation, understanding, arguments.output)
+        _report(recipe, named.trained or source, evaluation, understanding, questions, arguments.output)
 
 
 def _report(
     recipe: Recipe,
-    source: Path,
+    checkpoint: Path,
     evaluation: Evaluation | None,
     understanding: Understanding | None,
+    questions: Sequence[QuestionRecord],
     output: Path | None,
 ) -> None:
     metrics = {name: value for part in (evaluation, understanding) if part for name, value in part.metrics().items()}
@@ -97,12 +106,21 @@ def _report(
 
     settings = {name: dataclasses.asdict(getattr(recipe, name)) for name in ("evaluate", "understanding")}
     with writing(output):
-        write("scores.json", {"checkpoint": str(source), "recipe": recipe.source, **settings, "metrics": metrics})
+        write("scores.json", {"checkpoint": str(checkpoint), "recipe": recipe.source, **settings, "metrics": metrics})
         if understanding is not None:
             write("understanding.json", understanding.columns())
-        if evaluation is not None and evaluation.details:
-            write("details.json", evaluation.details)
+        write("environment.json", environment(world_size()))
+        folder = RunFolder(output)
+        folder.save_evaluation(_step_of(checkpoint), evaluation, understanding)
+        if questions:
+            folder.save_questions(questions, recipe.records.picture_size)
         if evaluation is not None and evaluation.shown:
             tiles = [(image, record.prompt, total) for record, image, total in evaluation.shown]
             sample_grid(tiles, output / "samples.png", notes=evaluation.notes)
     print(f"written to {output}")
+
+
+def _step_of(checkpoint: Path) -> int:
+    """The update that a checkpoint is of, as far as its name tells; else 0."""
+    number = checkpoint.name.removeprefix(CHECKPOINT)
+    return int(number) if number.isdecimal() else 0

@@ -6,13 +6,12 @@ from pathlib import Path
 from huggingface_hub import HfApi
 
 from rl.checkpoint.folders import checkpoints, fault
-from rl.checkpoint.layout import CONFIG, MANIFEST
+from rl.checkpoint.layout import MANIFEST
 from rl.checkpoint.tensor_files import main_dtype, parse_size
-from rl.config.recipe import load_recipe
 from rl.export.model_card import model_card, origin_of
 from rl.export.verify import verify
 from rl.export.writing import export_adapter, export_checkpoint
-from rl.policy.loading import checkpoint_of
+from rl.policy.evaluated import source_of
 from uniar.checkpoint import resolve_checkpoint
 from uniar.errors import UserError
 from uniar.reading.files import reason_of
@@ -69,4 +68,4 @@ def push_to_hub(folder: Path, repository: str, *, private: bool = False) -> str:
 def _source(checkpoint: Path, named: str | None) -> Path:
     if named:
         return resolve_checkpoint(named)
-    return checkpoint_of(load_recipe(checkpoint.parent / CONFIG).model)
+    return source_of(checkpoint)

@@ -225,6 +225,25 @@ class WatchSection:
 
 
 @dataclasses.dataclass(frozen=True)
+class RecordsSection:
+    """What a run keeps to be looked at, besides its metrics: see [reports](reports.md)."""
+
+    picture_size: int | None = setting(
+        "Longest side, in pixels, of the pictures that are kept of held-out samples and of training groups; null: as "
+        "large as they are drawn.",
+        256,
+        ge=1,
+    )
+    groups_every: int | None = setting(
+        "Updates between two rollouts of which training groups are kept, with their advantages; null: none are.",
+        50,
+        ge=1,
+    )
+    groups: int = setting("Prompts whose groups are kept of such a rollout.", 4, ge=1)
+    report: bool = setting("Write report.html after each evaluation.", True)
+
+
+@dataclasses.dataclass(frozen=True)
 class Recipe:
     """A whole recipe, defaults filled in."""
 
@@ -239,6 +258,7 @@ class Recipe:
         "Questions about pictures: held-out questions, and a KL term on answers.", factory=UnderstandingSection
     )
     algorithm: AlgorithmSection = setting("The loss.", factory=AlgorithmSection)
+    records: RecordsSection = setting("What is kept to be looked at.", factory=RecordsSection)
     watch: WatchSection = setting("What ends or interrupts a run that goes wrong.", factory=WatchSection)
     trainer: dict[str, Any] = setting(
         "Arguments of TRL's GRPOConfig and transformers' TrainingArguments, by their own names.", factory=dict

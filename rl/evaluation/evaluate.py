@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 import torch
 from PIL import Image
 from torch import Tensor
@@ -15,6 +16,7 @@ from rewards import RewardSuite, RewardTable
 from rl.data.prompts import PromptRecord
 from rl.distributed.sharing import fixed_batches, in_order, share_of
 from rl.policy.rollout import DrawSettings, Sample, draw
+from rl.records.rows import PICTURE_SIZE, load_stored, picture_of, said_of, sample_rows
 from rl.scoring.pipeline import chunk_size
 from rl.scoring.scorer import Scorer, Scores
 from uniar.errors import UserError
@@ -22,6 +24,7 @@ from uniar.errors import UserError
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from rl.config.sections import Recipe
     from uniar.modeling_uniar import UniARForConditionalGeneration
 
 
@@ -64,6 +67,8 @@ class Evaluation:
 
     notes: list[str] = field(default_factory=list)
     """the details of what is shown, as a line of text each"""
+    rows: pa.Table | None = None
+    """all N samples, as rl/records/rows.py has them"""
 
     @property
     def mean(self) -> float:
@@ -115,6 +120,21 @@ def paired_gain(before: Tensor, after: Tensor) -> tuple[float, float]:
     return gain.nanmean().item(), standard_error(gain)
 
 
+def held_out_otherwise(recipe: "Recipe") -> str | None:
+    """In what the held-out score is set otherwise than the training one, so that the two are not to be compared; None
+    where they are alike."""
+    trained, held_out = DrawSettings.for_training(recipe), DrawSettings.for_evaluation(recipe)
+    differences = ["other rewards"] if recipe.eval_rewards and recipe.eval_rewards != recipe.rewards else []
+    for name, label in (
+        ("temperature", "temperature"),
+        ("guidance_scale", "guidance"),
+        ("num_inference_steps", "decoding steps"),
+    ):
+        if getattr(trained, name) != getattr(held_out, name):
+            differences.append(f"{label} {getattr(held_out, name) or 'off'}")
+    return ", ".join(differences) or None
+
+
 class Evaluator:
     """Holds what an evaluation needs besides the policy."""
 
@@ -127,50 +147,43 @@ class Evaluator:
         *,
         samples_per_prompt: int = 1,
         grid_prompts: int = 8,
+        picture_size: int | None = PICTURE_SIZE,
     ) -> None:
+        """picture_size: longest side of the pictures that are kept; None: as they are."""
         self.samples = [Sample(record, index) for record in records for index in range(samples_per_prompt)]
         self.shown = range(0, min(grid_prompts, len(records)) * samples_per_prompt, samples_per_prompt)
         size = samples_at_once(samples_per_prompt, settings.decode_batch_size)
         self.batches = fixed_batches(len(self.samples), size)
-        self.processor, self.scorer, self.settings = processor, scorer, settings
+        self.processor, self.scorer, self.settings, self.picture_size = processor, scorer, settings, picture_size
 
     def run(self, model: "UniARForConditionalGeneration", accelerator: "Accelerator | None" = None) -> Evaluation:
         """Evaluates `model`. Several processes share the batches; all return the same scores, however many they are."""
         started = time.perf_counter()
         tables: dict[int, RewardTable] = {}
-        images: dict[int, Image.Image] = {}
+        pictures: dict[int, bytes] = {}
         begun: tuple[range, Scores] | None = None
         for numbers in share_of(self.batches, accelerator):
             samples = [self.samples[number] for number in numbers]
             bits = draw(model, self.processor, samples, self.settings).rollout.bits
             # Another process has scored the batch before meanwhile.
-            self._finish(begun, tables, images)
-            keep = [place for place, number in enumerate(numbers) if number in self.shown]
+            self._finish(begun, tables, pictures)
+            keep = range(len(samples))
             begun = numbers, self.scorer.begin(bits, samples, policy=nullcontext(model), keep=keep)
-        self._finish(begun, tables, images)
+        self._finish(begun, tables, pictures)
         table = RewardTable.cat(in_order(tables, accelerator))
         totals = total_scores(self.scorer.rewards.terms(table.values), table.weights, table.failed)
-        images = in_order(images, accelerator)
-        shown = [(self.samples[n].record, image, totals[n].item()) for n, image in zip(self.shown, images, strict=True)]
-        notes = [_note({name: rows[n] for name, rows in table.details.items()}) for n in self.shown]
+        rows = sample_rows(self.samples, self.settings, table, totals.tolist(), in_order(pictures, accelerator))
+        stored, said = rows["picture"], rows["details"]
+        shown = [(self.samples[n].record, load_stored(stored[n].as_py()), totals[n].item()) for n in self.shown]
+        notes = [said_of(said[n].as_py()) for n in self.shown]
         seconds = time.perf_counter() - started
-        return Evaluation(self.scorer.rewards.names, table.values, totals, shown, seconds, table.details, notes)
+        return Evaluation(self.scorer.rewards.names, table.values, totals, shown, seconds, table.details, notes, rows)
 
     def _finish(
-        self, begun: tuple[range, Scores] | None, tables: dict[int, RewardTable], images: dict[int, Image.Image]
+        self, begun: tuple[range, Scores] | None, tables: dict[int, RewardTable], pictures: dict[int, bytes]
     ) -> None:
         if begun is None:
             return
         numbers, scores = begun
         drawn, tables[numbers.start] = scores()
-        images.update({n: image for n, image in zip(numbers, drawn, strict=True) if n in self.shown})
-
-
-def _note(details: Mapping[str, Mapping[str, Any] | None]) -> str:
-    """What rewards say about one sample: their `why`, else all they say."""
-    said = []
-    for name, entries in details.items():
-        if entries:
-            text = entries["why"] if "why" in entries else ", ".join(f"{key} {value}" for key, value in entries.items())
-            said.append(f"{name}: {text}")
-    return "; ".join(said)
+        pictures.update({n: picture_of(image, self.picture_size) for n, image in zip(numbers, drawn, strict=True)})

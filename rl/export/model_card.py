@@ -4,7 +4,6 @@ import platform
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,12 @@ from rl.config.recipe import load_recipe
 from rl.config.sections import Recipe
 from rl.evaluation.evaluate import paired_gain
 from rl.evaluation.understanding import ANSWER_SCORES
+from rl.records.environment import versions
 from rl.run.folder import RunFolder
 from rl.run.records import scores_in
 from uniar.errors import UserError
 from uniar.reading.yaml_files import dump_yaml
 from uniar.shareable import shareable
-
-PACKAGES = ("uniar-rl", "torch", "transformers", "trl", "peft", "accelerate", "deepspeed", "diffusers", "safetensors")
 
 LOADING = """\
 import torch
@@ -244,12 +242,7 @@ def _how_it_was_made(origin: Origin) -> str:
 
 
 def _versions() -> str:
-    found = []
-    for package in PACKAGES:
-        try:
-            found.append(f"{package} {version(package)}")
-        except PackageNotFoundError:
-            continue  # not needed to export
+    found = [f"{package} {number}" for package, number in versions().items()]
     return f"Exported with {', '.join(found)}, Python {platform.python_version()}.\n"
 
 

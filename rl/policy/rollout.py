@@ -83,6 +83,10 @@ class DrawSettings:
             show_progress=drawn.show_progress,
         )
 
+    def bits_seed(self, sample: Sample, step: int) -> int:
+        """Seed of the uniforms that a sample's bits are drawn from."""
+        return seed_of("bits", self.seed, step, sample.record.id, sample.index)
+
 
 @dataclass(frozen=True)
 class Drawn:
@@ -113,7 +117,7 @@ def draw(
     Raises UserError for an input image that cannot be opened, and for prompts with and without one in the same batch.
     """
     prompt, prompt_index = _prefixes(model, processor, samples, settings)
-    seeds = [seed_of("bits", settings.seed, step, sample.record.id, sample.index) for sample in samples]
+    seeds = [settings.bits_seed(sample, step) for sample in samples]
     drawn = rollout(
         model,
         prompt,

@@ -13,6 +13,7 @@ from rl.checkpoint.resumed_recipe import check_resumed
 from rl.config.grpo_config import RunConfig
 from rl.config.recipe import blamed_on
 from rl.config.sections import Recipe
+from rl.records.environment import environment
 from rl.run.data_state import check_unchanged
 from rl.run.finished import finished, require_a_way_on
 from rl.run.folder import RunFolder
@@ -70,6 +71,7 @@ def claim_folder(
             chosen = [Claimed(folder, _start_of(folder, recipe, resume, data) if goes_on else None)]
             folder.write_config(recipe)
             folder.write_data(data)
+            folder.write_environment(environment(args.world_size))
     (claimed,) = broadcast_object_list(chosen)
     args.describe(replace(recipe, output_dir=str(claimed.folder.path)))
     return claimed

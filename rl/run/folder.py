@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -20,15 +21,17 @@ from rl.checkpoint.folder_lock import FolderLock
 from rl.checkpoint.folders import checkpoints
 from rl.config.deepspeed_file import with_deepspeed_settings
 from rl.config.sections import Recipe
+from rl.data.questions import QuestionRecord
 from rl.evaluation.evaluate import Evaluation
 from rl.evaluation.understanding import ANSWER_SCORES, Understanding
+from rl.records.rows import question_rows, write_rows, write_table
 from rl.run.data_state import HELD_OUT
 from rl.run.records import append_lines, json_ready, read_evaluation, read_lines, samples_of, scores_in
 from uniar.errors import UserError
 from uniar.reading.files import read_json, remove_unfinished, write_whole
 from uniar.reading.plugins import from_current_folder
 
-_OF_A_STEP = re.compile(r"(?:step|details)-(\d+)")
+_OF_A_STEP = re.compile(r"step-(\d+)")
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +47,9 @@ class RunFolder:
         self.plot = self.path / layout.PLOT
         self.samples = self.path / layout.SAMPLES
         self.evaluations = self.path / layout.EVALUATIONS
+        self.groups = self.path / layout.GROUPS
+        self.environment = self.path / layout.ENVIRONMENT
+        self.report = self.path / layout.REPORT
         self.best = self.path / layout.BEST
         self.best_step = self.path / layout.BEST_STEP
         self.final = self.path / layout.FINAL
@@ -90,7 +96,7 @@ class RunFolder:
     def take(self, lock: FolderLock | None = None) -> None:
         """Makes the folder if need be, and keeps other runs out of it. Raises UserError where that cannot be."""
         try:
-            for part in (self.samples, self.evaluations):
+            for part in (self.samples, self.evaluations, self.groups):
                 part.mkdir(parents=True, exist_ok=True)
             if lock is not None:
                 lock.take(self.path)
@@ -113,8 +119,15 @@ class RunFolder:
 
     def write_data(self, data: dict[str, dict[str, Any]]) -> None:
         """Writes what the prompts and questions of the run are (rl/run/data_state.py)."""
+        self._write_json(self.data, data)
+
+    def write_environment(self, environment: dict[str, Any]) -> None:
+        """Writes what the run, or its part since it was resumed, is run on (rl/records/environment.py)."""
+        self._write_json(self.environment, environment)
+
+    def _write_json(self, file: Path, content: dict[str, Any]) -> None:
         try:
-            write_whole(self.data, json.dumps(data, indent=2) + "\n")
+            write_whole(file, json.dumps(content, indent=2) + "\n")
         except OSError as error:
             raise self._unwritable(error) from error
 
@@ -165,7 +178,7 @@ class RunFolder:
         """Drops the lines, evaluations, pictures and the best model of later steps, which a resumed run makes again, or
         not at all; and what is damaged or was never finished, with a warning."""
         remove_unfinished(self.path, "*", "*/*")
-        for file in (*self.evaluations.iterdir(), *self.samples.iterdir()):
+        for file in (file for part in (self.evaluations, self.samples, self.groups) for file in part.iterdir()):
             number = _OF_A_STEP.fullmatch(file.stem)
             if number is None or not file.is_file():
                 continue
@@ -215,12 +228,20 @@ class RunFolder:
         if evaluation is not None:
             columns = dict(zip(evaluation.names, evaluation.values.T.tolist(), strict=True))
             found |= {"total": evaluation.totals.tolist(), **columns}
-            if evaluation.details:
-                details = json.dumps(json_ready(evaluation.details))
-                write_whole(self.evaluations / f"details-{step:06d}.json", details + "\n")
+            if evaluation.rows is not None:
+                write_rows(self.rows(step), evaluation.rows, step)
         if understanding is not None:
             found["understanding"] = understanding.columns()
+        file.parent.mkdir(exist_ok=True)
         write_whole(file, json.dumps(json_ready(found)) + "\n")
+
+    def save_questions(self, questions: Sequence[QuestionRecord], picture_size: int | None) -> None:
+        """The held-out questions, in the order of their answers."""
+        write_table(self.evaluations / "questions.parquet", question_rows(questions, picture_size))
+
+    def save_groups(self, step: int, rows: pa.Table) -> None:
+        """Samples that update `step` is trained on, with their advantages."""
+        write_rows(self.groups / f"step-{step:06d}.parquet", rows, step)
 
     def evaluated_at(self, step: int) -> tuple[bool, bool]:
         """Whether the held-out prompts have been drawn, and the held-out questions asked, after update `step`; not, if
@@ -245,6 +266,10 @@ class RunFolder:
         self._keep_lines(
             self.metrics, lambda line: line["step"] != step or not any(key.startswith("eval_") for key in line)
         )
+
+    def rows(self, step: int) -> Path:
+        """The file of every held-out sample of an evaluation."""
+        return self.evaluations / f"step-{step:06d}.parquet"
 
     def _evaluation(self, step: int) -> Path:
         return self.evaluations / f"step-{step:06d}.json"

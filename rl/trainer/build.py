@@ -144,21 +144,6 @@ def build_eval_rewards(
     return suite
 
 
-def held_out_otherwise(recipe: Recipe) -> str | None:
-    """In what the held-out score is set otherwise than the training one, so that the two are not to be compared; None
-    where they are alike."""
-    trained, held_out = DrawSettings.for_training(recipe), DrawSettings.for_evaluation(recipe)
-    differences = ["other rewards"] if recipe.eval_rewards and recipe.eval_rewards != recipe.rewards else []
-    for name, label in (
-        ("temperature", "temperature"),
-        ("guidance_scale", "guidance"),
-        ("num_inference_steps", "decoding steps"),
-    ):
-        if getattr(trained, name) != getattr(held_out, name):
-            differences.append(f"{label} {getattr(held_out, name) or 'off'}")
-    return ", ".join(differences) or None
-
-
 def load_decoder(recipe: Recipe, source: Path, device: torch.device | str) -> UniARVisualDecoder:
     where = device if recipe.decode.device == "gpu" else "cpu"
     return UniARVisualDecoder.from_pretrained(
@@ -197,4 +182,5 @@ def build_evaluator(
         DrawSettings.for_evaluation(recipe),
         samples_per_prompt=recipe.evaluate.samples_per_prompt,
         grid_prompts=recipe.evaluate.grid_prompts,
+        picture_size=recipe.records.picture_size,
     )

@@ -1,5 +1,7 @@
 """What happens beside the updates: held-out evaluation, metrics, plots, sample grids, the console."""
 
+import logging
+import time
 from collections.abc import Callable, Iterator
 from copy import copy
 from pathlib import Path
@@ -15,14 +17,19 @@ from rl.config.grpo_config import RunConfig, flat
 from rl.evaluation.evaluate import Evaluator
 from rl.evaluation.understanding import Examiner
 from rl.policy.rollout import Sample
+from rl.records.mirror import to_tensorboard, to_wandb
+from rl.report.page import write_report
 from rl.run.folder import RunFolder
 from rl.run.pictures import plot_metrics, sample_grid
 from rl.trainer.stopping import Stopper
+from uniar.reading.files import reason_of
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
     from rl.trainer.trainer import UniARTrainer
+
+logger = logging.getLogger(__name__)
 
 PLOT_EVERY = 20
 """Updates between two refreshes of the plot; an evaluation refreshes it too."""
@@ -61,6 +68,7 @@ class RunCallback(TrainerCallback):
         self.held_out_as = held_out_as
         self._drawn_step: int | None = None
         self._asked_step: int | None = None
+        self._report_failed = False
         self._scored: tuple[list[Sample], RewardTable] | None = None
 
     def attach(self, trainer: "UniARTrainer") -> None:
@@ -77,6 +85,8 @@ class RunCallback(TrainerCallback):
             self.folder.go_back_to(self.trainer.resumed_from, state.global_step)
             done = list(self.folder.evaluated_at(state.global_step))
             self._report_settings(args)
+            if self.examiner is not None:
+                self.folder.save_questions(self.examiner.questions, self.trainer.recipe.records.picture_size)
         drawn, asked = broadcast_object_list(done)
         self._drawn_step, self._asked_step = (state.global_step if it else None for it in (drawn, asked))
         if self.at_start and state.global_step == 0:
@@ -109,7 +119,7 @@ class RunCallback(TrainerCallback):
     ) -> None:
         if not state.is_world_process_zero or not logs or "train_runtime" in logs:
             return  # the last: transformers' means over what this process has trained, which may be a part of the run
-        self.folder.append(state.global_step, logs)
+        self.folder.append(state.global_step, {**logs, "time": round(time.time(), 3)})
         if self._scored is not None:
             samples, table = self._scored
             self.folder.append_details(state.global_step, [sample.record.prompt for sample in samples], table)
@@ -161,11 +171,24 @@ class RunCallback(TrainerCallback):
         self.trainer.callback_handler.on_log(args, state, copy(control), metrics)
         if not state.is_world_process_zero:
             return
-        if evaluation is not None and evaluation.shown:
+        self.write_report()
+        if self.evaluator is not None and evaluation is not None and evaluation.shown:
             path = self.folder.samples / f"step-{step:06d}.png"
             tiles = [(image, record.prompt, total) for record, image, total in evaluation.shown]
             sample_grid(tiles, path, notes=evaluation.notes)
-            self._report_picture(path, step)
+            to_tensorboard(self._tensorboards(), evaluation.rows, self.evaluator.shown, step)
+            if "wandb" in (self.trainer.args.report_to or []):
+                to_wandb(evaluation.rows, self.evaluator.shown, step)
+
+    def write_report(self, running: bool = True) -> None:
+        """The page of the run so far. What goes wrong with it is said once and ends no run."""
+        if not self.trainer.recipe.records.report or self._report_failed:
+            return
+        try:
+            write_report([self.folder.path], self.folder.report, running=running)
+        except Exception as error:
+            self._report_failed = True
+            logger.warning("%s is not written: %s.", self.folder.report, reason_of(error))
 
     def _report_settings(self, args: RunConfig) -> None:
         """To TensorBoard's table of runs; other reporters ask `args` for them."""
@@ -176,21 +199,6 @@ class RunCallback(TrainerCallback):
         for callback in self.trainer.callback_handler.callbacks:
             if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:
                 yield callback.tb_writer
-
-    def _report_picture(self, path: Any, step: int) -> None:
-        """To TensorBoard and W&B, where the run reports to them."""
-        import numpy as np
-        from PIL import Image
-
-        with Image.open(path, formats=("PNG",)) as image:
-            pixels = np.asarray(image.convert("RGB"))
-        for writer in self._tensorboards():
-            writer.add_image("samples", pixels, step, dataformats="HWC")
-        if "wandb" in (self.trainer.args.report_to or []):
-            import wandb
-
-            if wandb.run is not None:
-                wandb.log({"samples": wandb.Image(pixels)})
 
 
 def _console_line(state: TrainerState, logs: dict[str, float]) -> str:

@@ -24,6 +24,7 @@ from rl.checkpoint.layout import CHECKPOINT, SAVING
 from rl.checkpoint.resume import apply_settings, forward_schedule, settings_of_groups
 from rl.checkpoint.stateful_callback import StatefulCallback
 from rl.policy.loading import base_model
+from rl.records.environment import peak_memory_gb
 from rl.run.folder import RunFolder
 from rl.trainer.gradient_size import GradientSize
 from uniar.seeds import seed_of
@@ -67,6 +68,7 @@ class ResumableGRPOTrainer(GRPOTrainer):
         self.resumed_from: Path | None = None
         self._saving = False
         self._seconds: dict[str, float] = {}
+        self._drawn = {"images": 0, "tokens": 0}
         self._logged_step = 0
         self._first_rollout_step: int | None = None
         self._gradient_size: GradientSize | None = None
@@ -225,6 +227,10 @@ class ResumableGRPOTrainer(GRPOTrainer):
         steps = self.state.global_step - self._logged_step
         if "loss" in logs and steps > 0:
             logs |= {f"seconds/{name}": total / steps for name, total in self._seconds.items()}
+            logs |= {f"throughput/{name}": count / steps for name, count in self._drawn.items()}
+            logs["throughput/images_per_second"] = self._drawn["images"] / sum(self._seconds.values())
+            logs["memory/peak_gb"] = peak_memory_gb()
+            self._drawn = dict.fromkeys(self._drawn, 0)
             self._seconds.clear()
             self._logged_step = self.state.global_step
         if "grad_norm" in logs:
@@ -232,6 +238,10 @@ class ResumableGRPOTrainer(GRPOTrainer):
                 self._gradient_size = GradientSize(self.trained_parameters().values(), self.args)
             logs |= self._gradient_size.metrics(logs["grad_norm"])
         super().log(logs, start_time)
+
+    def count_drawn(self, images: int, tokens: int) -> None:
+        """Called with each round of a rollout: what all processes draw together."""
+        self._drawn = {"images": self._drawn["images"] + images, "tokens": self._drawn["tokens"] + tokens}
 
     def record(self, metrics: Mapping[str, float], kinds: Mapping[str, Kind] | None = None) -> None:
         """For the next log: it has means over its updates, but for what `kinds` says is the largest or smallest."""

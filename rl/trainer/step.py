@@ -29,6 +29,7 @@ from rl.policy.text_kl import TextKL
 from rl.scoring.scorer import Scorer, Scores
 from rl.scoring.straddling import begin_in_groups
 from rl.trainer.extensions.collection import TrainerExtensions
+from rl.trainer.groups import GroupRecorder, GroupsSeen
 from rl.trainer.step1_check import PARTS, compared, mismatch_of, parts
 from rl.trainer.train_batch import TrainBatch, joined
 from rl.trainer.watch import Watch
@@ -54,12 +55,15 @@ class Step:
         text_kl: TextKL | None,
         extensions: TrainerExtensions,
         scores_seen: ScoresSeen,
+        groups_seen: GroupsSeen,
     ) -> None:
-        """scores_seen: called with the samples of this process and their scores, once per rollout."""
+        """scores_seen: called with the samples of this process and their scores, once per rollout. groups_seen: see
+        `GroupRecorder`."""
         self.trainer, self.recipe, self.processor, self.scorer = trainer, recipe, processor, scorer
         self.watch, self.reference, self.text_kl, self.scores_seen = watch, reference, text_kl, scores_seen
         self.settings, self.guidance = DrawSettings.for_training(recipe), recipe.rollout.guidance_settings
         self.loss_settings, self.kl_control = recipe.algorithm.loss_settings, extensions.kl_control
+        self.groups = GroupRecorder(trainer, recipe, scorer, groups_seen)
         others: dict[str, Kind] = dict.fromkeys(("guidance/mismatch", "understanding/kl", "loss"), "mean")
         self.metrics = UpdateMetrics({**METRICS, **PARTS, **others})
         self.dynamic_sampling: DynamicSampling | None = None
@@ -85,9 +89,10 @@ class Step:
         batch = self._replayed(TrainBatch(drawn.rollout.bits, drawn.prompt, drawn.unconditional, drawn.gaps))
         _, scored = scores()
         table = gathered(scored, self.processes)
-        advantages = self._advantages(table, samples, scored)
         first = self.processes.process_index * len(samples)
-        return replace(batch, advantages=advantages[first : first + len(samples)])
+        advantages = self._advantages(table, samples, scored)[first : first + len(samples)]
+        self.groups.trained(samples, advantages)
+        return replace(batch, advantages=advantages)
 
     def _collect_informative(self, sampling: DynamicSampling, share: int) -> TrainBatch:
         """The same with dynamic sampling: groups whose scores do not differ are replaced before anything is
@@ -106,7 +111,9 @@ class Step:
         rollout = filled.rollout
         drawn = Gaps(rollout.gap_cond, rollout.gap_uncond)
         batch = self._replayed(TrainBatch(rollout.bits, prompt, unconditional, drawn))
-        return replace(batch, advantages=self._advantages(filled.table)[filled.rows])
+        advantages = self._advantages(filled.table)[filled.rows]
+        self.groups.trained(filled.samples, advantages)
+        return replace(batch, advantages=advantages)
 
     def _draw(self, samples: list[Sample], count: int) -> tuple[Drawn, Scores]:
         """Bits from the policy as it is; decoding and scoring begins with them. samples: this process's share of
@@ -123,9 +130,11 @@ class Step:
             count=count,
             policy=self.trainer.policy,
             step=step,
+            keep=range(len(samples)) if self.groups.wanted else (),
             phase=self.trainer.phase,
         )
-        return drawn, scores
+        self.trainer.count_drawn(count, count * drawn.rollout.bits.shape[1])
+        return drawn, self.groups.watching(samples, scores)
 
     def _replayed(self, batch: TrainBatch) -> TrainBatch:
         """With the gaps, teacher-forced, of the old policy, where one is needed, and of the reference."""

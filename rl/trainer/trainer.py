@@ -20,6 +20,7 @@ from rl.policy.rollout import Sample
 from rl.policy.text_kl import TextKL
 from rl.scoring.scorer import Scorer
 from rl.trainer.extensions.collection import TrainerExtensions
+from rl.trainer.groups import GroupsSeen
 from rl.trainer.resumable import ResumableGRPOTrainer
 from rl.trainer.step import ScoresSeen, Step
 from rl.trainer.train_batch import TrainBatch
@@ -47,8 +48,10 @@ class UniARTrainer(ResumableGRPOTrainer):
         callbacks: Sequence[TrainerCallback] = (),
         only_weights: bool = False,
         scores_seen: ScoresSeen = lambda samples, scored: None,
+        groups_seen: GroupsSeen = lambda step, rows: None,
     ) -> None:
-        """scores_seen: called with this process's samples and their scores, once per rollout."""
+        """scores_seen: called with this process's samples and their scores, once per rollout. groups_seen: see
+        rl/trainer/groups.py."""
         self.recipe, self.records, self.reference = recipe, list(records), reference
         self.extensions = extensions or TrainerExtensions()
         prompts = Dataset.from_dict(
@@ -64,7 +67,9 @@ class UniARTrainer(ResumableGRPOTrainer):
             callbacks=callbacks,
             only_weights=only_weights,
         )
-        self.step = Step(self, recipe, processor, scorer, watch, reference, text_kl, self.extensions, scores_seen)
+        self.step = Step(
+            self, recipe, processor, scorer, watch, reference, text_kl, self.extensions, scores_seen, groups_seen
+        )
 
     def evaluated_weights(self) -> AbstractContextManager:
         """The weights that the recipe has evaluated and exported are the policy's inside the block. Collective."""

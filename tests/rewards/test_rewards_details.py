@@ -14,6 +14,7 @@ from rewards.contract.protocol import split_details
 from rl.config.recipe import recipe_from_mapping
 from rl.data.prompts import PromptRecord
 from rl.evaluation.evaluate import Evaluator
+from rl.records.rows import read_rows
 from rl.run.pictures import sample_grid
 from rl.scoring.scorer import LocalScorer, ScoredList
 from rl.train import train
@@ -198,8 +199,8 @@ def test_a_run_keeps_them(nano_checkpoint, tmp_path):
         assert line["details"] == {"spoken": {"why": f"has {letters} letters"}}
         assert line["scores"]["spoken"] == letters / 10
         assert line["scores"]["compressibility"] < 0
-    kept = json.loads((folder.evaluations / "details-000002.json").read_text())
-    assert kept == {"spoken": [{"why": f"has {len(prompt)} letters"} for prompt in prompts]}
+    kept = [json.loads(details) for details in read_rows(folder.rows(2))["details"].to_pylist()]
+    assert kept == [{"spoken": {"why": f"has {len(prompt)} letters"}} for prompt in prompts]
     assert set(folder.evaluated_totals()) == {2}
     folder.forget_after(1)
     assert len(folder.details.read_text().splitlines()) == 4

@@ -116,7 +116,8 @@ def test_a_resumed_run_leaves_no_evaluation_behind_that_it_may_not_make_again(tm
     folder = RunFolder.claim(recipe_into(tmp_path / "run"))
     for step in (10, 20):
         (folder.evaluations / f"step-{step:06d}.json").write_text('{"total": [0.5]}')
-        (folder.evaluations / f"details-{step:06d}.json").write_text("{}")
+        (folder.evaluations / f"step-{step:06d}.parquet").touch()
+        (folder.groups / f"step-{step:06d}.parquet").touch()
         (folder.samples / f"step-{step:06d}.png").touch()
     (folder.samples / "mine.png").touch()
     folder.best.mkdir()
@@ -129,7 +130,8 @@ def test_a_resumed_run_leaves_no_evaluation_behind_that_it_may_not_make_again(tm
     assert not folder.best_step.exists()
     assert set(folder.evaluated_totals()) == {10}
     kept = sorted(file.name for file in (*folder.evaluations.iterdir(), *folder.samples.iterdir()))
-    assert kept == ["details-000010.json", "mine.png", "step-000010.json", "step-000010.png"]
+    assert kept == ["mine.png", "step-000010.json", "step-000010.parquet", "step-000010.png"]
+    assert [file.name for file in folder.groups.iterdir()] == ["step-000010.parquet"]
 
 
 def test_a_process_that_is_killed_leaves_what_is_known_of_the_best_model(tmp_path, monkeypatch):

@@ -48,10 +48,9 @@ def test_same_scores_with_and_without(settings, tmp_path):
         "grad_norm",
     ):
         assert logged(there, key) == logged(here, key), key
-    for name in ("details.jsonl", "evaluations/details-000003.json"):
-        assert (there.path / name).exists() == (here.path / name).exists()
-        if (here.path / name).exists():
-            assert (there.path / name).read_text() == (here.path / name).read_text()
+    for name in ("evaluations/step-000003.parquet", "groups/step-000001.parquet"):
+        assert (there.path / name).read_bytes() == (here.path / name).read_bytes()
+    assert there.details.exists() == here.details.exists()
     assert (there.samples / "step-000003.png").read_bytes() == (here.samples / "step-000003.png").read_bytes()
     assert output.strip().splitlines()[-1].startswith("held-out reward: ")
 

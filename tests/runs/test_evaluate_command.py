@@ -10,6 +10,7 @@ import pytest
 
 from rl.cli import main
 from rl.config.recipe import load_recipe
+from rl.records.rows import read_rows
 from rl.run.folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
@@ -65,6 +66,9 @@ def test_a_runs_config_scores_the_same_on_any_number_of_processes(recipe, tmp_pa
     assert done.stdout.count(f"reward: {one['eval_reward']:.4f}") == 1
     grids = [(tmp_path / name / "samples.png").read_bytes() for name in ("one", "three")]
     assert grids[0] == grids[1]
+    rows, again = (read_rows(RunFolder(tmp_path / name).rows(0)) for name in ("one", "three"))
+    assert rows == again
+    assert len(set(zip(rows["id"].to_pylist(), rows["sample"].to_pylist(), strict=True))) == len(rows) == 20
 
 
 def test_what_has_no_number_is_null(recipe, tmp_path):

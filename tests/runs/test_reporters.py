@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 import wandb
-from support.training_runs import run, small_recipe
+from support.training_runs import COLOURS, run, small_recipe
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from wandb.proto.wandb_internal_pb2 import Record
 
 from rl.config.grpo_config import grpo_config
 from rl.config.recipe import recipe_from_mapping
-from rl.trainer.build import held_out_otherwise
+from rl.evaluation.evaluate import held_out_otherwise
 from rl.trainer.wandb_session import refusal, reporting
 from uniar.configuration_uniar import UniARConfig
 
@@ -64,9 +64,13 @@ def test_tensorboard_and_wandb_get_metrics_pictures_and_the_recipe(settings, tmp
         assert name in scalars, name
     assert [event.step for event in events.Scalars("train/reward")] == [1, 2]
     assert [event.step for event in events.Scalars("eval/reward")] == [0, 2]
-    pictures = events.Images("samples")
+    tags = sorted(events.Tags()["images"])
+    assert [tag.split(" ", 1)[1] for tag in tags] == [f"a {colour} square" for colour in COLOURS]
+    pictures = events.Images(tags[0])
     assert [picture.step for picture in pictures] == [0, 2]
     assert pictures[0].encoded_image_string.startswith(b"\x89PNG")
+    (caption, _) = events.Tensors(f"{tags[0]}/text_summary")
+    assert caption.tensor_proto.string_val[0].startswith(b"a red square | total 0.")
     (args,) = events.Tensors("args/text_summary")
     check_config(json.loads(args.tensor_proto.string_val[0]))
     started = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
@@ -76,7 +80,14 @@ def test_tensorboard_and_wandb_get_metrics_pictures_and_the_recipe(settings, tmp
     assert hparams["trainer.learning_rate"].number_value == 1e-3
 
     (offline,) = tmp_path.glob("wandb/offline-run-*")
-    assert len(list(offline.glob("files/media/images/samples_*.png"))) == 2
+    assert len(list(offline.glob("files/media/images/held_out_*.png"))) == 2 * len(COLOURS)
+    tables = sorted(offline.glob("files/media/table/held_out_samples_*.table.json"))
+    assert len(tables) == 2
+    table = json.loads(tables[0].read_text())
+    assert {"id", "prompt", "tag", "total", "rewards/color", "details", "seed", "picture"} <= set(table["columns"])
+    assert [row[table["columns"].index("prompt")] for row in table["data"]] == [
+        f"a {colour} square" for colour in COLOURS
+    ]
     records = wandb_records(next(offline.glob("*.wandb")))
     (started,) = [record.run for record in records if record.HasField("run")]
     assert (started.project, started.display_name) == ("uniar-rl", "run")

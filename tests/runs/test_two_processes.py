@@ -13,6 +13,7 @@ from support.training_runs import ROOT, changed, deepspeed, launch, logged, requ
 
 from rl.checkpoint.folders import newest_good
 from rl.config.recipe import recipe_from_mapping
+from rl.records.rows import read_rows
 from rl.run.folder import RunFolder
 from rl.train import train
 
@@ -90,7 +91,7 @@ def engine_settings(engine: str | None) -> dict:
 
 def metrics(folder: RunFolder) -> list[dict]:
     """All that was logged, but for what depends on the clock."""
-    timed = ("seconds/", "eval_seconds", "train_", "step_time")
+    timed = ("seconds/", "eval_seconds", "train_", "step_time", "time", "throughput/images_per_second", "memory/")
     return [{key: value for key, value in line.items() if not key.startswith(timed)} for line in folder.read()]
 
 
@@ -123,6 +124,8 @@ def require_same_samples(found: RunFolder, expected: RunFolder) -> None:
     for key in ("reward", "eval_reward"):
         assert logged(found, key) == pytest.approx(logged(expected, key), abs=1e-6), key
     assert logged(found, "eval_reward")[0] == logged(expected, "eval_reward")[0]
+    groups, others = (read_rows(run.groups / "step-000001.parquet") for run in (found, expected))
+    assert groups.select(["id", "sample", "seed"]) == others.select(["id", "sample", "seed"])
     assert samples(found) == samples(expected)
     assert len(samples(found)) > 20
 

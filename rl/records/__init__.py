@@ -1,0 +1,1 @@
+"""What a run keeps to be looked at: every sample as a row with its picture, and the machine it ran on."""

@@ -1,0 +1,56 @@
+"""An evaluation's rows in the reporters that the recipe names: pictures with captions, and a table of all samples."""
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from rl.records.rows import PREFIX, load_stored, said_of
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+_LONGEST_NAME = 80
+
+
+def caption(row: Mapping[str, Any]) -> str:
+    """The prompt, the total, each reward where there are several, and what rewards say, as a line."""
+    scores = {name.removeprefix(PREFIX): score for name, score in row.items() if name.startswith(PREFIX)}
+    parts = [row["prompt"], f"total {_shown(row['total'])}"]
+    if len(scores) > 1:
+        parts += [f"{name} {_shown(score)}" for name, score in scores.items()]
+    return " | ".join(part for part in (*parts, said_of(row["details"])) if part)
+
+
+def to_tensorboard(writers: Iterable["SummaryWriter"], rows: pa.Table, shown: range, step: int) -> None:
+    """A picture for each of the rows `shown`, under its prompt, so that its slider goes through the evaluations; the
+    captions as text."""
+    for writer in writers:
+        for number in shown:
+            row = rows.slice(number, 1).to_pylist()[0]
+            name = f"held-out/{number:03d} {' '.join(row['prompt'].split())[:_LONGEST_NAME]}"
+            writer.add_image(name, np.asarray(load_stored(row["picture"])), step, dataformats="HWC")
+            writer.add_text(name, caption(row), step)
+
+
+def to_wandb(rows: pa.Table, shown: range, step: int) -> None:
+    """The pictures of the rows `shown` with captions, and a table of all rows, in which those have their picture.
+    Nothing where no W&B run is under way."""
+    import wandb
+
+    if wandb.run is None:
+        return
+    listed = rows.to_pylist()
+    pictures = {
+        number: wandb.Image(load_stored(listed[number]["picture"]), caption=caption(listed[number])) for number in shown
+    }
+    names = [name for name in rows.column_names if name != "picture"]
+    table = wandb.Table(columns=[*names, "picture"])
+    for number, row in enumerate(listed):
+        table.add_data(*(row[name] for name in names), pictures.get(number))
+    wandb.log({"held_out": list(pictures.values()), "held_out_samples": table, "train/global_step": step})
+
+
+def _shown(score: float | None) -> str:
+    return "none" if score is None else f"{score:.3f}"

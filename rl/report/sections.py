@@ -1,0 +1,315 @@
+"""What each section of the page says of runs, as plain values for the template."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from rl.config.grpo_config import flat
+from rl.config.recipe import recipe_from_mapping
+from rl.records.rows import PREFIX, read_rows, reward_names
+from rl.report.charts import Series, difference_bar, line_chart
+from rl.report.paired import Comparison, Difference, compare_rows, interval, numbers_of
+from rl.report.pictures import PictureStore
+from rl.report.run_data import RunData, mean
+from rl.run.records import scores_in
+from uniar.reading.yaml_files import dump_yaml
+from uniar.shareable import shareable
+
+_SAID = 700
+"""characters of what rewards say of a sample; more is cut"""
+_FLIPS = 80
+
+
+def first_to_last(run: RunData) -> Comparison | None:
+    """None where the run has not been evaluated twice on the same samples."""
+    if len(run.steps) < 2:
+        return None
+    first, last = run.steps[0], run.steps[-1]
+    return compare_rows(run.evaluations[first], run.evaluations[last], (f"update {first}", f"update {last}"))
+
+
+def verdict(run: RunData, found: Comparison | None) -> dict[str, Any]:
+    """Section 1."""
+    facts: list[tuple[str, str]] = []
+    total = None if found is None else found.total
+    if run.evaluations and total is None:
+        scores = numbers_of(run.evaluations[list(run.evaluations)[-1]], "total")
+        scores = scores[~np.isnan(scores)]
+        if len(scores):
+            low, high = interval(scores)
+            facts.append(("held-out total", f"{scores.mean():.4f} ({low:.4f} to {high:.4f})"))
+    kl = mean([line.get("kl") for line in run.training[-5:]])
+    if kl is not None:
+        facts.append(("KL to the reference", f"{kl:.2e} nats per bit"))
+    if answered := answers_kept(run):
+        facts.append(("answers", answered))
+    if run.seconds:
+        facts.append(("time", duration(run.seconds)))
+        processes = run.environment.get("processes")
+        if run.environment.get("gpus") and isinstance(processes, int):
+            facts.append(("GPU-hours", f"{processes * run.seconds / 3600:.3g}"))
+    speed = mean([line.get("throughput/images_per_second") for line in run.training[-20:]])
+    if speed is not None:
+        facts.append(("images per second", f"{speed:.3g}"))
+    memory = max((line.get("memory/peak_gb") or 0.0 for line in run.training), default=0.0)
+    if memory:
+        facts.append(("peak memory", f"{memory:.3g} GB"))
+    return {"name": run.name, "state": state_of(run), "total": total, "facts": facts, "steps": run.steps}
+
+
+def state_of(run: RunData) -> str:
+    """Running with what is left, finished, or stopped."""
+    if not run.training:
+        return "an evaluation" if run.scores else "no update yet"
+    of = f" of {run.planned}" if run.planned else ""
+    if run.finished is not None:
+        said = run.finished.get("said")
+        return f"finished after update {run.updates}" + (f": {said}" if isinstance(said, str) else "")
+    if run.running:
+        left = f", about {duration(run.eta)} left" if run.eta else ""
+        return f"running: update {run.updates}{of}{left}"
+    return f"stopped after update {run.updates}{of}, not finished"
+
+
+def answers_kept(run: RunData) -> str | None:
+    """How many of the answers that were right at first still are."""
+    if len(run.answers) < 1:
+        return None
+    first, last = (scores_in(run.answers[step]["exact_match"]) for step in (min(run.answers), max(run.answers)))
+    if len(run.answers) < 2 or len(first) != len(last):
+        return f"{sum(last) / len(last):.1%} right"
+    right = sum(first)
+    kept = sum(before == after == 1 for before, after in zip(first, last, strict=True))
+    return f"{sum(first) / len(first):.1%} → {sum(last) / len(last):.1%} right; {kept:.0f} of {right:.0f} kept"
+
+
+def duration(seconds: float) -> str:
+    """In words: 3 h 20 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+# Curves --------------------------------------------------------------------------------------------------------------
+
+_PLAIN = (
+    ("kl", "KL to the reference, nats per bit"),
+    ("entropy", "entropy, nats per bit"),
+    ("frac_reward_zero_std", "groups without differences, share"),
+    ("clip_ratio/region_mean", "clipped bits, share"),
+    ("grad_norm", "gradient norm"),
+    ("learning_rate", "learning rate"),
+    ("throughput/images_per_second", "images per second"),
+    ("memory/peak_gb", "peak memory, GB"),
+)
+
+
+def panels(runs: Sequence[RunData], opens: Sequence[int]) -> list[dict[str, Any]]:
+    """Section 3: small charts, each with its legend. opens: the updates whose pictures are on the page."""
+    found = []
+
+    def add(title: str, series: list[Series]) -> None:
+        if chart := line_chart(title, series):
+            legend = list(dict.fromkeys((one.label, one.colour) for one in series if len(one.x)))
+            found.append({"title": title, "chart": chart, "legend": legend if len(legend) > 1 else []})
+
+    alone = len(runs) == 1
+    names = list(
+        dict.fromkeys(name for run in runs for rows in run.evaluations.values() for name in reward_names(rows))
+    )
+    trained = list(dict.fromkeys(key[8:-5] for run in runs for line in run.training for key in line if _is_reward(key)))
+    pairs = [("reward", "eval_reward", "total")]
+    pairs += [(f"rewards/{name}/mean", f"eval_{name}", name) for name in dict.fromkeys([*trained, *names])]
+    for training, held_out, title in pairs:
+        drawn = [_curve(run, training, "training" if alone else run.name, n) for n, run in enumerate(runs)]
+        tested = [
+            _points(run, held_out, "held-out" if alone else run.name, n + alone, opens if alone else ())
+            for n, run in enumerate(runs)
+        ]
+        if alone and not runs[0].otherwise:
+            add(title, [*drawn, *tested])
+        else:
+            add(f"{title}, training", drawn)
+            add(f"{title}, held-out" + (f" ({runs[0].otherwise})" if alone and runs[0].otherwise else ""), tested)
+    for key, title in _PLAIN:
+        add(title, [_curve(run, key, run.name, n) for n, run in enumerate(runs)])
+    for n, run in enumerate(runs):
+        phases = list(dict.fromkeys(key for line in run.training for key in line if key.startswith("seconds/")))
+        series = [_curve(run, key, key.removeprefix("seconds/"), place) for place, key in enumerate(phases)]
+        add("seconds per update" if alone else f"seconds per update, {runs[n].name}", series)
+    add(
+        "held-out questions, share right",
+        [_points(run, "eval_understanding/exact_match", run.name, n, ()) for n, run in enumerate(runs)],
+    )
+    return found
+
+
+def _is_reward(key: str) -> bool:
+    return key.startswith("rewards/") and key.endswith("/mean")
+
+
+def _series(lines: Sequence[dict[str, Any]], key: str) -> tuple[list[float], list[float], list[dict[str, Any]]]:
+    kept = [line for line in lines if isinstance(line.get(key), int | float) and math.isfinite(line[key])]
+    return [line["step"] for line in kept], [line[key] for line in kept], kept
+
+
+def _curve(run: RunData, key: str, label: str, colour: int) -> Series:
+    x, y, _ = _series(run.training, key)
+    return Series(label, x, y, colour)
+
+
+def _points(run: RunData, key: str, label: str, colour: int, opens: Sequence[int]) -> Series:
+    x, y, lines = _series(run.lines, key)
+    errors = [1.96 * (line.get("eval_reward_se") or 0.0) for line in lines] if key == "eval_reward" else []
+    return Series(label, x, y, colour, dots=True, errors=errors, opens=[step in opens for step in x])
+
+
+# Tables --------------------------------------------------------------------------------------------------------------
+
+
+def tables(found: Comparison) -> list[dict[str, Any]]:
+    """Section 4: rows with bars."""
+    parts = [("score", [*([found.total] if found.total else []), *found.rewards])]
+    parts += [("by task", found.by_task), ("by skill", found.by_tag)]
+    return [{"title": title, "rows": _with_bars(rows)} for title, rows in parts if rows]
+
+
+def _with_bars(rows: Sequence[Difference]) -> list[dict[str, Any]]:
+    ends = [abs(end) for one in rows for end in (one.low, one.high, one.gain) if not math.isnan(end)]
+    span = max(ends, default=1.0)
+    return [{"one": one, "bar": difference_bar(one.low, one.gain, one.high, span)} for one in rows]
+
+
+# Pictures ------------------------------------------------------------------------------------------------------------
+
+
+def gallery(sides: Sequence[tuple[str, int, pa.Table]], store: PictureStore) -> dict[str, Any]:
+    """Section 5: samples with what each side drew and how it scored. sides: label, update, and rows in one order."""
+    rewards = list(dict.fromkeys(name for _, _, rows in sides for name in reward_names(rows)))
+    columns = [rows.to_pylist() for _, _, rows in sides]
+    samples = []
+    for number, row in enumerate(columns[0] if columns else ()):
+        shown = {"id": row["id"], "n": row["sample"], "prompt": row["prompt"], "task": row["task"], "tag": row["tag"]}
+        shown["sides"] = [_side(column[number], rewards, store) for column in columns]
+        samples.append(shown)
+    return {
+        "sides": [{"label": label, "step": step} for label, step, _ in sides],
+        "rewards": rewards,
+        "samples": samples,
+    }
+
+
+def _side(row: dict[str, Any], rewards: Sequence[str], store: PictureStore) -> dict[str, Any]:
+    details = json.loads(row["details"]) if row["details"] else {}
+    said = {name: _said(entries) for name, entries in details.items()}
+    scores = [_rounded(row.get(f"{PREFIX}{name}")) for name in rewards]
+    why = [said.get(name, "") for name in rewards]
+    return {"t": _rounded(row["total"]), "r": scores, "p": store.add(row["picture"])} | (
+        {"why": why} if any(why) else {}
+    )
+
+
+def _said(entries: Any) -> str:
+    if isinstance(entries, dict) and "why" in entries:
+        text = str(entries["why"])
+    elif isinstance(entries, dict):
+        text = ", ".join(f"{key} {value}" for key, value in entries.items())
+    else:
+        text = str(entries)
+    return text if len(text) <= _SAID else text[: _SAID - 1] + "…"
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else float(f"{value:.5g}")
+
+
+def training_groups(run: RunData, store: PictureStore) -> list[dict[str, Any]]:
+    """Section 7: the first and the last rollout of which groups were kept; the best image of a prompt first."""
+    found = []
+    for step in dict.fromkeys([min(run.groups), max(run.groups)] if run.groups else ()):
+        prompts: dict[str, list[dict[str, Any]]] = {}
+        for row in read_rows(run.groups[step]).to_pylist():
+            prompts.setdefault(row["id"], []).append(row)
+        groups = []
+        for rows in prompts.values():
+            rows.sort(key=lambda row: -(row["advantage"] or 0.0))
+            images = [
+                {"picture": store.add(row["picture"]), "total": row["total"], "advantage": row["advantage"] or 0.0}
+                for row in rows
+            ]
+            groups.append({"prompt": rows[0]["prompt"], "images": images})
+        found.append({"step": step, "groups": groups})
+    return found
+
+
+def flipped_questions(run: RunData, store: PictureStore) -> dict[str, Any] | None:
+    """Section 8; None where questions were not asked twice."""
+    if len(run.answers) < 2:
+        return None
+    first, last = run.answers[min(run.answers)], run.answers[max(run.answers)]
+    before, after = scores_in(first["exact_match"]), scores_in(last["exact_match"])
+    if len(before) != len(after):
+        return None
+    asked = run.questions.to_pylist() if run.questions is not None and len(run.questions) == len(before) else None
+    flips = []
+    for number, (one, two) in enumerate(zip(before, after, strict=True)):
+        if one != two and len(flips) < _FLIPS:
+            question = asked[number] if asked else {"question": f"question {number + 1}", "answer": "", "picture": None}
+            said = first["answers"][number], last["answers"][number]
+            flips.append({**question, "picture": store.add(question["picture"]), "said": said, "won": two > one})
+    flips.sort(key=lambda flip: flip["won"])
+    lost = sum(a > b for a, b in zip(before, after, strict=True))
+    won = sum(a < b for a, b in zip(before, after, strict=True))
+    return {
+        "flips": flips,
+        "won": won,
+        "lost": lost,
+        "asked": len(before),
+        "steps": (min(run.answers), max(run.answers)),
+    }
+
+
+# How to reproduce ----------------------------------------------------------------------------------------------------
+
+
+def reproduction(run: RunData) -> dict[str, Any]:
+    """Section 9: the command, what the recipe sets otherwise than the defaults, versions, and the whole recipe."""
+    settings = run.settings
+    changed = {}
+    if run.recipe is not None:
+        needed = {"model": {"path": "-"}, "data": {"prompts": "-"}, "rewards": [{"use": "-"}]}
+        defaults = flat(recipe_from_mapping(needed).to_mapping())
+        changed = {key: value for key, value in settings.items() if defaults.get(key, "") != value}
+    config = dump_yaml(shareable(run.recipe.to_mapping())) if run.recipe is not None else None
+    environment = shareable(run.environment)
+    return {
+        "name": run.name,
+        "command": environment.get("command"),
+        "facts": _machine(environment),
+        "changed": changed,
+        "config": config,
+    }
+
+
+def _machine(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What environment.json says, as far as it is as a run writes it."""
+    facts = [("processes", str(environment["processes"]))] if "processes" in environment else []
+    cpu, gpus, packages = (environment.get(name) for name in ("cpu", "gpus", "versions"))
+    if isinstance(cpu, dict):
+        facts.append(("CPU", f"{cpu.get('name')}, {cpu.get('cores')} cores, {cpu.get('memory_gb')} GB"))
+    names = [f"{gpu.get('name')}, {gpu.get('memory_gb')} GB" for gpu in gpus or () if isinstance(gpu, dict)]
+    facts += [("GPU", f"{names.count(name)} × {name}") for name in dict.fromkeys(names)]
+    return facts + ([(name, str(number)) for name, number in packages.items()] if isinstance(packages, dict) else [])
+
+
+def different_settings(runs: Sequence[RunData]) -> list[tuple[str, list[str]]]:
+    """The keys that runs set otherwise, and what each says."""
+    flats = [run.settings for run in runs]
+    keys = dict.fromkeys(key for one in flats for key in one if key != "output_dir")
+    rows = [(key, [str(one.get(key, "–")) for one in flats]) for key in keys]
+    return [(key, values) for key, values in rows if len(set(values)) > 1]

@@ -1,0 +1,93 @@
+"""What training teaches, kept to be looked at: now and then some whole groups of a rollout, with their advantages."""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+from accelerate.utils import gather_object
+from PIL import Image
+from torch import Tensor
+
+from rewards import RewardTable
+from rl.config.sections import Recipe
+from rl.evaluation.evaluate import total_scores
+from rl.policy.rollout import DrawSettings, Sample
+from rl.records.rows import picture_of, sample_rows
+from rl.scoring.scorer import Scorer, Scores
+
+if TYPE_CHECKING:
+    from rl.trainer.resumable import ResumableGRPOTrainer
+
+Key = tuple[str, int]
+GroupsSeen = Callable[[int, pa.Table], None]
+
+
+class GroupRecorder:
+    """Sees the samples of a rollout as they are scored, and then which of them are trained on. The processes share what
+    they have of the groups that are kept."""
+
+    def __init__(
+        self, trainer: "ResumableGRPOTrainer", recipe: Recipe, scorer: Scorer, groups_seen: GroupsSeen
+    ) -> None:
+        """groups_seen: called in the main process with the number of the update, and the rows of its groups."""
+        self.trainer, self.section, self.groups_seen = trainer, recipe.records, groups_seen
+        self.rewards, self.settings = scorer.rewards, DrawSettings.for_training(recipe)
+        self._drawn: list[tuple[Sequence[Sample], Sequence[Image.Image | None], RewardTable]] = []
+
+    @property
+    def wanted(self) -> bool:
+        """Whether groups of the rollout under way are kept."""
+        every, step = self.section.groups_every, self.trainer.state.global_step
+        return every is not None and step % every < self.trainer.updates_of_rollout
+
+    def watching(self, samples: Sequence[Sample], scores: Scores) -> Scores:
+        """The same scores, seen when they are there."""
+
+        def seen() -> tuple[list[Image.Image | None], RewardTable]:
+            images, scored = scores()
+            self._drawn.append((samples, images, scored))
+            return images, scored
+
+        return seen if self.wanted else scores
+
+    def trained(self, samples: Sequence[Sample], advantages: Tensor) -> None:
+        """Called with what this process trains on. All processes call it."""
+        if not self.wanted:
+            return
+        keys = [(sample.record.id, sample.index) for sample in samples]
+        taught = dict(
+            pair for share in gather_object([list(zip(keys, advantages.tolist(), strict=True))]) for pair in share
+        )
+        prompts = list(dict.fromkeys(identity for identity, _ in taught))[: self.section.groups]
+        wanted = {key: taught[key] for key in taught if key[0] in prompts}
+        found = {key: row for share in gather_object([self._rows(wanted)]) for key, row in share.items()}
+        self._drawn = []
+        if self.trainer.accelerator.is_main_process and found:
+            rows = pa.concat_tables(
+                found[key] for key in sorted(found, key=lambda key: (prompts.index(key[0]), key[1]))
+            )
+            self.groups_seen(self.trainer.state.global_step + 1, rows)
+
+    def _rows(self, wanted: dict[Key, float]) -> dict[Key, Any]:
+        """Those of the wanted samples that this process has drawn."""
+        rows: dict[Key, Any] = {}
+        for samples, images, scored in self._drawn:
+            keys = [(sample.record.id, sample.index) for sample in samples]
+            pictures = {
+                key: image for key, image in zip(keys, images, strict=True) if key in wanted and image is not None
+            }
+            places = {key: keys.index(key) for key in pictures}
+            if not places:
+                continue
+            totals = total_scores(self.rewards.terms(scored.values), scored.weights, scored.failed)
+            table = sample_rows(
+                [samples[place] for place in places.values()],
+                self.settings,
+                scored.rows(list(places.values())),
+                totals[list(places.values())].tolist(),
+                [picture_of(image, self.section.picture_size) for image in pictures.values()],
+                step=self.trainer.state.global_step,
+                advantages=[wanted[key] for key in places],
+            )
+            rows |= {key: table.slice(row, 1) for row, key in enumerate(places)}
+        return rows

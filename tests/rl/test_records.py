@@ -1,0 +1,103 @@
+"""Samples as rows: what they hold, what is refused on reading, and training groups with what they were taught."""
+
+import json
+import math
+import shutil
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from support.training_runs import SMALL_DRAWING, changed, run, small_recipe
+
+from rewards import RewardTable
+from rl.data.prompts import PromptRecord
+from rl.policy.rollout import Sample
+from rl.records.environment import environment
+from rl.records.rows import load_stored, picture_of, read_rows, reward_names, said_of, sample_rows, write_rows
+from uniar.errors import UserError
+from uniar.seeds import seed_of
+
+PROMPTS = ["a red square", "<script>alert('赤')</script>"]
+
+
+def rows_of(values: list[list[float]], details: dict | None = None):
+    scores = torch.tensor(values, dtype=torch.float64)
+    table = RewardTable(("one", "two"), scores, torch.ones_like(scores), scores.isnan(), {}, details or {})
+    samples = [Sample(PromptRecord(p, "draw", {"tag": "colors"}, id=str(n)), n) for n, p in enumerate(PROMPTS)]
+    pictures = [picture_of(Image.new("RGB", (300, 600), colour)) for colour in ("red", "blue")]
+    return sample_rows(samples, SMALL_DRAWING, table, scores.sum(1).tolist(), pictures)
+
+
+def test_rows_are_what_was_drawn_and_scored(tmp_path):
+    details = {"one": [{"why": "it is red"}, None], "two": [{"seen": 2, "asked": 3}, None]}
+    write_rows(tmp_path / "evaluations" / "rows.parquet", rows_of([[0.5, 0.25], [1.0, math.nan]], details), 7)
+    rows = read_rows(tmp_path / "evaluations" / "rows.parquet")
+    first, second = rows.to_pylist()
+    assert reward_names(rows) == ["one", "two"]
+    assert (first["step"], first["id"], first["sample"], first["prompt"]) == (7, "0", 0, PROMPTS[0])
+    assert (first["task"], first["tag"], first["episode"], first["advantage"]) == ("draw", "colors", "draw", None)
+    assert (first["rewards/one"], first["rewards/two"], first["total"]) == (0.5, 0.25, 0.75)
+    assert (second["prompt"], second["rewards/two"], second["total"]) == (PROMPTS[1], None, None)
+    assert first["seed"] == seed_of("bits", SMALL_DRAWING.seed, 0, "0", 0)
+    assert json.loads(first["details"]) == {"one": {"why": "it is red"}, "two": {"seen": 2, "asked": 3}}
+    assert said_of(first["details"]) == "one: it is red; two: seen 2, asked 3"
+    assert (second["details"], said_of(None)) == (None, "")
+    image = load_stored(first["picture"])
+    assert image.size == (128, 256)
+    assert max(abs(a - b) for a, b in zip(image.getpixel((60, 100)), (255, 0, 0), strict=True)) < 6
+    assert load_stored(picture_of(Image.new("RGB", (300, 600)), None)).size == (300, 600)
+
+
+def test_what_is_not_rows_is_refused(tmp_path):
+    path = tmp_path / "rows.parquet"
+    with pytest.raises(UserError, match=r"rows\.parquet' do not exist\.$"):
+        read_rows(path)
+    path.write_bytes(b"PAR1 and no more")
+    with pytest.raises(UserError, match="are not a whole Parquet file: "):
+        read_rows(path)
+    pq.write_table(rows_of([[1.0, 1.0]] * 2).drop_columns(["seed"]), path)
+    with pytest.raises(UserError, match="have the column 'seed' as none; expected int64"):
+        read_rows(path)
+
+
+def test_the_environment_keeps_no_secret_and_no_path():
+    command = ["/home/ada/.venv/bin/uniar-rl", "train", "/home/ada/mine.yaml", "rewards.0.api_key=sk-abcdefghijkl"]
+    found = environment(2, command)
+    assert found["command"] == "uniar-rl train mine.yaml 'rewards.0.api_key=<secret>'"
+    assert found["processes"] == 2
+    assert found["versions"]["torch"] == torch.__version__
+    assert found["cpu"]["cores"] > 0
+    assert "ada" not in json.dumps(found)
+
+
+def test_a_run_keeps_its_samples_and_what_they_taught(nano_checkpoint, tmp_path):
+    recipe = small_recipe(nano_checkpoint, tmp_path)
+    held_out = {"prompts": recipe["data"]["prompts"], "samples_per_prompt": 2, "every": 1, "grid_prompts": 0}
+    kept = {"groups_every": 2, "groups": 1, "picture_size": 32, "report": False}
+    settings = changed(recipe, evaluate=held_out, records=kept, trainer={"save_steps": 1})
+    folder = run(settings)
+    assert sorted(file.name for file in folder.groups.iterdir()) == ["step-000001.parquet", "step-000003.parquet"]
+    for step in (1, 2, 3):
+        rows = read_rows(folder.rows(step))
+        assert rows["step"].to_pylist() == [step] * 8
+        assert rows["total"].to_pylist() == folder.evaluated_totals()[step].tolist()
+    group = read_rows(folder.groups / "step-000003.parquet").to_pylist()
+    assert [row["sample"] for row in group] == [0, 1, 2, 3]
+    assert len({row["id"] for row in group}) == 1
+    totals = torch.tensor([row["total"] for row in group], dtype=torch.float64)
+    taught = (totals - totals.mean()) / (totals.std() + 1e-4)
+    assert [row["advantage"] for row in group] == pytest.approx(taught.tolist(), abs=1e-4)
+    assert load_stored(group[0]["picture"]).size == (32, 32)
+    assert json.loads(folder.environment.read_text())["processes"] == 1
+    trained = [line for line in folder.read() if "loss" in line]
+    assert [line["throughput/images"] for line in trained] == [8, 8, 8]
+    assert {line["throughput/tokens"] for line in trained} == {8 * 4}
+    assert all(line["throughput/images_per_second"] > 0 and line["memory/peak_gb"] > 0 for line in trained)
+    assert [line["time"] for line in folder.read()] == sorted(line["time"] for line in folder.read())
+
+    before = {file: file.read_bytes() for part in (folder.groups, folder.evaluations) for file in part.iterdir()}
+    for part in ("checkpoint-3", "checkpoint-2", "final"):
+        shutil.rmtree(folder.path / part)
+    again = run(settings, resume=True)
+    assert {file: file.read_bytes() for part in (again.groups, again.evaluations) for file in part.iterdir()} == before

@@ -1,0 +1,158 @@
+"""The page of a run: what it says, that text stays text, that it stays small, and that a run survives it."""
+
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from support.run_folders import HOSTILE, rows_of, write_run
+
+from rl.cli import main
+from rl.report.charts import Series, line_chart, smoothed
+from rl.report.lens import look_at, top_share, untrained_rewards
+from rl.report.page import render
+from rl.report.pictures import PictureStore
+from rl.report.run_data import read_run
+from rl.report.sections import different_settings, duration, first_to_last, state_of
+from rl.report.warnings import warnings_of
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("runs") / "mine", samples=60)
+
+
+@pytest.fixture(scope="module")
+def data(run):
+    return read_run(run.path)
+
+
+def data_in(page: str) -> dict:
+    (found,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page, flags=re.DOTALL)
+    return json.loads(found)
+
+
+def test_the_page_has_nine_sections_and_every_sample(data):
+    page = render([data])
+    sections = re.findall(r'<section id="(\w+)">', page)
+    assert sections == [
+        "verdict",
+        "warnings",
+        "curves",
+        "scores",
+        "gallery",
+        "lens",
+        "groups",
+        "questions",
+        "reproduce",
+    ]
+    found = data_in(page)
+    assert [side["step"] for side in found["sides"]] == [0, 40]
+    assert len(found["samples"]) == 60
+    assert found["rewards"] == ["color", "sharpness"]
+    assert len(set(found["pictures"])) == len(found["pictures"])
+    assert "finished after update 40" in page
+    assert "uniar-rl train mine.yaml" in page
+
+
+def test_text_stays_text(data):
+    page = render([data])
+    assert HOSTILE not in page
+    assert page.count("<script") == 2
+    assert "<img src=x" not in page
+    assert [sample["prompt"] for sample in data_in(page)["samples"]].count(HOSTILE) == 1
+
+
+def test_nothing_is_fetched(data):
+    page = render([data])
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)[1]
+    assert policy.startswith("default-src &#39;none&#39;; img-src data:;")
+    assert not re.findall(r'(?:src|href)="(?!#|data:)[^"]*"', page)
+
+
+def test_pictures_are_kept_once_and_shrunk_to_the_budget():
+    store, rows = PictureStore(), rows_of(40, np.zeros(40), pictures=20, size=256)
+    numbers = [store.add(picture) for picture in rows["picture"].to_pylist()]
+    assert numbers == [*range(20), *range(20)]
+    assert store.add(None) is None
+    whole = sum(map(len, store.fitted()))
+    assert sum(map(len, store.fitted(whole // 4))) <= whole // 4
+    few = store.fitted(3000)
+    assert few[0]
+    assert few[-1] == ""
+    assert sum(map(len, few)) <= 3000
+
+
+def test_several_runs_are_compared(run, data, tmp_path):
+    other = read_run(write_run(tmp_path / "other", samples=60, rise=0.5, rate=3e-4).path)
+    page = render([data, other])
+    assert [side["label"] for side in data_in(page)["sides"]] == ["mine", "other"]
+    assert "mine against other" in page
+    assert different_settings([data, other]) == [("trainer.learning_rate", ["0.0001", "0.0003"])]
+
+
+def test_runs_with_other_noise_are_not_paired(data, tmp_path):
+    other = read_run(write_run(tmp_path / "other", samples=60, seed=2).path)
+    page = render([data, other])
+    assert "Not paired: mine and other are of other noise: 60 of 60" in page
+    assert "The runs cannot be shown side by side" in page
+    assert [side["step"] for side in data_in(page)["sides"]] == [0, 40]
+
+
+def test_warnings_in_plain_words(data):
+    gain = first_to_last(data).total
+    said = " ".join(warnings_of(data, gain))
+    assert "60% of the groups had no differences" in said
+    assert "The reward color failed on 40 training samples" in said
+    assert "set otherwise than training ones (other rewards" in said
+    assert "while the held-out total did not" not in said
+    flat = replace(gain, gain=0.0, low=-0.1, high=0.1, p=1.0)
+    assert "The training reward rose by" in " ".join(warnings_of(data, flat))
+    fell = replace(gain, gain=-0.3, low=-0.4, high=-0.2, p=1e-4)
+    assert "fell by 0.3, which is more than chance" in " ".join(warnings_of(data, fell))
+
+
+def test_what_state_a_run_is_in(data):
+    assert state_of(replace(data, finished=None, running=False)) == "stopped after update 40 of 40, not finished"
+    half = replace(data, finished=None, running=True, lines=[line for line in data.lines if line["step"] <= 20])
+    assert state_of(half) == "running: update 20 of 40, about 80 s left"
+    assert [duration(seconds) for seconds in (3, 89, 200, 8000)] == ["3 s", "89 s", "3 min", "2 h 13 min"]
+
+
+def test_an_evaluation_alone_has_a_page(tmp_path, capsys):
+    whole = write_run(tmp_path / "whole", samples=12)
+    alone = tmp_path / "scores"
+    (alone / "evaluations").mkdir(parents=True)
+    (alone / "evaluations" / "step-000000.parquet").write_bytes(whole.rows(40).read_bytes())
+    assert main(["report", str(alone)]) == 0
+    assert "report.html" in capsys.readouterr().out
+    assert len(data_in((alone / "report.html").read_text())["samples"]) == 12
+
+
+def test_what_is_no_run_is_refused(tmp_path, capsys):
+    for folder, said in ((tmp_path, "holds neither a run"), (tmp_path / "none", "is not a folder")):
+        assert main(["report", str(folder)]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_the_lens_sees_blur_and_copies():
+    rows = rows_of(20, np.zeros(20), pictures=20)
+    same = rows_of(20, np.zeros(20), pictures=1)
+    sharp, copied = look_at(rows), look_at(same)
+    assert (sharp.duplicates, copied.duplicates) == (0, 20)
+    assert copied.spread < 1e-3 < sharp.spread
+    assert look_at(rows.slice(0, 0)) is None
+    assert top_share([0.1, None, 0.9, 0.5], least=2) == [2, 3]
+
+
+def test_rewards_that_are_not_trained_on(data):
+    assert untrained_rewards(data.recipe, rows_of(3, np.zeros(3))) == (["color"], ["sharpness"])
+
+
+def test_curves_are_smoothed_and_labelled_as_text():
+    assert smoothed([0.0, 3.0, 0.0, 3.0]) == [1.5, 1.0, 2.0, 1.5]
+    chart = line_chart("a <b> & c", [Series("<i>", range(2000), [float(x % 7) for x in range(2000)])])
+    assert "&lt;b&gt; &amp; c" in chart
+    assert len(chart) < 12_000
+    assert line_chart("nothing", [Series("x", [], [])]) == ""
