@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.output is not None:
         with writing(arguments.output):
             arguments.output.mkdir(parents=True, exist_ok=True)
-            remove_unfinished(arguments.output, "*")
+            remove_unfinished(arguments.output, "*", "*/*")
     rewards = build_eval_rewards(recipe, records) if records else None
     if arguments.model:
         named = named_model(arguments.model)

@@ -1,4 +1,4 @@
-"""What `uniar-rl evaluate --model` may name: a complete checkpoint, a run's checkpoint-N folder, or an adapter alone."""
+"""What `uniar-rl evaluate --model` may name: a complete checkpoint, a run's checkpoint-N, or an adapter alone."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.training_runs import changed, run, small_recipe
 
+from rl.checkpoint.folders import checkpoints
 from rl.cli import main
 from rl.config.recipe import load_recipe
 from rl.records.rows import read_rows
@@ -114,3 +116,30 @@ def test_a_reward_that_would_be_logged_as_the_total_is_refused(section, recipe, 
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
     assert main(["evaluate", str(tmp_path / "recipe.yaml")]) == 2
     assert "is called 'reward', which they use themselves; give it another name" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("lora", [None, {"r": 4, "alpha": 16}], ids=["full", "lora"])
+def test_a_runs_checkpoint_and_an_adapter_score_as_the_exported_model(nano_checkpoint, tmp_path, lora, capsys):
+    settings = small_recipe(nano_checkpoint, tmp_path)
+    held_out = {"prompts": settings["data"]["prompts"], "guidance_scale": 1.0, "temperature": 1.0}
+    trainer = {"max_steps": 1, "save_steps": 1, "learning_rate": 0.05}
+    folder = run(changed(settings, evaluate=held_out, trainer=trainer, model={"lora": lora}))
+    (checkpoint,) = checkpoints(folder.path)
+
+    def rows(name: str, model: Path | None) -> list[dict]:
+        command = ["evaluate", str(folder.config), "--output", str(tmp_path / name)]
+        assert main([*command, *(["--model", str(model)] if model else [])]) == 0
+        (file,) = (tmp_path / name / "evaluations").glob("step-*.parquet")
+        assert file.name == ("step-000001.parquet" if model == checkpoint else "step-000000.parquet")
+        return read_rows(file).drop_columns(["step"]).to_pylist()
+
+    exported = rows("exported", folder.final)
+    assert rows("checkpoint", checkpoint) == exported
+    assert rows("start", None) != exported
+    if lora is not None:
+        assert main(["export", str(checkpoint), "--adapter-only", "--output", str(tmp_path / "adapter")]) == 0
+        assert rows("alone", tmp_path / "adapter") == exported
+    (checkpoint / "trainer_state.json").write_text("{")
+    for named, said in ((checkpoint, "is damaged: trainer_state.json has 1 bytes"), (folder.path, "is a run's folder")):
+        assert main(["evaluate", str(folder.config), "--model", str(named)]) == 2
+        assert said in capsys.readouterr().err
