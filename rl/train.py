@@ -40,7 +40,7 @@ from rl.evaluation.evaluate import held_out_otherwise
 from rl.export.model_card import card_of_run
 from rl.export.writing import export_model
 from rl.policy.loading import checkpoint_of, load_config, load_policy, reference_for, trainable
-from rl.policy.rollout import DrawSettings
+from rl.policy.samples import DrawSettings
 from rl.run.claim import check_claim, claim_folder
 from rl.run.data_state import data_state
 from rl.run.finished import note_finished, report

@@ -21,7 +21,7 @@ from rl.evaluation.evaluate import Evaluation
 from rl.evaluation.understanding import Understanding
 from rl.policy.evaluated import NamedModel, named_model
 from rl.policy.loading import checkpoint_of
-from rl.policy.rollout import DrawSettings
+from rl.policy.samples import DrawSettings
 from rl.records.environment import environment
 from rl.run.folder import RunFolder
 from rl.run.pictures import sample_grid

@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Literal
 
-from rl.algorithm.advantages import Estimator, Scale
+from rl.algorithm.advantages import Estimator
+from rl.algorithm.group_statistics import Scale
 from rl.algorithm.losses import LOSSES, LossSettings, loss_named
 from rl.algorithm.losses.settings import KLKind, RatioLevel
 from uniar.reading.settings import PluginName, setting

@@ -235,3 +235,16 @@ def _hash(*parts: Any) -> str:
 def _plain(value: Any) -> str:
     """What JSON has no form for: a picture of a dataset by its content, anything else (a date, say) as text."""
     return value.content_hash() if isinstance(value, DatasetImage) else str(value)
+
+
+def images_to_edit(records: Sequence[PromptRecord], height: int, width: int) -> list[Image.Image] | None:
+    """The pictures of a batch to edit, in the size that the model draws at; None where it has none. Raises UserError
+    for a picture that cannot be opened, and for prompts with and without one in the same batch."""
+    if all(record.image is None for record in records):
+        return None
+    if missing := [record for record in records if record.image is None]:
+        raise UserError(
+            f"prompt {missing[0].prompt!r} has no image while others of its batch have one to edit; "
+            "keep prompts to draw and prompts to edit in separate runs."
+        )
+    return [record.image_to_edit(height, width) for record in records]

@@ -15,7 +15,8 @@ from torch import Tensor
 from rewards import RewardSuite, RewardTable
 from rl.data.prompts import PromptRecord
 from rl.distributed.sharing import fixed_batches, in_order, share_of
-from rl.policy.rollout import DrawSettings, Sample, draw
+from rl.policy.rollout import draw
+from rl.policy.samples import DrawSettings, Sample
 from rl.records.rows import PICTURE_SIZE, load_stored, picture_of, said_of, sample_rows
 from rl.scoring.pipeline import chunk_size
 from rl.scoring.scorer import Scorer, Scores

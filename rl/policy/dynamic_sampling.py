@@ -17,7 +17,7 @@ from rewards import RewardTable
 from rl.config.sections import DynamicSamplingSection
 from rl.distributed.sharing import gathered
 from rl.policy.prompt_stream import PromptStream
-from rl.policy.rollout import Sample
+from rl.policy.samples import Sample
 from uniar.generation import Rollout
 
 if TYPE_CHECKING:

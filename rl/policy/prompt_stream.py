@@ -8,7 +8,7 @@ import torch
 from rl.checkpoint.layout import PROMPT_STREAM
 from rl.checkpoint.stateful_callback import StatefulCallback
 from rl.data.prompts import PromptRecord
-from rl.policy.rollout import Sample
+from rl.policy.samples import Sample
 from uniar.seeds import seed_of
 
 

@@ -9,83 +9,16 @@ from PIL import Image
 from torch import Tensor
 
 from rl.algorithm.guidance import Gaps
-from rl.data.prompts import PromptRecord
+from rl.data.prompts import PromptRecord, images_to_edit
 from rl.policy.replay import Branch
-from uniar.errors import UserError
+from rl.policy.samples import DrawSettings, Sample
 from uniar.generation import Rollout, draw_noise, rollout
 from uniar.processing import VisualPrompt, build_visual_prompt
 from uniar.seeds import seed_of
 
 if TYPE_CHECKING:
-    from rl.config.sections import Recipe
     from uniar.modeling_decoder import UniARVisualDecoder
     from uniar.modeling_uniar import UniARForConditionalGeneration
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One image to draw: sample number `index` of a prompt's group."""
-
-    record: PromptRecord
-    index: int
-
-
-@dataclass(frozen=True)
-class DrawSettings:
-    """How samples are drawn and decoded."""
-
-    height: int
-    """of the image as the model draws it, in pixels"""
-    width: int
-    temperature: float
-    guidance_scale: float | None
-    """None: one branch"""
-    upsampling_ratio: float
-    num_inference_steps: int
-    decoder_guidance_scale: float
-    decode_batch_size: int
-    seed: int
-    same_noise_per_group: bool = True
-    memory_budget: int | None = None
-    """bytes"""
-    show_progress: bool = False
-
-    @classmethod
-    def for_training(cls, recipe: "Recipe") -> "DrawSettings":
-        policy = recipe.rollout.guidance_settings
-        return cls._of(recipe, policy.temperature, policy.drawing_scale, recipe.seed)
-
-    @classmethod
-    def for_evaluation(cls, recipe: "Recipe") -> "DrawSettings":
-        """Evaluation's own temperature, guidance and steps; its seed fixes the noise for the whole run."""
-        held_out = recipe.evaluate
-        scale = held_out.guidance_scale if held_out.guidance_scale != 1 else None
-        return cls._of(recipe, held_out.temperature, scale, held_out.seed, held_out.num_inference_steps)
-
-    @classmethod
-    def _of(
-        cls, recipe: "Recipe", temperature: float, scale: float | None, seed: int, steps: int | None = None
-    ) -> "DrawSettings":
-        drawn, decode = recipe.rollout, recipe.decode
-        budget = drawn.memory_budget_gb
-        return cls(
-            height=drawn.height,
-            width=drawn.width,
-            temperature=temperature,
-            guidance_scale=scale,
-            upsampling_ratio=decode.upsampling_ratio,
-            num_inference_steps=steps or decode.num_inference_steps,
-            decoder_guidance_scale=decode.guidance_scale,
-            decode_batch_size=decode.batch_size,
-            seed=seed,
-            same_noise_per_group=decode.same_noise_per_group,
-            memory_budget=None if budget is None else int(budget * 1e9),
-            show_progress=drawn.show_progress,
-        )
-
-    def bits_seed(self, sample: Sample, step: int) -> int:
-        """Seed of the uniforms that a sample's bits are drawn from."""
-        return seed_of("bits", self.seed, step, sample.record.id, sample.index)
 
 
 @dataclass(frozen=True)
@@ -151,7 +84,7 @@ def _prefixes(
         processor,
         height=settings.height,
         width=settings.width,
-        input_images=_input_images(list(records.values()), settings),
+        input_images=images_to_edit(list(records.values()), settings.height, settings.width),
         unconditional=settings.guidance_scale is not None,
     )
     return prompt, [numbers[sample.record.id] for sample in samples]
@@ -184,17 +117,3 @@ def decode(
         noise_seeds=seeds,
         batch_size=settings.decode_batch_size,
     )
-
-
-def _input_images(records: Sequence[PromptRecord], settings: DrawSettings) -> list[Image.Image] | None:
-    """Images to edit, in the size the model draws at."""
-    with_image = [record for record in records if record.image is not None]
-    if not with_image:
-        return None
-    if len(with_image) != len(records):
-        missing = next(record for record in records if record.image is None)
-        raise UserError(
-            f"prompt {missing.prompt!r} has no image while others of its batch have one to edit; "
-            "keep prompts to draw and prompts to edit in separate runs."
-        )
-    return [record.image_to_edit(settings.height, settings.width) for record in records]

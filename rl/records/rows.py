@@ -17,7 +17,7 @@ from PIL import Image
 
 from rewards import RewardTable
 from rl.data.questions import QuestionRecord
-from rl.policy.rollout import DrawSettings, Sample
+from rl.policy.samples import DrawSettings, Sample
 from uniar.errors import UserError
 from uniar.reading.files import reason_of, write_whole
 

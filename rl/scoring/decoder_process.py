@@ -17,10 +17,10 @@ from torch import Tensor
 
 from rewards import RewardTable
 from rl.distributed.process_roles import SIGNALS
-from rl.policy.rollout import Sample
+from rl.policy.samples import Sample
 from rl.scoring.decoder_messages import receive, send
-from rl.scoring.groups import comparing
-from rl.scoring.pipeline import compare_samples, decode_and_score
+from rl.scoring.groups import compare_samples, comparing
+from rl.scoring.pipeline import decode_and_score
 from rl.scoring.scorer import ScoredList
 from uniar.errors import RunError
 

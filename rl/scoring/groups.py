@@ -1,9 +1,14 @@
-"""Groups whose samples rewards compare (`pointwise = False`): each is scored whole and by itself."""
+"""Decoded samples as rewards see them, and groups that they compare (`pointwise = False`): each is scored whole and by
+itself."""
 
 from collections.abc import Collection, Sequence
 
+import torch
+from PIL import Image
+from torch import Tensor
+
 from rewards import RewardBatch, RewardSuite, RewardTable
-from rl.policy.rollout import Sample
+from rl.policy.samples import Sample
 
 
 def comparing(rewards: RewardSuite) -> list[str]:
@@ -32,3 +37,26 @@ def joined(
     for places, part in zip(groups, parts, strict=True):
         table = table.filled(part, places=places)
     return table
+
+
+def reward_batch(samples: Sequence[Sample], images: Sequence[Image.Image], bits: Tensor) -> RewardBatch:
+    """What rewards see of decoded samples."""
+    return RewardBatch(
+        prompts=[sample.record.prompt for sample in samples],
+        images=list(images),
+        tasks=[sample.record.task for sample in samples],
+        metadata=[sample.record.metadata for sample in samples],
+        bits=bits.cpu(),
+    )
+
+
+def compare_samples(
+    rewards: RewardSuite, bits: Sequence[Tensor], samples: Sequence[Sample], images: Sequence[Image.Image]
+) -> RewardTable | None:
+    """The scores of the rewards that compare samples, which are in whole groups; None for no samples."""
+    if not samples:
+        return None
+    batch = reward_batch(samples, images, torch.stack(list(bits)))
+    groups, names = groups_of(samples), comparing(rewards)
+    parts = [rewards.score(batch.select(places), only=names, first=places[0]) for places in groups]
+    return joined(rewards, batch, groups, parts)

@@ -7,7 +7,6 @@ order.
 """
 
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +14,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rewards import RewardBatch, RewardSuite, RewardTable
-from rl.policy.rollout import DrawSettings, Sample, decode
-from rl.scoring.groups import comparing, groups_of, joined
+from rewards import RewardSuite, RewardTable
+from rl.policy.rollout import decode
+from rl.policy.samples import DrawSettings, Sample
+from rl.scoring.background_scorer import BackgroundScorer
+from rl.scoring.groups import comparing, groups_of, joined, reward_batch
 
 if TYPE_CHECKING:
     from uniar.modeling_decoder import UniARVisualDecoder
@@ -77,64 +78,3 @@ def chunk_size(decode_batch_size: int) -> int:
     """Images that are decoded before they are scored: whole decoder batches, because an image depends in its last
     digits on the batch it was decoded in."""
     return decode_batch_size * -(-SMALLEST_CHUNK // decode_batch_size)
-
-
-def reward_batch(samples: Sequence[Sample], images: Sequence[Image.Image], bits: Tensor) -> RewardBatch:
-    """What rewards see of decoded samples."""
-    return RewardBatch(
-        prompts=[sample.record.prompt for sample in samples],
-        images=list(images),
-        tasks=[sample.record.task for sample in samples],
-        metadata=[sample.record.metadata for sample in samples],
-        bits=bits.cpu(),
-    )
-
-
-def compare_samples(
-    rewards: RewardSuite, bits: Sequence[Tensor], samples: Sequence[Sample], images: Sequence[Image.Image]
-) -> RewardTable | None:
-    """The scores of the rewards that compare samples, which are in whole groups; None for no samples."""
-    if not samples:
-        return None
-    batch = reward_batch(samples, images, torch.stack(list(bits)))
-    groups, names = groups_of(samples), comparing(rewards)
-    parts = [rewards.score(batch.select(places), only=names, first=places[0]) for places in groups]
-    return joined(rewards, batch, groups, parts)
-
-
-class BackgroundScorer:
-    """A thread that scores batches with some rewards of a suite, in the order they are added.
-
-    As a context it does not end before its thread is idle; batches whose turn has not come when the block is left by an
-    exception are given up.
-    """
-
-    def __init__(self, rewards: RewardSuite, names: Sequence[str]):
-        self._rewards, self._names = rewards, tuple(names)
-        self._pending: list[Future[RewardTable]] = []
-        self._count = 0
-        device = torch.cuda.current_device() if torch.cuda.is_available() else None
-        # A new thread would start on the first GPU, whichever this process trains on.
-        start = None if device is None else torch.cuda.set_device
-        self._thread = ThreadPoolExecutor(1, "scoring", initializer=start, initargs=() if device is None else (device,))
-
-    def __enter__(self) -> "BackgroundScorer":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._thread.shutdown(wait=True, cancel_futures=True)
-
-    def add(self, batch: RewardBatch) -> None:
-        """Has a batch scored. Raises what scoring an earlier one has raised by now."""
-        for future in self._pending:
-            if future.done():
-                future.result()
-        first, self._count = self._count, self._count + len(batch)
-        if self._names:
-            self._pending.append(self._thread.submit(self._rewards.score, batch, only=self._names, first=first))
-
-    def table(self) -> RewardTable | None:
-        """All batches' scores, in the order they were added; None where there are no batches or no rewards. Waits for
-        them, and raises what scoring raised."""
-        tables = [future.result() for future in self._pending]
-        return RewardTable.cat(tables) if tables else None

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from rewards import RewardSuite, RewardTable
 from rl.data.prompts import PromptRecord
-from rl.policy.rollout import DrawSettings, Sample
+from rl.policy.samples import DrawSettings, Sample
 from rl.scoring.decoder_messages import receive, send
-from rl.scoring.groups import comparing
-from rl.scoring.pipeline import compare_samples, decode_and_score
+from rl.scoring.groups import compare_samples, comparing
+from rl.scoring.pipeline import decode_and_score
 from uniar.errors import RunError
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from rewards import RewardTable
-from rl.policy.rollout import Sample
+from rl.policy.samples import Sample
 from rl.scoring.scorer import Scorer, Scores
 from uniar.errors import RunError
 

@@ -16,7 +16,7 @@ from rl.data.prompts import PromptRecord, check_drawable, load_prompts
 from rl.data.questions import QuestionRecord, load_questions
 from rl.evaluation.evaluate import Evaluator, require_free_names, samples_at_once
 from rl.evaluation.understanding import Examiner
-from rl.policy.rollout import DrawSettings
+from rl.policy.samples import DrawSettings
 from rl.policy.text_kl import TextKL
 from rl.scoring.scorer import Scorer
 from uniar.configuration_uniar import UniARConfig

@@ -16,7 +16,7 @@ from rl.checkpoint.folder_lock import FolderLock
 from rl.config.grpo_config import RunConfig, flat
 from rl.evaluation.evaluate import Evaluator
 from rl.evaluation.understanding import Examiner
-from rl.policy.rollout import Sample
+from rl.policy.samples import Sample
 from rl.records.mirror import to_tensorboard, to_wandb
 from rl.report.page import write_report
 from rl.run.folder import RunFolder

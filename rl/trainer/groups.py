@@ -11,7 +11,7 @@ from torch import Tensor
 from rewards import RewardTable
 from rl.config.sections import Recipe
 from rl.evaluation.evaluate import total_scores
-from rl.policy.rollout import DrawSettings, Sample
+from rl.policy.samples import DrawSettings, Sample
 from rl.records.rows import picture_of, sample_rows
 from rl.scoring.scorer import Scorer, Scores
 

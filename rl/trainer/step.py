@@ -24,11 +24,13 @@ from rl.config.sections import Recipe
 from rl.distributed.sharing import gathered
 from rl.policy.dynamic_sampling import DynamicSampling
 from rl.policy.reference import Reference
-from rl.policy.rollout import Drawn, DrawSettings, Sample, branches, draw
+from rl.policy.rollout import Drawn, branches, draw
+from rl.policy.samples import DrawSettings, Sample
 from rl.policy.text_kl import TextKL
 from rl.scoring.scorer import Scorer, Scores
 from rl.scoring.straddling import begin_in_groups
 from rl.trainer.extensions.collection import TrainerExtensions
+from rl.trainer.extensions.text_term import TextTerm
 from rl.trainer.groups import GroupRecorder, GroupsSeen
 from rl.trainer.step1_check import PARTS, compared, mismatch_of, parts
 from rl.trainer.train_batch import TrainBatch, joined
@@ -60,7 +62,8 @@ class Step:
         """scores_seen: called with the samples of this process and their scores, once per rollout. groups_seen: see
         `GroupRecorder`."""
         self.trainer, self.recipe, self.processor, self.scorer = trainer, recipe, processor, scorer
-        self.watch, self.reference, self.text_kl, self.scores_seen = watch, reference, text_kl, scores_seen
+        self.watch, self.reference, self.scores_seen = watch, reference, scores_seen
+        self.text = None if text_kl is None else TextTerm(trainer, text_kl, reference)
         self.settings, self.guidance = DrawSettings.for_training(recipe), recipe.rollout.guidance_settings
         self.loss_settings, self.kl_control = recipe.algorithm.loss_settings, extensions.kl_control
         self.groups = GroupRecorder(trainer, recipe, scorer, groups_seen)
@@ -191,7 +194,7 @@ class Step:
         if self.kl_control is not None:
             settings = replace(settings, beta=self.kl_control.beta)
         # Text before bits: DDP takes the parameters in use to be those of the last forward, and drawing uses them all.
-        divergence = None if self.text_kl is None else self._text_divergence(self.text_kl, model)
+        divergence = None if self.text is None else self.text.divergence(model)
         gap, drawn_gap = policy_gap(batch.replay(model, self.guidance)), policy_gap(batch.drawn)
         found = self._compared_with_rollout(batch, gap.detach(), drawn_gap) if self.trainer.is_first_pass else {}
         replayed = gap.detach() if batch.old is None else policy_gap(batch.old)
@@ -205,9 +208,9 @@ class Step:
         with blamed_on(self.recipe, "algorithm.loss"):
             loss, metrics = policy_loss(inputs, settings)
         loss = loss * self.recipe.algorithm.loss_scale
-        if self.text_kl is not None:
+        if self.text is not None:
             found["understanding/kl"] = loss.new_zeros(()) if divergence is None else divergence
-            loss = loss if divergence is None else loss + self.text_kl.beta * divergence
+            loss = loss if divergence is None else loss + self.text.kl.beta * divergence
         self.metrics.add({**metrics, **found, "loss": loss}, count=len(batch.bits))
         self.watch.micro_batch(loss.detach(), batch)
         if self.processes.sync_gradients:
@@ -238,23 +241,3 @@ class Step:
         if self.guidance.is_biased:
             found["guidance/mismatch"] = self.guidance.mismatch(batch.drawn).mean()
         return found
-
-    def _text_divergence(self, text: TextKL, model: Any) -> Tensor | None:
-        """This micro-batch's part of the text-KL term; None where it has none."""
-        processes, step = self.processes, self.trainer.state.global_step
-        if text.update != step:
-            assert self.reference is not None  # as `reference_for` makes one for this term
-            with (
-                self.trainer.phase("text"),
-                self.reference.ready(self.trainer.model, processes) as reference,
-                processes.autocast(),
-            ):
-                text.begin(
-                    step,
-                    reference,
-                    processes.device,
-                    process=processes.process_index,
-                    processes=processes.num_processes,
-                    micro_batches=self.trainer.current_gradient_accumulation_steps,
-                )
-        return text.divergence(model)

@@ -16,7 +16,7 @@ from trl import GRPOConfig
 from rl.config.sections import Recipe
 from rl.data.prompts import PromptRecord
 from rl.policy.reference import Reference
-from rl.policy.rollout import Sample
+from rl.policy.samples import Sample
 from rl.policy.text_kl import TextKL
 from rl.scoring.scorer import Scorer
 from rl.trainer.extensions.collection import TrainerExtensions

@@ -6,7 +6,7 @@ import torch
 from rewards import RewardSpec, RewardSuite
 from rl.data.prompts import PromptRecord
 from rl.evaluation.evaluate import Evaluator, paired_gain, standard_error, total_scores
-from rl.policy.rollout import DrawSettings
+from rl.policy.samples import DrawSettings
 from rl.scoring.scorer import LocalScorer, ScoredList
 
 SETTINGS = DrawSettings(

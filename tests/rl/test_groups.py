@@ -6,7 +6,7 @@ import pytest
 from support.training_runs import launch, logged, run, small_recipe
 
 from rl.data.prompts import PromptRecord
-from rl.policy.rollout import Sample
+from rl.policy.samples import Sample
 from rl.scoring.groups import groups_of
 
 # The share of a sample in the red of its group, and the group's size; each call is written down.

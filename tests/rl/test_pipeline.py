@@ -16,9 +16,11 @@ from rewards import Reward, RewardError, RewardSpec, RewardSuite
 from rewards.serving.server import create_app
 from rl.config.recipe import recipe_from_mapping
 from rl.data.prompts import PromptRecord
-from rl.policy.rollout import Sample, decode
+from rl.policy.rollout import decode
+from rl.policy.samples import Sample
 from rl.scoring import pipeline
-from rl.scoring.pipeline import SMALLEST_CHUNK, chunk_size, decode_and_score, reward_batch
+from rl.scoring.groups import reward_batch
+from rl.scoring.pipeline import SMALLEST_CHUNK, chunk_size, decode_and_score
 from rl.train import train
 
 SETTINGS = dataclasses.replace(SMALL_DRAWING, decode_batch_size=4)

@@ -9,7 +9,8 @@ from PIL import Image
 from rl.algorithm.guidance import GuidanceSettings
 from rl.data.prompts import PromptRecord
 from rl.policy.replay import replay
-from rl.policy.rollout import DrawSettings, Sample, decode, draw
+from rl.policy.rollout import decode, draw
+from rl.policy.samples import DrawSettings, Sample
 from rl.trainer.train_batch import TrainBatch
 from uniar.errors import UserError
 

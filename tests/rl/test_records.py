@@ -12,7 +12,7 @@ from support.training_runs import SMALL_DRAWING, changed, run, small_recipe
 
 from rewards import RewardTable
 from rl.data.prompts import PromptRecord
-from rl.policy.rollout import Sample
+from rl.policy.samples import Sample
 from rl.records.environment import environment
 from rl.records.rows import load_stored, picture_of, read_rows, reward_names, said_of, sample_rows, write_rows
 from uniar.errors import UserError

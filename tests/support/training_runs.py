@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from rl.config.recipe import recipe_from_mapping
-from rl.policy.rollout import DrawSettings
+from rl.policy.samples import DrawSettings
 from rl.run.folder import RunFolder
 from rl.train import train
 
