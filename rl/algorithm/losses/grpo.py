@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from rl.algorithm.losses.inputs import LossInputs
-from rl.algorithm.losses.loss import Loss, Terms
+from rl.algorithm.losses.loss import Aggregation, Loss, Terms
 from rl.algorithm.losses.settings import LossSettings
 
 EPSILON = 0.2
@@ -18,7 +18,7 @@ class GRPO(Loss):
 
     name = "grpo"
     paper = "GRPO, 2402.03300"
-    aggregation = "sample"
+    aggregation: Aggregation = "sample"
     takes: ClassVar = {
         "epsilon": f"1 − ε is the lower end of the clip range; null: {EPSILON:g}, for m bits {EPSILON:g}/√m",
         "epsilon_high": "1 + ε is the upper end of the range; null: as epsilon",

@@ -78,6 +78,7 @@ def importance_ratio(inputs: LossInputs, settings: LossSettings) -> Tensor:
     ratio times a zero gradient would be NaN.
     """
     log_ratio = inputs.logp - inputs.old_logp
+    assert inputs.mask is not None  # as LossInputs makes it
     if settings.level != "bit":
         if settings.centred:
             log_ratio = log_ratio + inputs.kl_from_old()

@@ -50,6 +50,7 @@ class PluginLoss(Loss):
     def terms(self, inputs: LossInputs, ratio: Tensor, settings: LossSettings) -> Terms:
         if self._function is None:
             self.load()
+        assert self._function is not None
         gap = inputs.gap
         try:
             found = self._function(inputs, ratio, settings)

@@ -54,6 +54,5 @@ class LossSettings:
         0 and would never meet a bit's range. For ε = 0.2 and N = 262,144 that is 4e-4, the size that the GSPO paper
         (2507.18071) uses.
         """
-        return 1 / math.sqrt(
-            {"visual_token": math.prod(shape[2:]), "sequence": math.prod(shape[1:])}.get(self.level, 1)
-        )
+        bits = {"visual_token": math.prod(shape[2:]), "sequence": math.prod(shape[1:])}
+        return 1 / math.sqrt(bits.get(self.level or "bit", 1))
