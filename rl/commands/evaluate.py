@@ -12,7 +12,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from rl.checkpoint.layout import CHECKPOINT
+from rl.checkpoint.layout import CHECKPOINT, ENVIRONMENT
 from rl.config.recipe import load_recipe
 from rl.config.sections import Recipe
 from rl.data.questions import QuestionRecord
@@ -109,7 +109,7 @@ def _report(
         write("scores.json", {"checkpoint": str(checkpoint), "recipe": recipe.source, **settings, "metrics": metrics})
         if understanding is not None:
             write("understanding.json", understanding.columns())
-        write("environment.json", environment(world_size()))
+        write(ENVIRONMENT, environment(world_size()))
         folder = RunFolder(output)
         folder.save_evaluation(_step_of(checkpoint), evaluation, understanding)
         if questions:

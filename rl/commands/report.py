@@ -7,13 +7,14 @@ uniar-rl report runs/one runs/two --output comparison.html
 import argparse
 from pathlib import Path
 
+from rl.checkpoint.layout import REPORT
 from rl.report.page import write_report
 from uniar.reading.files import writing
 
 
 def run(arguments: argparse.Namespace) -> None:
     alone = len(arguments.runs) == 1
-    target = arguments.output or (arguments.runs[0] / "report.html" if alone else Path("report.html"))
+    target = arguments.output or (arguments.runs[0] / REPORT if alone else Path(REPORT))
     with writing(target):
         write_report(arguments.runs, target)
     print(f"written to {target} ({target.stat().st_size / 1e6:.1f} MB)")
