@@ -84,7 +84,7 @@ class AlgorithmSection:
         None,
         gt=0,
     )
-    delta: float | None = setting(f"Bound that is no ratio's. {_of_losses('delta')}", None, gt=0, le=1)
+    delta: float | None = setting(f"Bound of something other than the ratio. {_of_losses('delta')}", None, gt=0, le=1)
     beta: float = setting(
         "Weight of the KL divergence to the reference policy; 0: none.",
         0.01,

@@ -59,8 +59,9 @@ class PromptRecord:
         return picture_to_edit(self._picture()[0], height, width, self._picture()[1])
 
     def _picture(self) -> tuple[str | bytes, str]:
+        assert self.image is not None  # as its callers have seen
         content = self.image.content() if isinstance(self.image, StoredPicture) else self.image
-        return content, f"{picture_name(self.image)} of prompt {self.id}"
+        return content, f"{picture_name(str(self.image))} of prompt {self.id}"
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,8 @@ def _mix_rows(path: Path, image_root: str | Path | None, seed: int, keys: Keys) 
     for key in content:
         if key != "datasets":
             raise UserError(f"{origin_of((key,), origins)}: unknown key '{key}'.{did_you_mean(key, ['datasets'])}")
-    rows, names = [], {}
+    rows: list[_Row] = []
+    names: dict[str, str] = {}
     for i, item in enumerate(content["datasets"]):
         place = ("datasets", str(i))
         entry = build(MixEntry, item, place, origins)

@@ -57,4 +57,4 @@ def _record(line: JsonLine, root: Path) -> QuestionRecord:
         texts[name] = text
     image = picture_path(texts["image"], root)
     check_picture(image, f"{line.where}: {picture_name(image)}")
-    return QuestionRecord(image, texts["question"], texts["answer"], line.where)
+    return QuestionRecord(Path(image), texts["question"], texts["answer"], line.where)

@@ -30,7 +30,6 @@ class Peers:
         self.every, self.grace = every, grace
         self._others: dict[int, psutil.Process] = {}
         self._left = threading.Event()
-        self._state: PartialState | None = None
 
     def __enter__(self) -> "Peers":
         self._state = PartialState()

@@ -76,8 +76,10 @@ class DynamicSampling:
 
         Groups that are still missing after the last round are those without variance that were drawn first.
         """
-        size, kept, without = self.stream.group_size, [], []
+        size = self.stream.group_size
         rounds: list[Round] = []
+        kept: list[tuple[Round, int]] = []
+        without: list[tuple[Round, int]] = []
         while len(kept) < groups and len(rounds) < 1 + self.section.max_rounds:
             drawn = self._round(groups - len(kept), step, draw)
             rounds.append(drawn)
@@ -90,7 +92,7 @@ class DynamicSampling:
         rollout, rows = self._moved(chosen, holders, moves)
         samples = [sample for drawn, place in chosen for sample in drawn.groups[place]]
         table = RewardTable.cat([drawn.table.rows(range(place * size, (place + 1) * size)) for drawn, place in chosen])
-        metrics = {
+        metrics: dict[str, float] = {
             "dynamic_sampling/rounds": len(rounds),
             "dynamic_sampling/dropped": len(without) - unfilled,
             "dynamic_sampling/refilled": len(kept) - sum(drawn is rounds[0] for drawn, _ in kept),

@@ -22,7 +22,7 @@ LORA_TARGETS = r".*(language_model\.layers|visual_decoder)\.\d+\.(self_attn\.[qk
 
 def checkpoint_of(section: ModelSection) -> Path:
     """The checkpoint folder that a recipe starts from; a preset is built at first use. Raises UserError."""
-    folder = preset_path(section.preset, section.seed) if section.preset else resolve_checkpoint(section.path)
+    folder = preset_path(section.preset, section.seed) if section.preset else resolve_checkpoint(section.path or "")
     inspect_checkpoint(folder, decoder=True)
     return folder
 
@@ -64,7 +64,7 @@ def trainable(
         return model
     config = LoraConfig(
         r=lora.r,
-        lora_alpha=lora.alpha,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # peft divides it by r, whole or not
         lora_dropout=0.0,  # else the update would not see the policy that drew
         target_modules=lora.target_modules or LORA_TARGETS,
         bias="none",

@@ -27,8 +27,8 @@ class AdapterOff:
 class AdapterCopy:
     """LoRA's reference where it is refreshed: the same model with older adapters in place of its own."""
 
-    def __init__(self) -> None:
-        self._adapters: WeightSlices | None = None
+    _adapters: WeightSlices
+    """from `prepare` on"""
 
     def prepare(self, trained: Mapping[str, nn.Parameter], accelerator: "Accelerator") -> None:
         """Called once the engine has the policy, whose adapters are `trained`."""

@@ -36,7 +36,7 @@ class Branch:
         if len(prompt) == 1:
             prompt_index = torch.zeros_like(prompt_index)
         pixels = grids = None
-        if prompt.pixel_values is not None:
+        if prompt.pixel_values is not None and prompt.image_grid_thw is not None:
             grids = prompt.image_grid_thw.view(len(prompt), -1, 3)
             split = prompt.pixel_values.split(grids.prod(-1).sum(-1).tolist())
             pixels, grids = [split[owner] for owner in prompt_index.tolist()], grids[prompt_index]
@@ -69,7 +69,7 @@ def replay(
 
 def _gap(model: Callable[..., Any], bits: Tensor, rows: Branch) -> Tensor:
     images: dict[str, Tensor] = {}
-    if rows.pixel_values is not None:
+    if rows.pixel_values is not None and rows.image_grid_thw is not None:
         # The model wants each row's images to edit and then the drawn one, which the position ids already place.
         drawn = rows.image_grid_thw.new_zeros(len(bits), 1, 3)
         images["pixel_values"] = torch.cat(rows.pixel_values)
@@ -95,7 +95,7 @@ def _stack(prompt: Branch, unconditional: Branch) -> Branch:
         return [F.pad(tensor, missing) for tensor in (rows.input_ids, rows.attention_mask, rows.position_ids)]
 
     ids, mask, positions = (torch.cat(pair) for pair in zip(pad(prompt), pad(unconditional), strict=True))
-    if prompt.pixel_values is None:
+    if prompt.pixel_values is None or unconditional.pixel_values is None:
         return Branch(ids, mask, positions)
     grids = torch.cat([prompt.image_grid_thw, unconditional.image_grid_thw])
     return Branch(ids, mask, positions, [*prompt.pixel_values, *unconditional.pixel_values], grids)

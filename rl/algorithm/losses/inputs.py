@@ -27,7 +27,7 @@ class LossInputs:
     """of the policy that the ratio is taken to; None: `gap` itself, without gradient (one update per rollout)"""
     ref_gap: Tensor | None = None
     """of the reference; None without one"""
-    mask: Tensor | None = None
+    mask: Tensor = None  # __post_init__ replaces None
     """(B, T), …, or as the gaps: true for bits that exist, false for the padding of a smaller image; None: all exist.
     Kept as the gaps are shaped, 1.0 and 0.0."""
     logp: Tensor = field(init=False)
