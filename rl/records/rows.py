@@ -61,7 +61,7 @@ def sample_rows(
     advantages: Sequence[float] | None = None,
 ) -> pa.Table:
     """B samples, in their order, as rows. scores: of B samples under R rewards. step: that the noise was seeded with.
-    What is no number is null."""
+    Scores that are missing are null."""
     columns: dict[str, list[Any]] = {
         "step": [step] * len(samples),
         "id": [sample.record.id for sample in samples],

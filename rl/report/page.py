@@ -39,7 +39,7 @@ Side = tuple[str, int, pa.Table]
 
 def write_report(paths: Sequence[Path], target: Path, *, running: bool | None = None) -> None:
     """Writes the page of one run, or of several compared, whole or not at all. running: see `read_run`. Raises
-    UserError for a folder that is no run's, and OSError as writing does."""
+    UserError for a folder that is not a run's, and OSError as writing does."""
     write_whole(target, render([read_run(path, running=running) for path in paths]))
 
 

@@ -234,7 +234,7 @@ def test_the_benchmarks_plain_loop_draws_the_same_bits(benchmark):
 
 @torch.no_grad()
 def test_half_precision_at_the_released_depth(benchmark):
-    """36 + 4 layers in bfloat16: how far log π of replay and rollout are apart, nats a bit (docs/algorithms.md)."""
+    """36 + 4 layers in bfloat16: how far log π of replay and rollout are apart, nats per bit (docs/algorithms.md)."""
     torch.manual_seed(0)
     sizes = benchmark.Sizes(hidden=64, layers=36, decoder_layers=4, height=128, width=128, samples=2, prefix=45)
     model = benchmark.build_model(sizes).to(torch.bfloat16)
