@@ -59,15 +59,15 @@ def cloud_chart(title: str, x_label: str, y_label: str, points: Sequence[tuple[f
     return _svg(title, [frame.axes(labelled=True), *dots, labels])
 
 
-def difference_bar(low: float, gain: float, high: float, span: float) -> Markup:
-    """A gain and its interval about zero. span: the largest absolute value of the bars that stand together."""
+def difference_bar(low: float, gain: float, high: float, span: float, tone: str) -> Markup:
+    """A gain and its interval about zero. span: the largest absolute value of the bars that stand together. tone: up,
+    down or even."""
     width, height = 200, 18
     span = span or 1.0
 
     def place(value: float) -> float:
         return width / 2 + max(-1.0, min(1.0, value / span)) * (width / 2 - 6)
 
-    tone = "up" if low > 0 else "down" if high < 0 else "even"
     line = "" if math.isnan(low) else f'<line x1="{place(low):.1f}" x2="{place(high):.1f}" y1="9" y2="9"/>'
     return Markup(
         f'<svg class="bar {tone}" viewBox="0 0 {width} {height}" aria-hidden="true">'

@@ -179,10 +179,14 @@ def tables(found: Comparison) -> list[dict[str, Any]]:
     return [{"title": title, "rows": _with_bars(rows)} for title, rows in parts if rows]
 
 
+def _tone(one: Difference) -> str:
+    return "up" if one.better else "down" if one.worse else "even"
+
+
 def _with_bars(rows: Sequence[Difference]) -> list[dict[str, Any]]:
     ends = [abs(end) for one in rows for end in (one.low, one.high, one.gain) if not math.isnan(end)]
     span = max(ends, default=1.0)
-    return [{"one": one, "bar": difference_bar(one.low, one.gain, one.high, span)} for one in rows]
+    return [{"one": one, "bar": difference_bar(one.low, one.gain, one.high, span, _tone(one))} for one in rows]
 
 
 # Pictures ------------------------------------------------------------------------------------------------------------

@@ -14,7 +14,6 @@
   }
   function show(image, number) {
     image.addEventListener("load", () => image.classList.toggle("small", Math.max(image.naturalWidth, image.naturalHeight) <= 128));
-    image.loading = "lazy";
     image.decoding = "async";
     image.src = "data:image/webp;base64," + data.pictures[number];
     return image;
@@ -117,7 +116,6 @@
     $("opened-prompt").textContent = sample.prompt;
     const head = make("tr");
     head.append(make("th", "", "reward"), ...chosen.map((place) => make("th", "num", data.sides[place].label)));
-    if (chosen.some((place) => sample.sides[place].why)) head.append(make("th", "", "why"));
     $("opened-head").replaceChildren(head);
     const rows = [["total", chosen.map((place) => sample.sides[place].t), ""]];
     data.rewards.forEach((name, column) => {
@@ -125,11 +123,12 @@
       const lines = why.every((one) => one === why[0]) ? why.slice(0, 1) : why.map((one, n) => data.sides[chosen[n]].label + ": " + (one || "nothing"));
       rows.push([name, chosen.map((place) => sample.sides[place].r[column]), lines.join("\n")]);
     });
-    $("opened-scores").replaceChildren(...rows.map(([name, scores, why]) => {
-      const row = make("tr");
+    $("opened-scores").replaceChildren(...rows.flatMap(([name, scores, why]) => {
+      const row = make("tr"), reason = make("tr", "why"), said = make("td", "", why);
       row.append(make("th", "", name), ...scores.map((value) => make("td", "num", score(value))));
-      if (head.children.length > 1 + scores.length) row.append(make("td", "", why));
-      return row;
+      said.colSpan = 1 + scores.length;
+      reason.append(said);
+      return why ? [row, reason] : [row];
     }));
     $("opened-note").textContent = ["sample " + sample.n + " of prompt " + sample.id, sample.task, sample.tag].filter((part) => part !== null).join(" · ");
     if (!dialog.open) dialog.showModal();
