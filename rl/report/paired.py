@@ -66,8 +66,8 @@ class Comparison:
 
 
 def paired_rows(before: pa.Table, after: pa.Table, names: tuple[str, str] = ("A", "B")) -> tuple[pa.Table, pa.Table]:
-    """The rows of two evaluations in the same order, sample by sample. names: what errors call them. Raises UserError
-    for other prompts, and for other noise."""
+    """The rows of two evaluations in the order of the first, sample by sample. names: what errors call them. Raises
+    UserError for other prompts, and for other noise."""
     one, two = (
         {key: row for row, key in enumerate(zip(rows["id"].to_pylist(), rows["sample"].to_pylist(), strict=True))}
         for rows in (before, after)
@@ -78,7 +78,7 @@ def paired_rows(before: pa.Table, after: pa.Table, names: tuple[str, str] = ("A"
             f"{names[0]} and {names[1]} are of other prompts: they have {len(one)} and {len(two)} samples, and share "
             f"{shared}; evaluate both on the same prompts."
         )
-    keys = sorted(one)
+    keys = list(one)
     rows = before.take([one[key] for key in keys]), after.take([two[key] for key in keys])
     for column, what in (("prompt", "prompts"), ("seed", "noise")):
         values = zip(*(table[column].to_pylist() for table in rows), strict=True)
