@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from diffusers import SD3Transformer2DModel
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from diffusers.models.normalization import RMSNorm
 from torch import Tensor, nn
 
 # The parent's forward has no argument for features; its patch embedding, positions included, ends where they go in. A
@@ -23,6 +24,23 @@ _features_of_this_call: ContextVar[Tensor | None] = ContextVar("features_of_this
 def _add_features(module: nn.Module, inputs: tuple[Tensor], tokens: Tensor) -> Tensor:
     features = _features_of_this_call.get()
     return tokens if features is None else tokens + features
+
+
+class _FusedRMSNorm(RMSNorm):
+    """diffusers' norm in one kernel. On a CPU it stays as it is: in bfloat16 its bits would be others."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        if hidden_states.device.type == "cpu" or hidden_states.dtype != self.weight.dtype:
+            return super().forward(hidden_states)
+        return F.rms_norm(hidden_states, self.weight.shape, self.weight, self.eps)
+
+
+def _fuse_norms(block: nn.Module) -> None:
+    """Queries' and keys' norms, where the model has them; their weights keep their names."""
+    for module in list(block.modules()):
+        for name, child in module.named_children():
+            if type(child) is RMSNorm and child.elementwise_affine and child.bias is None:
+                setattr(module, name, _FusedRMSNorm(tuple(child.dim), child.eps))
 
 
 class SD3Transformer2DModelWithSigLIP(SD3Transformer2DModel):
@@ -78,6 +96,8 @@ class SD3Transformer2DModelWithSigLIP(SD3Transformer2DModel):
             raise ValueError(
                 "add_siglip_tensor_to_latent is false; it must be true, as only the latent tokens take the features."
             )
+        for block in self.transformer_blocks:
+            _fuse_norms(block)
         self.siglip_embed_add_latent = nn.Linear(siglip_channels, self.inner_dim, bias=False)
         self.pos_embed.register_forward_hook(_add_features)
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLTextConfig
 from transformers.models.qwen3_vl.modeling_qwen3_vl import (
@@ -27,10 +28,18 @@ def residual_stream(embeds: Tensor, layers: Sequence[nn.Module]) -> Tensor:
 
 
 class RMSNorm(Qwen3VLTextRMSNorm):
-    """Qwen3-VL's, in the precision of its weights whatever the stream's."""
+    """Qwen3-VL's in one kernel instead of eight, in the precision of its weights whatever the stream's. In float32 both
+    have the same bits on a CPU."""
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return super().forward(hidden).to(self.weight.dtype)
+        return self.normed(hidden).to(self.weight.dtype)
+
+    def normed(self, hidden: Tensor) -> Tensor:
+        """In the precision of `hidden`, if that is not less than the weights'."""
+        weight = self.weight if hidden.dtype != torch.float32 else self.weight.float()
+        if hidden.dtype != weight.dtype:  # half precision by autocast alone; there is no kernel for both
+            return super().forward(hidden)
+        return F.rms_norm(hidden, weight.shape, weight, self.variance_epsilon)
 
 
 class UniARTextLayer(Qwen3VLTextDecoderLayer):
@@ -40,6 +49,9 @@ class UniARTextLayer(Qwen3VLTextDecoderLayer):
         super().__init__(config, layer_idx)
         self.input_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        attention = self.self_attn
+        attention.q_norm = RMSNorm(attention.head_dim, eps=config.rms_norm_eps)
+        attention.k_norm = RMSNorm(attention.head_dim, eps=config.rms_norm_eps)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         with policy_kernels():
@@ -56,7 +68,7 @@ class UniARTextModel(Qwen3VLTextModel):
         self.padding_idx, self.vocab_size = config.pad_token_id, config.vocab_size
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
         self.layers = nn.ModuleList(UniARTextLayer(config, number) for number in range(config.num_hidden_layers))
-        self.norm = Qwen3VLTextRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.rotary_emb = Qwen3VLTextRotaryEmbedding(config=config)
         self.gradient_checkpointing = False
         self.post_init()

@@ -5,9 +5,9 @@ from contextlib import nullcontext
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextRMSNorm
 
 from uniar.configuration_uniar import UniARConfig
+from uniar.modeling_text import RMSNorm
 
 MLP_HEAD_WIDTH = 16384
 
@@ -27,11 +27,11 @@ class HeadProduct(nn.Linear):
             return F.linear(hidden.float(), self.weight.float())
 
 
-class HeadNorm(Qwen3VLTextRMSNorm):
+class HeadNorm(RMSNorm):
     """Directly before the last product, and rounded no earlier."""
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return super().forward(hidden if self.weight.dtype == torch.float32 else hidden.float())
+        return self.normed(hidden if self.weight.dtype == torch.float32 else hidden.float())
 
 
 def visual_head(config: UniARConfig) -> nn.Module:
@@ -41,7 +41,7 @@ def visual_head(config: UniARConfig) -> nn.Module:
     outputs = levels * spatial * bsq_dim * 2
     if config.vistok_pred_use_mlp:
         return nn.Sequential(
-            Qwen3VLTextRMSNorm(text.hidden_size, eps=text.rms_norm_eps),
+            RMSNorm(text.hidden_size, eps=text.rms_norm_eps),
             nn.Linear(text.hidden_size, MLP_HEAD_WIDTH, bias=False),
             nn.GELU(approximate="tanh"),
             HeadProduct(MLP_HEAD_WIDTH, outputs, bias=False),
