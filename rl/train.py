@@ -25,7 +25,7 @@ from rl.checkpoint.folders import writing_records
 from rl.checkpoint.resume import load_weights, only_weights_of
 from rl.config.checks import check_batches, refresh_risk, rounding_risk
 from rl.config.grpo_config import grpo_config
-from rl.config.recipe import blamed_on, load_recipe
+from rl.config.recipe import blamed_on, load_loss, load_recipe
 from rl.config.sections import Recipe
 from rl.distributed.engine import gathered_state, prepare_deepspeed_on_cpu
 from rl.distributed.peers import Peers
@@ -59,7 +59,6 @@ from rl.trainer.build import (
     held_out_prompts,
     held_out_questions,
     load_decoder,
-    load_loss,
     text_kl_questions,
     training_prompts,
 )

@@ -2,7 +2,7 @@
 
 import argparse
 
-from rl.config.recipe import load_recipe
+from rl.config.recipe import load_loss, load_recipe
 from rl.plan.estimate import GIB, RESERVE, RESERVED_SHARE, Plan, make_plan
 from rl.plan.model_states import PHASES
 from rl.plan.planned_model import planned_model
@@ -30,6 +30,7 @@ def run(arguments: argparse.Namespace) -> None:
         if not getattr(arguments, name) > 0:
             raise UserError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; it must be above 0.")
     recipe = load_recipe(arguments.recipe, arguments.overrides)
+    load_loss(recipe)
     simulation = Simulation(planned_model(recipe.model))
     memory = int((arguments.memory - arguments.reward_memory) * GIB)
     plan = make_plan(recipe, simulation, arguments.gpus, memory, arguments.prompt_tokens)

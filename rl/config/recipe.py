@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rl.algorithm.losses import loss_named
 from rl.config.checks import check_choices, check_rewards, check_rollout_boundaries
 from rl.config.sections import Recipe
 from rl.config.trainer_arguments import TAKEN, check_trainer_arguments
@@ -64,6 +65,13 @@ def blamed_on(recipe: Recipe, key: str) -> Iterator[None]:
     except UserError as error:
         name = "" if str(error).startswith(key) else f"{key}: "
         raise UserError(f"{recipe.where(key)}: {name}{error}") from error
+
+
+def load_loss(recipe: Recipe) -> None:
+    """Loads a loss that is a plug-in; its file is named relative to the recipe. Raises UserError where it
+    cannot be called."""
+    with blamed_on(recipe, "algorithm.loss"):
+        loss_named(recipe.algorithm.loss).load(Path(recipe.source).parent)
 
 
 @functools.cache

@@ -12,6 +12,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from rl.algorithm.losses import LossInputs, policy_loss
+from rl.config.recipe import blamed_on
 from rl.config.sections import Recipe
 from rl.plan.memory import Measured
 from rl.plan.planned_model import PlannedModel
@@ -219,4 +220,5 @@ def _loss(gap: Tensor, recipe: Recipe) -> Tensor:
         ref_gap=torch.empty_like(kept) if algorithm.beta else None,
         advantages=torch.empty(len(gap), device=gap.device),
     )
-    return policy_loss(inputs, algorithm.loss_settings)[0]
+    with blamed_on(recipe, "algorithm.loss"):
+        return policy_loss(inputs, algorithm.loss_settings)[0]

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from rewards import RewardSuite
-from rl.algorithm.losses import loss_named
 from rl.config.checks import samples_per_process
 from rl.config.recipe import blamed_on
 from rl.config.sections import Recipe
@@ -104,12 +103,6 @@ def build_text_kl(
         questions_per_update=asked.kl_questions_per_update,
         seed=recipe.seed,
     )
-
-
-def load_loss(recipe: Recipe) -> None:
-    """Loads a loss that is a plug-in; its file is named relative to the recipe."""
-    with blamed_on(recipe, "algorithm.loss"):
-        loss_named(recipe.algorithm.loss).load(Path(recipe.source).parent)
 
 
 def build_rewards(recipe: Recipe, key: str, records: Sequence[PromptRecord]) -> RewardSuite:

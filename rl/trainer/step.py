@@ -89,7 +89,7 @@ class Step:
             return self._collect_informative(self.dynamic_sampling, len(samples))
         drawn, scores = self._draw(samples, len(samples) * self.processes.num_processes)
         # Another process may score while this one replays.
-        batch = self._replayed(TrainBatch(drawn.rollout.bits, drawn.prompt, drawn.unconditional, drawn.gaps))
+        batch = self._replayed(drawn)
         _, scored = scores()
         table = gathered(scored, self.processes)
         first = self.processes.process_index * len(samples)
@@ -110,10 +110,8 @@ class Step:
         self.trainer.record(filled.metrics)
         # Metrics of rewards are those of the first round: what is chosen has more variance, and another mean.
         self._advantages(filled.first.table, filled.first.samples, filled.first.scored)
-        prompt, unconditional = branches(self.trainer.bare_policy, self.processor, filled.samples, self.settings)
-        rollout = filled.rollout
-        drawn = Gaps(rollout.gap_cond, rollout.gap_uncond)
-        batch = self._replayed(TrainBatch(rollout.bits, prompt, unconditional, drawn))
+        fed = branches(self.trainer.bare_policy, self.processor, filled.samples, self.settings)
+        batch = self._replayed(Drawn(*fed, filled.rollout))
         advantages = self._advantages(filled.table)[filled.rows]
         self.groups.trained(filled.samples, advantages)
         return replace(batch, advantages=advantages)
@@ -139,8 +137,9 @@ class Step:
         self.trainer.count_drawn(count, count * drawn.rollout.bits.shape[1])
         return drawn, self.groups.watching(samples, scores)
 
-    def _replayed(self, batch: TrainBatch) -> TrainBatch:
+    def _replayed(self, drawn: Drawn) -> TrainBatch:
         """With the gaps, teacher-forced, of the old policy, where one is needed, and of the reference."""
+        batch = TrainBatch(drawn.rollout.bits, drawn.prompt, drawn.unconditional, drawn.gaps)
         with self.trainer.phase("replay"):
             if self.trainer.serves_several_updates and self.recipe.algorithm.old_logp == "replay":
                 batch = replace(batch, old=self._replay(self.trainer.model, batch))

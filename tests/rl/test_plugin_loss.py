@@ -9,9 +9,9 @@ import torch
 from support.training_runs import changed, launch, logged, run, small_recipe, weights
 
 from rl.algorithm.losses import LossInputs, LossSettings, loss_named, policy_loss
-from rl.config.recipe import load_recipe, recipe_from_mapping
+from rl.cli import main
+from rl.config.recipe import load_loss, load_recipe, recipe_from_mapping
 from rl.train import train
-from rl.trainer.build import load_loss
 from uniar.errors import UserError
 from uniar.reading.yaml_files import parse_yaml
 
@@ -165,6 +165,18 @@ def test_a_fault_in_a_run_names_the_recipe(settings, tmp_path):
         UserError, match=r"recipe: algorithm\.loss .*mine\.py:mine returned torch\.float32 of shape \(\)"
     ):
         run(settings, algorithm={"loss": f"{tmp_path / 'mine.py'}:mine"})
+
+
+def test_a_plan_calls_it(settings, tmp_path, capsys):
+    (tmp_path / "spo.py").write_text(EXAMPLE)
+    (tmp_path / "looks.py").write_text("def mine(inputs, ratio, settings):\n    return ratio * ratio.max().item()\n")
+    (tmp_path / "recipe.yaml").write_text(json.dumps(settings))
+    command = ["plan", str(tmp_path / "recipe.yaml"), "--prompt-tokens", "20"]
+    assert main([*command, "algorithm.loss=spo.py:spo"]) == 0
+    assert main([*command, "algorithm.loss=gone.py:spo"]) == 2
+    assert "algorithm.loss: plug-in gone.py does not exist (looked for" in capsys.readouterr().err
+    assert main([*command, "algorithm.loss=looks.py:mine"]) == 2
+    assert "looks.py:mine raised RuntimeError" in capsys.readouterr().err
 
 
 def test_settings_of_all_losses_are_taken():
