@@ -18,16 +18,14 @@ from rl.report.lens import look_at, top_share, untrained_rewards
 from rl.report.paired import Comparison, compare_rows, numbers_of, paired_rows
 from rl.report.pictures import BUDGET, PictureStore
 from rl.report.run_data import RunData, read_run, shown_json
+from rl.report.samples import flipped_questions, gallery, training_groups
 from rl.report.sections import (
     different_settings,
     duration,
     first_to_last,
-    flipped_questions,
-    gallery,
     panels,
     reproduction,
     tables,
-    training_groups,
     verdict,
 )
 from rl.report.warnings import warnings_of
