@@ -1,5 +1,6 @@
 """From a YAML file and command-line overrides to a checked `Recipe`."""
 
+import copy
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +17,10 @@ from uniar.reading.files import user_path
 from uniar.reading.plugins import from_current_folder
 from uniar.reading.settings import Origins, build, home_expanded, key_of, nested_settings, origin_of, settings_of
 from uniar.reading.yaml_files import parse_yaml, read_yaml
+
+_RETIRED = {("model", "lora", "dropout"): 0.0}
+"""Keys that earlier versions wrote into the config.yaml of every run, and the only value that they could have. With it
+they are passed over, so that those runs can be resumed and exported."""
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -34,7 +39,7 @@ def recipe_from_mapping(mapping: Mapping[str, Any], source: str = "recipe", orig
     """A checked recipe from plain values, as YAML would give them; `source` names it in messages and, without an
     `output_dir`, gives the run folder its name."""
     origins = origins or {(): source}
-    mapping = dict(mapping)
+    mapping = _without_retired(mapping)
     for section in ("rewards", "eval_rewards"):  # a bare name is short for {use: name}
         if isinstance(mapping.get(section), list):
             mapping[section] = [{"use": item} if isinstance(item, str) else item for item in mapping[section]]
@@ -55,6 +60,17 @@ def recipe_from_mapping(mapping: Mapping[str, Any], source: str = "recipe", orig
     check_choices(recipe, origins)
     check_rollout_boundaries(recipe, origins)
     return recipe
+
+
+def _without_retired(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    kept = copy.deepcopy(dict(mapping))
+    for (*sections, key), only in _RETIRED.items():
+        section: Any = kept
+        for name in sections:
+            section = section.get(name) if isinstance(section, dict) else None
+        if isinstance(section, dict) and section.get(key) == only:
+            del section[key]
+    return kept
 
 
 @contextmanager

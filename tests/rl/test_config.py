@@ -382,3 +382,10 @@ def test_a_character_that_yaml_does_not_allow_is_shown_as_python_writes_it(chara
     with pytest.raises(UserError) as error:
         parse_yaml(f"a: 1\nb: x{character}y\n", "recipe.yaml")
     assert str(error.value) == f"recipe.yaml, line 2: not valid YAML: the character {shown} is not allowed."
+
+
+def test_what_earlier_runs_wrote_is_passed_over_where_it_changes_nothing(write):
+    path = write(MINIMAL)
+    assert load_recipe(path, ["model.lora={r: 4, dropout: 0.0}"]).model.lora.r == 4
+    with pytest.raises(UserError, match=r"unknown key 'model.lora.dropout'"):
+        load_recipe(path, ["model.lora={r: 4, dropout: 0.1}"])

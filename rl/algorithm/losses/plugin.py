@@ -45,7 +45,7 @@ class PluginLoss(Loss):
         self.aggregation = getattr(function, "aggregation", known[0])
         shown = f"has the aggregation {self.aggregation!r}, expected one of {', '.join(known)}"
         self._require(self.aggregation in known, shown)
-        self._function = function
+        self._function, self._was_finite = function, False
 
     def terms(self, inputs: LossInputs, ratio: Tensor, settings: LossSettings) -> Terms:
         if self._function is None:
