@@ -7,7 +7,6 @@ fail.
 """
 
 import os
-import socket
 import sys
 import threading
 from types import TracebackType
@@ -15,6 +14,8 @@ from types import TracebackType
 import psutil
 from accelerate import PartialState
 from accelerate.utils import gather_object
+
+from uniar.reading.machine import machine
 
 GRACE = 10.0
 """seconds that this process has to end by itself, with an error of its own, after another one has"""
@@ -34,9 +35,9 @@ class Peers:
     def __enter__(self) -> "Peers":
         self._state = PartialState()
         if self._state.num_processes > 1:
-            mine = (self._state.process_index, _machine(), os.getpid())
-            for rank, machine, process in gather_object([mine]):
-                if machine == mine[1] and rank != mine[0]:
+            mine = (self._state.process_index, machine(), os.getpid())
+            for rank, host, process in gather_object([mine]):
+                if host == mine[1] and rank != mine[0]:
                     self._others[rank] = psutil.Process(process)
             threading.Thread(target=self._watch, name="peers", daemon=True).start()
         return self
@@ -66,14 +67,6 @@ class Peers:
         for child in psutil.Process().children(recursive=True):
             child.terminate()
         os._exit(1)
-
-
-def _machine() -> str:
-    """The same for processes that can see each other by number: a container may have numbers of its own."""
-    try:
-        return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return socket.gethostname()
 
 
 def _alive(process: psutil.Process) -> bool:

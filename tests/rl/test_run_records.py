@@ -24,6 +24,7 @@ from rl.run.records import read_evaluation, read_lines
 from rl.trainer.extensions.early_stop import EarlyStop
 from rl.trainer.extensions.kl_control import KLControl
 from uniar.errors import UserError
+from uniar.reading.files import unfinished_path
 
 DAMAGED = {
     "empty": b"",
@@ -119,7 +120,7 @@ def test_what_does_not_say_which_update_the_best_model_is_of(folder, caplog, con
 
 def test_what_a_killed_writer_left_is_cleared_away(folder):
     for part in (folder.path, folder.evaluations, folder.samples):
-        (part / ".metrics.json.123.partial").write_text("half")
+        unfinished_path(part / "metrics.json", 2**22 + 1).write_text("half")
     folder.forget_after(1)
     assert not list(folder.path.rglob("*.partial"))
 

@@ -17,6 +17,7 @@ from uniar.commands import drawing
 from uniar.commands.record import read_record
 from uniar.commands.requests import slug
 from uniar.modeling_uniar import UniARForConditionalGeneration
+from uniar.reading.files import unfinished_path
 from uniar.reading.pictures import editing_size, load_picture
 
 LINES = [
@@ -105,7 +106,7 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(nano_checkpoint, prompts, tmp_p
     assert draw(nano_checkpoint, *options, "--output", folder) == 130
     assert len(manifest(folder)) == 4
     (folder / "red-1.png").unlink()
-    (folder / f".2-0.png.{2**22 + 1}.partial").write_bytes(b"half an image")  # of a process that was killed
+    unfinished_path(folder / "2-0.png", 2**22 + 1).write_bytes(b"half an image")  # of a process that was killed
     sizes.append(0)  # so that none of the rest is the third
     assert draw(nano_checkpoint, *options, "--output", folder) == 0
     assert sizes[4:] == [2, 2, 2]  # the batch with the lost image and the two that were not begun

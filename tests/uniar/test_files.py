@@ -1,13 +1,24 @@
+import errno
 import json
 import os
+import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from support.fresh_process import ROOT
 
 from uniar.errors import UserError
-from uniar.reading.files import read_json, reason_of, remove_unfinished, user_path, whole_file, write_whole
+from uniar.reading.files import (
+    read_json,
+    reason_of,
+    remove_unfinished,
+    unfinished_path,
+    user_path,
+    whole_file,
+    write_whole,
+)
 
 
 def test_a_file_is_written_whole(tmp_path):
@@ -65,7 +76,7 @@ def test_what_a_killed_writer_has_left_is_removed_and_nothing_else(tmp_path):
     killed.kill()
     killed.wait()
     (tmp_path / "1" / ".mine.partial").write_text("of a user")
-    again = going_on.with_name(f".b.png.{os.getpid()}.partial")  # by a process whose number we have been given
+    again = unfinished_path(going_on.with_name("b.png"), os.getpid())  # by a process whose number we have been given
     again.write_text("half")
     os.utime(again, (1, 1))
     remove_unfinished(tmp_path, "*/*.jpg")
@@ -74,6 +85,58 @@ def test_what_a_killed_writer_has_left_is_removed_and_nothing_else(tmp_path):
     assert {file.name for file in tmp_path.glob("*/*")} == {".mine.partial", going_on.name}
     assert alive.communicate("")[0] == ""
     assert (tmp_path / "2" / "a.png").read_text() == "half of what"
+
+
+DEAD = 2**22 + 1
+"""no process has so large a number"""
+
+
+def test_what_another_machine_is_writing_stays(tmp_path, monkeypatch):
+    """On a disk that both write to: whether that process is alive is not known here."""
+    left = unfinished_path(tmp_path / "a.png", DEAD)
+    monkeypatch.setattr(socket, "gethostname", lambda: "another.host")
+    begun = unfinished_path(tmp_path / "a.png", DEAD)
+    monkeypatch.setattr(os, "readlink", lambda *_: "pid:[12]")
+    contained = unfinished_path(tmp_path / "a.png", DEAD)
+    monkeypatch.undo()
+    assert contained.name == f".a.png.another-host-12.{DEAD}.partial"
+    for file in (left, begun, contained, tmp_path / f".a.png.{DEAD}.partial"):
+        file.write_text("half")
+    remove_unfinished(tmp_path, "*.png")
+    assert {file.name for file in tmp_path.iterdir()} == {begun.name, contained.name, f".a.png.{DEAD}.partial"}
+
+
+def test_what_cannot_be_removed_or_is_no_file_of_ours_stays(tmp_path, monkeypatch):
+    left = {name: unfinished_path(tmp_path / name, DEAD) for name in ("a", "b", "folder", "link")}
+    left["folder"].mkdir()
+    left["a"].write_text("half")
+    left["b"].write_text("half")
+    left["link"].symlink_to(left["a"])
+    with monkeypatch.context() as another:
+        another.setattr(os, "geteuid", lambda: os.getuid() + 1)
+        remove_unfinished(tmp_path, "*")
+    assert len(list(tmp_path.iterdir())) == 4
+    unlink = Path.unlink
+
+    def unlink_but_a(file, missing_ok=False):
+        if file == left["a"]:
+            raise PermissionError(errno.EPERM, "said")
+        unlink(file, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", unlink_but_a)
+    remove_unfinished(tmp_path, "*")
+    assert {file.name for file in tmp_path.iterdir()} == {left[name].name for name in ("a", "folder", "link")}
+
+
+def test_a_long_name_is_written_and_its_leftover_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(socket, "gethostname", lambda: "h" * 64)
+    names = [f"{first}{'é' * 120}.png" for first in ("a", "b")]
+    for name in names:
+        write_whole(tmp_path / name, "whole")
+        unfinished_path(tmp_path / name, DEAD).write_text("half")
+    assert len(list(tmp_path.iterdir())) == 4
+    remove_unfinished(tmp_path, "*.png")
+    assert sorted(file.name for file in tmp_path.iterdir()) == names
 
 
 def test_a_full_disk_leaves_the_file_as_it_was(tmp_path):

@@ -1,8 +1,10 @@
 """Files that are read back later: written whole or not at all, read with a sentence that names them."""
 
+import hashlib
 import json
 import os
 import re
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,12 +13,19 @@ from typing import Any
 import psutil
 
 from uniar.errors import UserError
+from uniar.reading.machine import machine
 
 HUB_ID = re.compile(r"[\w.-]*\w/[\w.-]*\w")
 """What a model of the Hugging Face hub may be called: owner/name."""
 
 PARTIAL = ".partial"
 """End of the name of a file that is being written."""
+
+LONGEST = 255
+"""bytes of a file's name, on most file systems"""
+
+CLOCKS = 60.0
+"""seconds by which the clock of a shared disk may be behind"""
 
 
 def user_path(path: str | Path) -> Path:
@@ -44,11 +53,21 @@ def append_line(path: Path, values: Mapping[str, Any]) -> None:
         file.write(json.dumps(values, ensure_ascii=False, default=str) + "\n")
 
 
+def unfinished_path(path: Path, process: int) -> Path:
+    """Where a process of this machine writes what is to become `path`: .NAME.HOST-NAMESPACE.PID.partial beside it. Of a
+    name that would be too long so, the end is kept."""
+    end = f".{machine()}.{process}{PARTIAL}"
+    name, room = os.fsencode(path.name), LONGEST - len(f".{end}")
+    if len(name) > room:  # the digest tells names of the same end apart
+        name = hashlib.sha256(name).hexdigest()[:16].encode() + name[16 - room :]
+    return path.with_name(f".{name.decode(errors='ignore')}{end}")
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A path beside `path` to write to. What was written is on the disk and takes the place of `path` when the block
     ends; when it raises, or the process is killed meanwhile, `path` is as it was. Raises OSError as writing does."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
+    unfinished = unfinished_path(path, os.getpid())
     try:
         yield unfinished
         with unfinished.open("rb") as file:
@@ -66,21 +85,31 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 
 def remove_unfinished(folder: Path, *patterns: str) -> None:
-    """Removes what `whole_file` has left where its process was killed, of files that match patterns under a folder.
-    What a process is writing that is alive stays."""
-    for pattern in patterns:
-        above, _, name = pattern.rpartition("/")
-        for file in folder.glob(f"{above or '.'}/.{name}.*{PARTIAL}"):
-            number = file.suffixes[-2][1:]
-            if number.isdecimal() and not _is_being_written(file, int(number)):
-                file.unlink(missing_ok=True)
+    """Removes what `whole_file` has left where its process was killed, of files that match patterns under a folder, and
+    that this user's processes of this machine began. What a process is writing that is alive stays, and so does what
+    cannot be removed: it is in nobody's way."""
+    with suppress(OSError):
+        for pattern in patterns:
+            above, _, name = pattern.rpartition("/")
+            for file in folder.glob(f"{above or '.'}/.{name}.{machine()}.*{PARTIAL}"):
+                number = file.suffixes[-2][1:]
+                with suppress(OSError):
+                    if number.isdecimal() and not _may_be_being_written(file, int(number)):
+                        file.unlink(missing_ok=True)
 
 
-def _is_being_written(file: Path, process: int) -> bool:
-    """Whether the process is alive and is the one that began the file: numbers are given again, in a container soon."""
-    with suppress(OSError, psutil.Error):
-        return psutil.Process(process).create_time() <= file.stat().st_mtime
-    return False
+def _may_be_being_written(file: Path, process: int) -> bool:
+    """Whether it is no file that this user's processes have begun, or the process is alive and may be the one that did:
+    numbers are given again, in a container soon."""
+    found = file.lstat()
+    if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
+        return True
+    try:
+        return psutil.Process(process).create_time() <= found.st_mtime + CLOCKS
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.Error:
+        return True
 
 
 def read_json(path: Path, what: str = "file") -> Any:
