@@ -1,20 +1,18 @@
 """The evaluations that a folder holds, of a run or of `uniar-rl evaluate --output`."""
 
-import re
 from pathlib import Path
 
 import pyarrow as pa
 
+from rl.checkpoint.layout import EVALUATIONS
 from rl.records.rows import read_rows
+from rl.run.records import files_of_steps
 from uniar.errors import UserError
-
-_STEP = re.compile(r"step-(\d+)\.parquet")
 
 
 def evaluation_files(folder: Path) -> dict[int, Path]:
     """Update → the file with its evaluation's rows, in order."""
-    found = {int(name[1]): file for file in folder.glob("evaluations/*") if (name := _STEP.fullmatch(file.name))}
-    return dict(sorted(found.items()))
+    return files_of_steps(folder / EVALUATIONS, ".parquet")
 
 
 def named_rows(path: Path) -> tuple[str, pa.Table]:

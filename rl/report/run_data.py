@@ -19,7 +19,7 @@ from rl.evaluation.evaluate import held_out_otherwise
 from rl.records.rows import QUESTION_COLUMNS, read_rows
 from rl.report.evaluations import evaluation_files
 from rl.run.folder import RunFolder
-from rl.run.records import read_evaluation, read_lines
+from rl.run.records import files_of_steps, read_lines
 from uniar.errors import UserError
 from uniar.reading.files import read_object
 from uniar.shareable import shareable
@@ -40,7 +40,7 @@ class RunData:
     evaluations: dict[int, pa.Table]
     """update → rows, without pictures"""
     answers: dict[int, dict[str, list[Any]]]
-    """update → columns of the answers to the held-out questions"""
+    """update → columns of the answers to the held-out questions, as far as they are the last ones"""
     questions: pa.Table | None
     groups: dict[int, Path]
     environment: dict[str, Any]
@@ -135,13 +135,7 @@ def read_run(path: Path, *, running: bool | None = None) -> RunData:
     files = evaluation_files(path)
     if not folder.metrics.is_file() and not files and not scores:
         raise UserError(f"'{path}' holds neither a run (metrics.jsonl) nor evaluations (evaluations/step-N.parquet).")
-    answers = {}
-    for file in sorted(folder.evaluations.glob("step-*.json")):
-        found = read_evaluation(file)
-        if found is not None and isinstance(found.get("understanding"), dict):
-            answers[int(file.stem.removeprefix("step-"))] = found["understanding"]
     questions = folder.evaluations / "questions.parquet"
-    groups = {int(file.stem.removeprefix("step-")): file for file in sorted(folder.groups.glob("step-*.parquet"))}
     lines = read_lines(folder.metrics)
     finished = read_object(folder.finished) if folder.finished.is_file() else None
     recent = time.time() - max((line.get("time") or 0.0 for line in lines), default=0.0) < _QUIET_SECONDS
@@ -149,9 +143,9 @@ def read_run(path: Path, *, running: bool | None = None) -> RunData:
         path=path,
         lines=lines,
         evaluations={step: read_rows(file, pictures=False) for step, file in files.items()},
-        answers=answers,
+        answers=dict(folder.evaluated("understanding")),
         questions=read_rows(questions, QUESTION_COLUMNS) if questions.is_file() else None,
-        groups=groups,
+        groups=files_of_steps(folder.groups, ".parquet"),
         environment=read_object(folder.environment) if folder.environment.is_file() else {},
         finished=finished,
         recipe=_recipe(folder.config),
@@ -176,7 +170,7 @@ def mean(values: list[Any]) -> float | None:
 
 
 def _samples(rows: pa.Table) -> tuple[Any, ...]:
-    return tuple(rows[name].combine_chunks() for name in ("id", "sample", "seed"))
+    return tuple(rows[name].combine_chunks() for name in ("id", "sample", "prompt", "seed"))
 
 
 def _listed(mapping: dict[str, Any]) -> dict[str, Any]:

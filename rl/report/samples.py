@@ -1,13 +1,12 @@
 """The samples that a page shows: before and after, training groups, and questions whose answer flipped."""
 
-import json
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
 
-from rl.records.rows import PREFIX, read_rows, reward_names
+from rl.records.rows import PREFIX, read_rows, reward_names, shared_details
 from rl.report.pictures import PictureStore
 from rl.report.run_data import RunData
 from rl.run.records import scores_in
@@ -34,8 +33,7 @@ def gallery(sides: Sequence[tuple[str, int, pa.Table]], store: PictureStore) -> 
 
 
 def _side(row: dict[str, Any], rewards: Sequence[str], store: PictureStore) -> dict[str, Any]:
-    details = json.loads(row["details"]) if row["details"] else {}
-    said = {name: _said(entries) for name, entries in details.items()}
+    said = {name: _said(entries) for name, entries in shared_details(row["details"]).items()}
     scores = [_rounded(row.get(f"{PREFIX}{name}")) for name in rewards]
     why = [said.get(name, "") for name in rewards]
     return {"t": _rounded(row["total"]), "r": scores, "p": store.add(row["picture"])} | (

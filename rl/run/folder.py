@@ -4,7 +4,6 @@ import dataclasses
 import difflib
 import json
 import logging
-import re
 import shutil
 import statistics
 from collections.abc import Callable, Iterator, Sequence
@@ -26,12 +25,19 @@ from rl.evaluation.evaluate import Evaluation
 from rl.evaluation.understanding import ANSWER_SCORES, Understanding
 from rl.records.rows import question_rows, write_rows, write_table
 from rl.run.data_state import HELD_OUT
-from rl.run.records import append_lines, json_ready, read_evaluation, read_lines, samples_of, scores_in
+from rl.run.records import (
+    append_lines,
+    files_of_steps,
+    json_ready,
+    read_evaluation,
+    read_lines,
+    samples_of,
+    scores_in,
+    step_of,
+)
 from uniar.errors import UserError
 from uniar.reading.files import read_json, remove_unfinished, write_whole
 from uniar.reading.plugins import from_current_folder
-
-_OF_A_STEP = re.compile(r"step-(\d+)")
 
 logger = logging.getLogger(__name__)
 
@@ -179,11 +185,10 @@ class RunFolder:
         not at all; and what is damaged or was never finished, with a warning."""
         remove_unfinished(self.path, "*", "*/*")
         for file in (file for part in (self.evaluations, self.samples, self.groups) for file in part.iterdir()):
-            number = _OF_A_STEP.fullmatch(file.stem)
+            number = step_of(file)
             if number is None or not file.is_file():
                 continue
-            later = int(number[1]) > step
-            if later or (file.match(f"{layout.EVALUATIONS}/step-*.json") and read_evaluation(file) is None):
+            if number > step or (file.match(f"{layout.EVALUATIONS}/step-*.json") and read_evaluation(file) is None):
                 file.unlink()
         self.finished.unlink(missing_ok=True)  # final/ is written again at the end
         self._forget_best_after(step)
@@ -262,7 +267,9 @@ class RunFolder:
         return {"held_out": {part: data[key]["sha256"] for part, key in HELD_OUT.items()}}
 
     def forget_evaluation_at(self, step: int) -> None:
-        """Drops the lines of an evaluation that is to be made again."""
+        """Drops the lines and files of an evaluation that is to be made again."""
+        for file in (self._evaluation(step), self.rows(step)):
+            file.unlink(missing_ok=True)
         self._keep_lines(
             self.metrics, lambda line: line["step"] != step or not any(key.startswith("eval_") for key in line)
         )
@@ -289,10 +296,10 @@ class RunFolder:
         """Step by step what evaluations have under `key`, total or understanding, or with `whole` all of those that
         have it; of the evaluations on the same held-out data as the last one, so that they can be compared."""
         found = {}
-        for file in sorted(self.evaluations.glob("step-*.json")):
-            number, evaluation = _OF_A_STEP.fullmatch(file.stem), read_evaluation(file)
-            if number is not None and evaluation is not None and key in evaluation:
-                found[int(number[1])] = evaluation
+        for step, file in files_of_steps(self.evaluations, ".json").items():
+            evaluation = read_evaluation(file)
+            if evaluation is not None and key in evaluation:
+                found[step] = evaluation
         measured_on = {
             step: (evaluation.get("held_out", {}).get(key), samples_of(evaluation, key))
             for step, evaluation in found.items()

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,21 @@ from rl.evaluation.understanding import ANSWER_SCORES
 from uniar.errors import UserError
 from uniar.reading.files import read_json, reason_of
 
+_OF_A_STEP = re.compile(r"step-(\d+)")
+
 logger = logging.getLogger(__name__)
+
+
+def step_of(file: Path) -> int | None:
+    """The update that step-N.* is of; None for a file of another name."""
+    number = _OF_A_STEP.fullmatch(file.stem)
+    return None if number is None else int(number[1])
+
+
+def files_of_steps(folder: Path, ending: str) -> dict[int, Path]:
+    """Update → step-N with that ending, in order. Files of other names, such as a copy's, are not among them."""
+    found = {step: file for file in folder.glob(f"step-*{ending}") if (step := step_of(file)) is not None}
+    return dict(sorted(found.items()))
 
 
 def append_lines(file: Path, *lines: Mapping[str, Any]) -> None:

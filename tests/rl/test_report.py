@@ -5,10 +5,12 @@ import re
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from support.run_folders import HOSTILE, rows_of, write_run
 
 from rl.cli import main
+from rl.records.rows import read_rows, write_rows
 from rl.report.charts import Series, line_chart, smoothed
 from rl.report.lens import look_at, top_share, untrained_rewards
 from rl.report.page import render
@@ -134,6 +136,43 @@ def test_what_is_no_run_is_refused(tmp_path, capsys):
     for folder, said in ((tmp_path, "holds neither a run"), (tmp_path / "none", "is not a folder")):
         assert main(["report", str(folder)]) == 2
         assert said in capsys.readouterr().err
+
+
+def test_a_prompt_or_question_that_was_edited_is_not_compared_with_the_last(tmp_path):
+    """As after a resume with other files: the ids, the noise and the lengths are the same."""
+    run = write_run(tmp_path / "edited", samples=12)
+    first = read_rows(run.rows(0))
+    edited = pa.array(["a red squre", *first["prompt"].to_pylist()[1:]])
+    write_rows(run.rows(0), first.set_column(first.schema.get_field_index("prompt"), "prompt", edited), 0)
+    for step in range(0, 41, 10):
+        file = run.evaluations / f"step-{step:06d}.json"
+        said = {"held_out": {"total": "a", "understanding": "old" if step < 20 else "new"}}
+        file.write_text(json.dumps(json.loads(file.read_text()) | said))
+    data = read_run(run.path)
+    assert data.steps == [10, 20, 30, 40]
+    assert list(data.answers) == [20, 30, 40]
+    assert data_in(render([data]))["sides"][0]["step"] == 10
+
+
+def test_copies_beside_the_files_are_no_evaluations(tmp_path):
+    run = write_run(tmp_path / "copied", samples=12)
+    expected = read_run(run.path)
+    for folder in (run.evaluations, run.groups):
+        for file in [*folder.glob("step-000040.*")]:
+            file.with_name(f"{file.stem} copy{file.suffix}").write_bytes(file.read_bytes())
+    found = read_run(run.path)
+    assert (found.steps, found.answers, found.groups) == (expected.steps, expected.answers, expected.groups)
+
+
+def test_what_a_reward_says_is_shown_without_addresses_and_paths(tmp_path):
+    run = write_run(tmp_path / "judged", samples=12)
+    rows = read_rows(run.rows(40))
+    said = json.dumps({"color": {"why": "http://10.0.0.7:8000/v1 read /home/ada/judge.txt: it is red"}})
+    write_rows(run.rows(40), rows.set_column(rows.schema.get_field_index("details"), "details", [[said] * 12]), 40)
+    page = render([read_run(run.path)])
+    assert "it is red" in page
+    assert "10.0.0.7" not in page
+    assert "ada" not in page
 
 
 def test_the_lens_sees_blur_and_copies():
