@@ -52,6 +52,11 @@ def run(arguments: argparse.Namespace) -> None:
             f"{recipe.source}: evaluate.prompts and understanding.questions are null; name what to evaluate on."
         )
     if arguments.output is not None:
+        if RunFolder(arguments.output).was_begun:
+            raise UserError(
+                f"--output {arguments.output} is the folder of a run, whose own evaluations this one would replace; "
+                "name another folder."
+            )
         with writing(arguments.output):
             arguments.output.mkdir(parents=True, exist_ok=True)
             remove_unfinished(arguments.output, "*", "*/*")
@@ -70,7 +75,7 @@ def run(arguments: argparse.Namespace) -> None:
     # Of several processes each has a device of its own, whichever was named.
     accelerator = Accelerator(cpu=device.type == "cpu") if world_size() > 1 else None
     device = device if accelerator is None else accelerator.device
-    average = named.trained is not None and recipe.evaluate.ema
+    average = named.is_checkpoint and recipe.evaluate.ema
     model = named.load(recipe.model, average=average).to(device).eval()
     evaluation = understanding = None
     if records:
@@ -106,11 +111,14 @@ def _report(
 
     settings = {name: dataclasses.asdict(getattr(recipe, name)) for name in ("evaluate", "understanding")}
     with writing(output):
+        folder = RunFolder(output)
+        folder.forget_evaluation_at(_step_of(checkpoint))
+        for earlier in ("understanding.json", "samples.png"):  # of another model perhaps
+            (output / earlier).unlink(missing_ok=True)
         write("scores.json", {"checkpoint": str(checkpoint), "recipe": recipe.source, **settings, "metrics": metrics})
         if understanding is not None:
             write("understanding.json", understanding.columns())
         write(ENVIRONMENT, environment(world_size()))
-        folder = RunFolder(output)
         folder.save_evaluation(_step_of(checkpoint), evaluation, understanding)
         if questions:
             folder.save_questions(questions, recipe.records.picture_size)

@@ -24,6 +24,8 @@ class NamedModel:
     """a complete checkpoint: configs, tokenizer, decoder, and the weights that training leaves alone"""
     trained: Path | None = None
     """a checkpoint or an adapter, whose weights are used in place of the source's"""
+    is_checkpoint: bool = False
+    """whether that is a checkpoint of training, which may hold averages; an adapter alone has none"""
 
     def load(self, section: ModelSection, *, average: bool = False) -> UniARForConditionalGeneration:
         """The model in the section's type and attention. average: with the averages of what was trained. Raises
@@ -47,7 +49,7 @@ def named_model(name: str) -> NamedModel:
         return NamedModel(folder)
     if (folder / MANIFEST).is_file() and (wrong := fault(folder)) is not None:
         raise UserError(f"{folder} is damaged: {wrong}.")
-    return NamedModel(source_of(folder) if is_checkpoint else _base_of(folder), folder)
+    return NamedModel(source_of(folder) if is_checkpoint else _base_of(folder), folder, is_checkpoint)
 
 
 def source_of(checkpoint: Path) -> Path:

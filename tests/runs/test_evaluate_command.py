@@ -73,6 +73,32 @@ def test_a_runs_config_scores_the_same_on_any_number_of_processes(recipe, tmp_pa
     assert len(set(zip(rows["id"].to_pylist(), rows["sample"].to_pylist(), strict=True))) == len(rows) == 20
 
 
+def test_the_folder_of_a_run_is_refused_before_anything_is_loaded(recipe, tmp_path, capsys):
+    (tmp_path / "recipe.yaml").write_text(json.dumps({**recipe, "model": {"path": str(tmp_path / "none")}}))
+    folder = RunFolder.claim(load_recipe(tmp_path / "recipe.yaml"))
+    before = sorted(folder.path.rglob("*"))
+    assert main(["evaluate", str(tmp_path / "recipe.yaml"), "--output", str(folder.path)]) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1
+    assert f"--output {folder.path} is the folder of a run" in said[0]
+    assert sorted(folder.path.rglob("*")) == before
+
+
+def test_an_earlier_evaluation_of_the_step_is_replaced(recipe, tmp_path):
+    """It may be of another model, with other rewards and questions."""
+    output = tmp_path / "scores"
+    (output / "evaluations").mkdir(parents=True)
+    answers = {"exact_match": [1.0], "p_answer": [1.0], "p_token": [1.0], "answers": ["yes"]}
+    earlier = {"total": [1.0], "aesthetic": [1.0], "understanding": answers}
+    (output / "evaluations" / "step-000000.json").write_text(json.dumps(earlier))
+    (output / "understanding.json").write_text(json.dumps(answers))
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    command = ["evaluate", str(tmp_path / "recipe.yaml"), "evaluate.samples_per_prompt=1", "evaluate.limit=2"]
+    assert main([*command, "--output", str(output)]) == 0
+    assert json.loads((output / "evaluations" / "step-000000.json").read_text()).keys() == {"total", "compressibility"}
+    assert not (output / "understanding.json").exists()
+
+
 def test_what_has_no_number_is_null(recipe, tmp_path):
     (tmp_path / "mine.py").write_text(PLUGIN)
     (tmp_path / "circles.jsonl").write_text('{"prompt": "a red circle"}\n')
@@ -139,6 +165,9 @@ def test_a_runs_checkpoint_and_an_adapter_score_as_the_exported_model(nano_check
     if lora is not None:
         assert main(["export", str(checkpoint), "--adapter-only", "--output", str(tmp_path / "adapter")]) == 0
         assert rows("alone", tmp_path / "adapter") == exported
+        # An adapter alone has no averages; it is evaluated as it is.
+        averaged = ["evaluate", str(folder.config), "model.ema={decay: 0.5}", "evaluate.ema=true"]
+        assert main([*averaged, "--model", str(tmp_path / "adapter")]) == 0
     (checkpoint / "trainer_state.json").write_text("{")
     for named, said in ((checkpoint, "is damaged: trainer_state.json has 1 bytes"), (folder.path, "is a run's folder")):
         assert main(["evaluate", str(folder.config), "--model", str(named)]) == 2
