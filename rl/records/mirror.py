@@ -1,12 +1,13 @@
 """An evaluation's rows in the reporters that the recipe names: pictures with captions, and a table of all samples."""
 
+import json
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
-from rl.records.rows import PREFIX, load_stored, said_of
+from rl.records.rows import PREFIX, load_stored, said_of, shared_details
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -41,7 +42,7 @@ def to_wandb(rows: pa.Table, shown: range, step: int) -> None:
 
     if wandb.run is None:
         return
-    listed = rows.to_pylist()
+    listed = [{**row, "details": _details(row)} for row in rows.to_pylist()]
     pictures = {
         number: wandb.Image(load_stored(listed[number]["picture"]), caption=caption(listed[number])) for number in shown
     }
@@ -50,6 +51,11 @@ def to_wandb(rows: pa.Table, shown: range, step: int) -> None:
     for number, row in enumerate(listed):
         table.add_data(*(row[name] for name in names), pictures.get(number))
     wandb.log({"held_out": list(pictures.values()), "held_out_samples": table, "train/global_step": step})
+
+
+def _details(row: Mapping[str, Any]) -> str | None:
+    said = shared_details(row["details"])
+    return json.dumps(said, ensure_ascii=False) if said else None
 
 
 def _shown(score: float | None) -> str:

@@ -20,6 +20,7 @@ from rl.data.questions import QuestionRecord
 from rl.policy.samples import DrawSettings, Sample
 from uniar.errors import UserError
 from uniar.reading.files import reason_of, write_whole
+from uniar.shareable import shareable
 
 PREFIX = "rewards/"
 """before the name of a reward, in the name of its column"""
@@ -157,8 +158,12 @@ def load_stored(picture: bytes) -> Image.Image:
 
 def said_of(details: str | None) -> str:
     """What rewards say of one sample, as a line: their `why`, else all they say."""
-    found = json.loads(details) if details else {}
-    return "; ".join(f"{name}: {_sentence(said)}" for name, said in found.items())
+    return "; ".join(f"{name}: {_sentence(said)}" for name, said in shared_details(details).items())
+
+
+def shared_details(details: str | None) -> dict[str, Any]:
+    """Reward → what it says of one sample, without the addresses, paths and keys that a judge's answer may hold."""
+    return {name: shareable(said) for name, said in json.loads(details).items()} if details else {}
 
 
 def _sentence(said: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ from rewards import RewardTable
 from rl.data.prompts import PromptRecord
 from rl.policy.samples import Sample
 from rl.records.environment import environment
+from rl.records.mirror import to_wandb
 from rl.records.rows import load_stored, picture_of, read_rows, reward_names, said_of, sample_rows, write_rows
 from uniar.errors import UserError
 from uniar.seeds import seed_of
@@ -47,6 +48,20 @@ def test_rows_are_what_was_drawn_and_scored(tmp_path):
     assert image.size == (128, 256)
     assert max(abs(a - b) for a, b in zip(image.getpixel((60, 100)), (255, 0, 0), strict=True)) < 6
     assert load_stored(picture_of(Image.new("RGB", (300, 600)), None)).size == (300, 600)
+
+
+def test_a_mirror_gets_what_rewards_say_without_addresses_and_paths(monkeypatch):
+    logged, wandb = {}, pytest.importorskip("wandb")
+    monkeypatch.setattr(wandb, "run", object())
+    monkeypatch.setattr(wandb, "log", logged.update)
+    said = {"why": "http://10.0.0.7:8000/v1 read /home/ada/judge.txt: it is red"}
+    to_wandb(rows_of([[0.5, 0.25], [1.0, 1.0]], {"one": [said, None]}), range(1), 7)
+    table = logged["held_out_samples"]
+    details = table.data[0][table.columns.index("details")]
+    for text in (details, logged["held_out"][0]._caption):
+        assert "it is red" in text
+        assert "10.0.0.7" not in text
+        assert "ada" not in text
 
 
 def test_what_is_not_rows_is_refused(tmp_path):
