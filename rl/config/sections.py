@@ -229,10 +229,10 @@ class RecordsSection:
     """What a run keeps to be looked at, besides its metrics: see [reports](reports.md)."""
 
     picture_size: int | None = setting(
-        "Longest side, in pixels, of the pictures that are kept of held-out samples and of training groups; null: as "
-        "large as they are drawn.",
+        "Longest side, in pixels, of the pictures that are kept of held-out samples, of held-out questions and of "
+        "training groups; null: as large as they are drawn; 0: none is kept.",
         256,
-        ge=1,
+        ge=0,
     )
     groups_every: int | None = setting(
         "Updates between two rollouts of which training groups are kept, with their advantages; null: none are.",

@@ -5,7 +5,7 @@ are fixed beforehand, and whole batches are handed out.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from accelerate.utils import gather_object
@@ -35,6 +35,16 @@ def in_order(rows: dict[int, Row], accelerator: "Accelerator | None") -> list[Ro
     if accelerator is not None and accelerator.num_processes > 1:
         rows = {number: row for share in gather_object([rows]) for number, row in share.items()}
     return [rows[number] for number in sorted(rows)]
+
+
+def shares_at_main(share: Row, accelerator: "Accelerator | None") -> list[Row]:
+    """What each process has, in the main process; nothing in the others. All call it. For what is large, such as
+    pictures: `gather_object` would send all of it to every process."""
+    if accelerator is None or accelerator.num_processes == 1:
+        return [share]
+    shares: list[Any] | None = [None] * accelerator.num_processes if accelerator.is_main_process else None
+    torch.distributed.gather_object(share, shares)
+    return shares or []
 
 
 def gathered(table: RewardTable, accelerator: "Accelerator") -> RewardTable:

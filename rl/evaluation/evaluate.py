@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
 import torch
@@ -14,10 +14,10 @@ from torch import Tensor
 
 from rewards import RewardSuite, RewardTable
 from rl.data.prompts import PromptRecord
-from rl.distributed.sharing import fixed_batches, in_order, share_of
+from rl.distributed.sharing import fixed_batches, in_order, share_of, shares_at_main
 from rl.policy.rollout import draw
 from rl.policy.samples import DrawSettings, Sample
-from rl.records.rows import PICTURE_SIZE, load_stored, picture_of, said_of, sample_rows
+from rl.records.rows import PICTURE_SIZE, picture_of, said_of, sample_rows
 from rl.scoring.pipeline import chunk_size
 from rl.scoring.scorer import Scorer, Scores
 from uniar.errors import UserError
@@ -61,7 +61,7 @@ class Evaluation:
     totals: Tensor
     """(N,) weighted sum of the rewards that apply, clipped and normalised as their entries say; NaN where one failed"""
     shown: list[tuple[PromptRecord, Image.Image, float]]
-    """first sample of the first prompts, for the grid: record, image, total"""
+    """first sample of the first prompts, for the grid: record, image as drawn, total; none but in the main process"""
     seconds: float
     details: dict[str, list[Mapping[str, Any] | None]] = field(default_factory=dict)
     """what rewards say about each of the N samples besides its score; only of rewards that say something"""
@@ -69,7 +69,7 @@ class Evaluation:
     notes: list[str] = field(default_factory=list)
     """the details of what is shown, as a line of text each"""
     rows: pa.Table | None = None
-    """all N samples, as rl/records/rows.py has them"""
+    """all N samples, as rl/records/rows.py has them; None but in the main process"""
 
     @property
     def mean(self) -> float:
@@ -136,6 +136,15 @@ def held_out_otherwise(recipe: "Recipe") -> str | None:
     return ", ".join(differences) or None
 
 
+class Kept(NamedTuple):
+    """What is left of the image of a sample."""
+
+    stored: bytes | None
+    """for its row"""
+    drawn: Image.Image | None
+    """of one that is shown, as the decoder left it"""
+
+
 class Evaluator:
     """Holds what an evaluation needs besides the policy."""
 
@@ -150,7 +159,7 @@ class Evaluator:
         grid_prompts: int = 8,
         picture_size: int | None = PICTURE_SIZE,
     ) -> None:
-        """picture_size: longest side of the pictures that are kept; None: as they are."""
+        """picture_size: longest side of the pictures that are kept; None: as they are, 0: none is."""
         self.samples = [Sample(record, index) for record in records for index in range(samples_per_prompt)]
         self.shown = range(0, min(grid_prompts, len(records)) * samples_per_prompt, samples_per_prompt)
         size = samples_at_once(samples_per_prompt, settings.decode_batch_size)
@@ -158,33 +167,37 @@ class Evaluator:
         self.processor, self.scorer, self.settings, self.picture_size = processor, scorer, settings, picture_size
 
     def run(self, model: "UniARForConditionalGeneration", accelerator: "Accelerator | None" = None) -> Evaluation:
-        """Evaluates `model`. Several processes share the batches; all return the same scores, however many they are."""
+        """Evaluates `model`. Several processes share the batches; all return the same scores, however many they are,
+        and the main process the pictures too."""
         started = time.perf_counter()
         tables: dict[int, RewardTable] = {}
-        pictures: dict[int, bytes] = {}
+        pictures: dict[int, Kept] = {}
         begun: tuple[range, Scores] | None = None
         for numbers in share_of(self.batches, accelerator):
             samples = [self.samples[number] for number in numbers]
             bits = draw(model, self.processor, samples, self.settings).rollout.bits
             # Another process has scored the batch before meanwhile.
             self._finish(begun, tables, pictures)
-            keep = range(len(samples))
+            keep = [place for place, n in enumerate(numbers) if self.picture_size != 0 or n in self.shown]
             begun = numbers, self.scorer.begin(bits, samples, policy=nullcontext(model), keep=keep)
         self._finish(begun, tables, pictures)
         table = RewardTable.cat(in_order(tables, accelerator))
         totals = total_scores(self.scorer.rewards.terms(table.values), table.weights, table.failed)
-        rows = sample_rows(self.samples, self.settings, table, totals.tolist(), in_order(pictures, accelerator))
-        stored, said = rows["picture"], rows["details"]
-        shown = [(self.samples[n].record, load_stored(stored[n].as_py()), totals[n].item()) for n in self.shown]
-        notes = [said_of(said[n].as_py()) for n in self.shown]
+        rows, shown, notes = None, [], []
+        if kept := {n: own for share in shares_at_main(pictures, accelerator) for n, own in share.items()}:
+            stored = [kept[n].stored for n in range(len(self.samples))]
+            rows = sample_rows(self.samples, self.settings, table, totals.tolist(), stored)
+            shown = [(self.samples[n].record, kept[n].drawn, totals[n].item()) for n in self.shown]
+            notes = [said_of(rows["details"][n].as_py()) for n in self.shown]
         seconds = time.perf_counter() - started
         return Evaluation(self.scorer.rewards.names, table.values, totals, shown, seconds, table.details, notes, rows)
 
     def _finish(
-        self, begun: tuple[range, Scores] | None, tables: dict[int, RewardTable], pictures: dict[int, bytes]
+        self, begun: tuple[range, Scores] | None, tables: dict[int, RewardTable], pictures: dict[int, Kept]
     ) -> None:
         if begun is None:
             return
         numbers, scores = begun
         drawn, tables[numbers.start] = scores()
-        pictures.update({n: picture_of(image, self.picture_size) for n, image in zip(numbers, drawn, strict=True)})
+        for n, image in zip(numbers, drawn, strict=True):
+            pictures[n] = Kept(picture_of(image, self.picture_size), image if n in self.shown else None)

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+from PIL import Image
 
-from rl.records.rows import PREFIX, load_stored, said_of, shared_details
+from rl.records.rows import PREFIX, said_of, shared_details
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -24,28 +25,28 @@ def caption(row: Mapping[str, Any]) -> str:
     return " | ".join(part for part in (*parts, said_of(row["details"])) if part)
 
 
-def to_tensorboard(writers: Iterable["SummaryWriter"], rows: pa.Table, shown: range, step: int) -> None:
-    """A picture for each of the rows `shown`, under its prompt, so that its slider goes through the evaluations; the
+def to_tensorboard(
+    writers: Iterable["SummaryWriter"], rows: pa.Table, shown: Mapping[int, Image.Image], step: int
+) -> None:
+    """The pictures `shown`, by row, each under its prompt, so that its slider goes through the evaluations; the
     captions as text."""
     for writer in writers:
-        for number in shown:
+        for number, image in shown.items():
             row = rows.slice(number, 1).to_pylist()[0]
             name = f"held-out/{number:03d} {' '.join(row['prompt'].split())[:_LONGEST_NAME]}"
-            writer.add_image(name, np.asarray(load_stored(row["picture"])), step, dataformats="HWC")
+            writer.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
             writer.add_text(name, caption(row), step)
 
 
-def to_wandb(rows: pa.Table, shown: range, step: int) -> None:
-    """The pictures of the rows `shown` with captions, and a table of all rows, in which those have their picture.
+def to_wandb(rows: pa.Table, shown: Mapping[int, Image.Image], step: int) -> None:
+    """The pictures `shown`, by row, with captions, and a table of all rows, in which those have their picture.
     Nothing where no W&B run is under way."""
     import wandb
 
     if wandb.run is None:
         return
     listed = [{**row, "details": _details(row)} for row in rows.to_pylist()]
-    pictures = {
-        number: wandb.Image(load_stored(listed[number]["picture"]), caption=caption(listed[number])) for number in shown
-    }
+    pictures = {number: wandb.Image(image, caption=caption(listed[number])) for number, image in shown.items()}
     names = [name for name in rows.column_names if name != "picture"]
     table = wandb.Table(columns=[*names, "picture"])
     for number, row in enumerate(listed):

@@ -45,7 +45,7 @@ COLUMNS = {
 }
 """The columns besides the rewards'. `sample` numbers the samples of a prompt; `advantage` is null but in training;
 `details` is JSON, the reward's name → what it says besides its score; `seed` is that of the noise the bits were drawn
-from; `picture` is the content of a WebP file."""
+from; `picture` is the content of a WebP file, or null."""
 
 
 QUESTION_COLUMNS = {"question": pa.string(), "answer": pa.string(), "picture": pa.binary()}
@@ -136,8 +136,11 @@ def reward_names(rows: pa.Table) -> list[str]:
     return [name.removeprefix(PREFIX) for name in rows.column_names if name.startswith(PREFIX)]
 
 
-def picture_of(image: Image.Image, longest: int | None = PICTURE_SIZE) -> bytes:
-    """The content of a WebP file. longest: of its sides, in pixels; None as large as it is."""
+def picture_of(image: Image.Image | None, longest: int | None = PICTURE_SIZE) -> bytes | None:
+    """The content of a WebP file; None of no image. longest: of its sides, in pixels; 0: None, None: as large as it
+    is."""
+    if image is None or longest == 0:
+        return None
     if longest is not None and max(image.size) > longest:
         image = image.copy()
         image.thumbnail((longest, longest), Image.Resampling.LANCZOS)

@@ -176,9 +176,10 @@ class RunCallback(TrainerCallback):
             path = self.folder.samples / f"step-{step:06d}.png"
             tiles = [(image, record.prompt, total) for record, image, total in evaluation.shown]
             sample_grid(tiles, path, notes=evaluation.notes)
-            to_tensorboard(self._tensorboards(), evaluation.rows, self.evaluator.shown, step)
+            drawn = dict(zip(self.evaluator.shown, (image for _, image, _ in evaluation.shown), strict=True))
+            to_tensorboard(self._tensorboards(), evaluation.rows, drawn, step)
             if "wandb" in (self.trainer.args.report_to or []):
-                to_wandb(evaluation.rows, self.evaluator.shown, step)
+                to_wandb(evaluation.rows, drawn, step)
 
     def write_report(self, running: bool = True) -> None:
         """The page of the run so far. What goes wrong with it is said once and ends no run."""

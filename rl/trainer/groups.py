@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rewards import RewardTable
 from rl.config.sections import Recipe
+from rl.distributed.sharing import shares_at_main
 from rl.evaluation.evaluate import total_scores
 from rl.policy.samples import DrawSettings, Sample
 from rl.records.rows import picture_of, sample_rows
@@ -32,6 +33,7 @@ class GroupRecorder:
         """groups_seen: called in the main process with the number of the update, and the rows of its groups."""
         self.trainer, self.section, self.groups_seen = trainer, recipe.records, groups_seen
         self.rewards, self.settings = scorer.rewards, DrawSettings.for_training(recipe)
+        self.group, self.chosen_later = recipe.rollout.samples_per_prompt, recipe.rollout.dynamic_sampling is not None
         self._drawn: list[tuple[Sequence[Sample], Sequence[Image.Image | None], RewardTable]] = []
 
     @property
@@ -39,6 +41,16 @@ class GroupRecorder:
         """Whether groups of the rollout under way are kept."""
         every, step = self.section.groups_every, self.trainer.state.global_step
         return every is not None and step % every < self.trainer.updates_of_rollout
+
+    def pictured(self, share: int) -> range:
+        """The places, of the `share` samples of this process, whose images are kept: of the first groups, which are
+        trained on; with dynamic sampling, which chooses when all are scored, all of them."""
+        if not self.wanted or self.section.picture_size == 0:
+            return range(0)
+        if self.chosen_later:
+            return range(share)
+        first = self.trainer.accelerator.process_index * share
+        return range(min(share, max(0, self.section.groups * self.group - first)))
 
     def watching(self, samples: Sequence[Sample], scores: Scores) -> Scores:
         """The same scores, seen when they are there."""
@@ -60,9 +72,10 @@ class GroupRecorder:
         )
         prompts = list(dict.fromkeys(identity for identity, _ in taught))[: self.section.groups]
         wanted = {key: taught[key] for key in taught if key[0] in prompts}
-        found = {key: row for share in gather_object([self._rows(wanted)]) for key, row in share.items()}
+        shares = shares_at_main(self._rows(wanted), self.trainer.accelerator)
+        found = {key: row for share in shares for key, row in share.items()}
         self._drawn = []
-        if self.trainer.accelerator.is_main_process and found:
+        if found:
             rows = pa.concat_tables(
                 found[key] for key in sorted(found, key=lambda key: (prompts.index(key[0]), key[1]))
             )
@@ -73,10 +86,7 @@ class GroupRecorder:
         rows: dict[Key, Any] = {}
         for samples, images, scored in self._drawn:
             keys = [(sample.record.id, sample.index) for sample in samples]
-            pictures = {
-                key: image for key, image in zip(keys, images, strict=True) if key in wanted and image is not None
-            }
-            places = {key: keys.index(key) for key in pictures}
+            places = {key: keys.index(key) for key in keys if key in wanted}
             if not places:
                 continue
             totals = total_scores(self.rewards.terms(scored.values), scored.weights, scored.failed)
@@ -85,7 +95,7 @@ class GroupRecorder:
                 self.settings,
                 scored.rows(list(places.values())),
                 totals[list(places.values())].tolist(),
-                [picture_of(image, self.section.picture_size) for image in pictures.values()],
+                [picture_of(images[place], self.section.picture_size) for place in places.values()],
                 step=self.trainer.state.global_step,
                 advantages=[wanted[key] for key in places],
             )

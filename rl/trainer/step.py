@@ -131,7 +131,7 @@ class Step:
             count=count,
             policy=self.trainer.policy,
             step=step,
-            keep=range(len(samples)) if self.groups.wanted else (),
+            keep=self.groups.pictured(len(samples)),
             phase=self.trainer.phase,
         )
         self.trainer.count_drawn(count, count * drawn.rollout.bits.shape[1])

@@ -1,12 +1,17 @@
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
 
 from rewards import RewardSpec, RewardSuite
 from rl.data.prompts import PromptRecord
+from rl.distributed.sharing import shares_at_main
 from rl.evaluation.evaluate import Evaluator, paired_gain, standard_error, total_scores
 from rl.policy.samples import DrawSettings
+from rl.records.rows import load_stored
 from rl.scoring.scorer import LocalScorer, ScoredList
 
 SETTINGS = DrawSettings(
@@ -35,15 +40,29 @@ def test_standard_error_of_the_mean():
     assert math.isnan(standard_error(torch.tensor([1.0])))
 
 
-def evaluator(processor, decoder, suite) -> Evaluator:
+class SparingScorer(LocalScorer):
+    """Gives only the images that it was told to keep, as a decoding process does."""
+
+    def begin(self, bits, samples, *, keep=(), **wanted):
+        scores = super().begin(bits, samples, **wanted)
+
+        def sparing():
+            images, table = scores()
+            return [image if place in keep else None for place, image in enumerate(images)], table
+
+        return sparing
+
+
+def evaluator(processor, decoder, suite, scorer=LocalScorer, **options) -> Evaluator:
     records = [PromptRecord(f"prompt {n}", id=str(n)) for n in range(5)]
     return Evaluator(
         records,
         processor,
-        LocalScorer(decoder, ScoredList(suite, SETTINGS), processor),
+        scorer(decoder, ScoredList(suite, SETTINGS), processor),
         SETTINGS,
         samples_per_prompt=2,
         grid_prompts=3,
+        **options,
     )
 
 
@@ -62,6 +81,39 @@ def test_evaluations_are_paired(nano_model, nano_processor, nano_decoder):
         nano_model.output_layer_vistok[-1].weight.mul_(-1)
     after = held_out.run(nano_model)
     assert not torch.equal(before.totals, after.totals)
+
+
+def test_what_is_shown_is_as_drawn_however_small_pictures_are_kept(nano_model, nano_processor, nano_decoder):
+    suite = RewardSuite.from_recipe([{"use": "compressibility"}])
+    drawn: dict[int | None, list] = {}
+    for size in (0, 16, None):
+        found = evaluator(nano_processor, nano_decoder, suite, SparingScorer, picture_size=size).run(nano_model)
+        drawn[size] = [image.tobytes() for _, image, _ in found.shown]
+        stored = found.rows["picture"].to_pylist()
+        assert {None if one is None else load_stored(one).size[0] for one in stored} == {
+            {0: None, None: 64}.get(size, 16)
+        }
+        assert {image.size for _, image, _ in found.shown} == {(64, 64)}
+    assert drawn[0] == drawn[16] == drawn[None]
+    assert load_stored(stored[0]).tobytes() != drawn[None][0]  # WebP loses some of it
+
+
+def test_large_shares_go_to_the_main_process_alone(tmp_path):
+    script = tmp_path / "share.py"
+    script.write_text(
+        "from accelerate import Accelerator\n"
+        "from rl.distributed.sharing import shares_at_main\n"
+        "processes = Accelerator(cpu=True)\n"
+        "found = shares_at_main({processes.process_index: b'x' * (1 + processes.process_index)}, processes)\n"
+        "print(f'rank {processes.process_index}: {found}', flush=True)\n"
+    )
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", str(script)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(launcher, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "rank 0: [{0: b'x'}, {1: b'xx'}]" in done.stdout
+    assert "rank 1: []" in done.stdout
+    assert shares_at_main("alone", None) == ["alone"]
 
 
 def test_a_sample_that_a_reward_failed_on_has_no_total(nano_model, nano_processor, nano_decoder, tmp_path):

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
@@ -11,11 +12,13 @@ from PIL import Image
 from support.training_runs import SMALL_DRAWING, changed, run, small_recipe
 
 from rewards import RewardTable
+from rl.config.recipe import recipe_from_mapping
 from rl.data.prompts import PromptRecord
 from rl.policy.samples import Sample
 from rl.records.environment import environment
 from rl.records.mirror import to_wandb
 from rl.records.rows import load_stored, picture_of, read_rows, reward_names, said_of, sample_rows, write_rows
+from rl.trainer.groups import GroupRecorder
 from uniar.errors import UserError
 from uniar.seeds import seed_of
 
@@ -48,14 +51,17 @@ def test_rows_are_what_was_drawn_and_scored(tmp_path):
     assert image.size == (128, 256)
     assert max(abs(a - b) for a, b in zip(image.getpixel((60, 100)), (255, 0, 0), strict=True)) < 6
     assert load_stored(picture_of(Image.new("RGB", (300, 600)), None)).size == (300, 600)
+    assert picture_of(Image.new("RGB", (300, 600)), 0) is None
 
 
 def test_a_mirror_gets_what_rewards_say_without_addresses_and_paths(monkeypatch):
     logged, wandb = {}, pytest.importorskip("wandb")
     monkeypatch.setattr(wandb, "run", object())
     monkeypatch.setattr(wandb, "log", logged.update)
+    drawn = Image.new("RGB", (300, 600), "red")
     said = {"why": "http://10.0.0.7:8000/v1 read /home/ada/judge.txt: it is red"}
-    to_wandb(rows_of([[0.5, 0.25], [1.0, 1.0]], {"one": [said, None]}), range(1), 7)
+    to_wandb(rows_of([[0.5, 0.25], [1.0, 1.0]], {"one": [said, None]}), {0: drawn}, 7)
+    assert logged["held_out"][0].image.size == drawn.size  # of the row's own picture it is 128 x 256
     table = logged["held_out_samples"]
     details = table.data[0][table.columns.index("details")]
     for text in (details, logged["held_out"][0]._caption):
@@ -84,6 +90,26 @@ def test_the_environment_keeps_no_secret_and_no_path():
     assert found["versions"]["torch"] == torch.__version__
     assert found["cpu"]["cores"] > 0
     assert "ada" not in json.dumps(found)
+
+
+@pytest.mark.parametrize("section", [None, {}], ids=["plain", "dynamic"])
+def test_only_images_that_may_be_kept_are_asked_for(nano_checkpoint, tmp_path, section):
+    """Three groups of four on two processes, of which one is kept."""
+    recipe = changed(small_recipe(nano_checkpoint, tmp_path), rollout={"dynamic_sampling": section})
+
+    def asked(rank: int, step: int = 0, **kept) -> list[int]:
+        trainer = SimpleNamespace(
+            accelerator=SimpleNamespace(process_index=rank),
+            state=SimpleNamespace(global_step=step),
+            updates_of_rollout=1,
+        )
+        settings = recipe_from_mapping(changed(recipe, records={"groups": 1, **kept}))
+        return list(GroupRecorder(trainer, settings, SimpleNamespace(rewards=None), print).pictured(6))
+
+    everything = [0, 1, 2, 3, 4, 5]
+    assert [asked(0), asked(1)] == ([[0, 1, 2, 3], []] if section is None else [everything, everything])
+    assert [asked(0, groups=2), asked(1, groups=2)] == [everything, [0, 1] if section is None else everything]
+    assert asked(0, step=1) == asked(0, picture_size=0) == []
 
 
 def test_a_run_keeps_its_samples_and_what_they_taught(nano_checkpoint, tmp_path):

@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from support.run_folders import HOSTILE, rows_of, write_run
 
 from rl.cli import main
-from rl.records.rows import read_rows, write_rows
+from rl.records.rows import read_rows, write_rows, write_table
 from rl.report.charts import Series, line_chart, smoothed
 from rl.report.lens import look_at, top_share, untrained_rewards
 from rl.report.page import render
@@ -152,6 +153,18 @@ def test_a_prompt_or_question_that_was_edited_is_not_compared_with_the_last(tmp_
     assert data.steps == [10, 20, 30, 40]
     assert list(data.answers) == [20, 30, 40]
     assert data_in(render([data]))["sides"][0]["step"] == 10
+
+
+def test_a_run_that_kept_no_pictures_has_a_page(tmp_path):
+    run = write_run(tmp_path / "bare", samples=12)
+    for file in [*run.evaluations.glob("*.parquet"), *run.groups.iterdir()]:
+        rows = pq.read_table(file)
+        none = pa.nulls(len(rows), pa.binary())
+        write_table(file, rows.set_column(rows.schema.get_field_index("picture"), "picture", none))
+    page = render([read_run(run.path)])
+    assert data_in(page)["pictures"] == []
+    assert "data-picture" not in page.replace("img[data-picture]", "")
+    assert len(data_in(page)["samples"]) == 12
 
 
 def test_copies_beside_the_files_are_no_evaluations(tmp_path):
