@@ -1,13 +1,17 @@
 """The command `uniar-rl`: one subcommand a job. Bad input prints one sentence and exits with 2."""
 
 import argparse
+import atexit
 import os
 import select
 import sys
+import threading
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from typing import NoReturn
 
 from uniar.errors import RunError, UserError, did_you_mean
 
@@ -27,12 +31,31 @@ COMMANDS = {
 """A room whose `arguments` has a function of the command's name, which says what it takes and loads no library; the
 module with `run(arguments)`, imported only to be run; a summary."""
 
+LAST_WORDS = 60.0
+"""seconds for what libraries do when Python ends, after an error among several processes"""
 
-def main(argv: Sequence[str] | None = None) -> int:
+
+def main(argv: Sequence[str] | None = None, *, is_program: bool | None = None) -> int:
     """Runs one subcommand and returns the exit code: 0; 1 for a run that could not go on, and for what a command of its
-    own finds wanting; 2 for bad input; 130 when interrupted; 141 when nobody reads the output any more."""
-    status = _run(argv)
-    _leave_processes(status)
+    own finds wanting; 2 for bad input; 130 when interrupted; 141 when nobody reads the output any more.
+
+    is_program: whether this process is there for the command alone, which may end it then: where it has failed in a
+    process group that it has joined. By default, where `argv` is not given. A group that was there before stays.
+    """
+    is_program = argv is None if is_program is None else is_program
+    had_group = _in_group()
+    try:
+        status = _run(argv)
+    except BaseException:
+        if had_group or not is_program or not _in_group():
+            raise
+        sys.excepthook(*sys.exc_info())
+        _end_process(1)
+    if not had_group and _in_group():
+        if status == 0:
+            sys.modules["torch.distributed"].destroy_process_group()
+        elif is_program:
+            _end_process(status)
     return status
 
 
@@ -86,19 +109,30 @@ def _version() -> str:
         return "of a folder that is not installed"
 
 
-def _leave_processes(status: int) -> None:
-    """Leaves the process group that a command has joined: Python may end in the middle of what its threads do, and the
-    process is aborted then. Leaving waits for collectives under way, in which the others may be for good after an
-    error: then this process ends at once, and its status is what is seen."""
+def _in_group() -> bool:
+    """Whether this process has joined a process group."""
     distributed = sys.modules.get("torch.distributed")
-    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
-        return
-    if status == 0:
-        distributed.destroy_process_group()
-        return
-    sys.stdout.flush()
-    sys.stderr.flush()
+    return distributed is not None and distributed.is_available() and distributed.is_initialized()
+
+
+def _end_process(status: int) -> NoReturn:
+    """Ends a process that is in a process group after an error. Python may end in the middle of what its threads do,
+    and the process is aborted then; and leaving the group waits for collectives under way, in which the others may be
+    for good. So only what would be done at the end is, such as sending the last metrics, and not for long."""
+    _flush()
+    timer = threading.Timer(LAST_WORDS, os._exit, [status])
+    timer.daemon = True
+    timer.start()
+    with suppress(Exception):
+        atexit._run_exitfuncs()
+    _flush()
     os._exit(status)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
 
 
 def _reader_is_gone() -> bool:

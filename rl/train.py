@@ -245,7 +245,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     arguments = sys.argv[1:] if argv is None else argv
     # The deepspeed launcher adds --local_rank=N, which LOCAL_RANK says as well.
-    return command_line(["train", *(word for word in arguments if not word.startswith("--local_rank="))])
+    words = ["train", *(word for word in arguments if not word.startswith("--local_rank="))]
+    return command_line(words, is_program=argv is None)
 
 
 class _CallableModule(ModuleType):

@@ -49,29 +49,64 @@ def test_every_command_explains_itself_and_loads_no_library(words):
 
 
 JOINING = """
-import atexit, sys
+import atexit, sys, time
 from torch import distributed
 import rl.cli, rl.commands.plan
 from uniar.errors import UserError
 
-def run(arguments):
+def join():
     distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+
+def run(arguments):
+    if not distributed.is_initialized():
+        join()
     if arguments.recipe == "wrong":
         raise UserError("it is wrong.")
+    if arguments.recipe == "bug":
+        raise RuntimeError("out of memory")
 
 rl.commands.plan.run = run
-atexit.register(lambda: print("ended by Python, in a group:", distributed.is_initialized()))
-sys.exit(rl.cli.main(["plan", RECIPE]))
+atexit.register(lambda: print("the end, in a group:", distributed.is_initialized()))
 """
 
 
 @pytest.mark.parametrize(
-    ("recipe", "status", "printed", "said"),
-    [("right", 0, "ended by Python, in a group: False\n", ""), ("wrong", 2, "", "uniar-rl plan: it is wrong.\n")],
+    ("recipe", "status", "in_group", "said"),
+    [("right", 0, False, ""), ("wrong", 2, True, "uniar-rl plan: it is wrong.\n"), ("bug", 1, True, None)],
 )
-def test_a_command_leaves_the_process_group_that_it_joined(recipe, status, printed, said, tmp_path):
-    done = run_fresh(JOINING.replace("RECIPE", repr(recipe)), tmp_path, ROOT)
-    assert (done.returncode, done.stdout, done.stderr) == (status, printed, said)
+def test_a_command_leaves_the_process_group_that_it_joined(recipe, status, in_group, said, tmp_path):
+    """Without Python's own end where it has failed, but not without what is to be done then."""
+    code = f"{JOINING}\nsys.argv[1:] = ['plan', '{recipe}']\nstatus = rl.cli.main()\nprint('back')\nsys.exit(status)"
+    done = run_fresh(code, tmp_path, ROOT)
+    back = "back\n" if recipe == "right" else ""
+    assert (done.returncode, done.stdout) == (status, f"{back}the end, in a group: {in_group}\n")
+    if said is None:
+        assert done.stderr.count("Traceback") == done.stderr.count("RuntimeError: out of memory") == 1
+    else:
+        assert done.stderr == said
+
+
+def test_a_process_whose_last_words_do_not_end_is_ended(tmp_path):
+    code = f"{JOINING}\nrl.cli.LAST_WORDS = 0.5\natexit.register(time.sleep, 600)\n"
+    done = run_fresh(f"{code}sys.argv[1:] = ['plan', 'bug']\nrl.cli.main()", tmp_path, ROOT)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "RuntimeError: out of memory" in done.stderr
+
+
+@pytest.mark.parametrize("joined", [True, False])
+def test_a_command_that_is_called_ends_neither_its_callers_process_nor_group(joined, tmp_path):
+    calls = """
+for recipe in ("right", "wrong", "bug"):
+    try:
+        print(recipe, rl.cli.main(["plan", recipe]), distributed.is_initialized())
+    except RuntimeError as error:
+        print(error)
+distributed.destroy_process_group()
+"""
+    done = run_fresh(f"{JOINING}{'join()' * joined}\n{calls}", tmp_path, ROOT)
+    printed = f"right 0 {joined}\nwrong 2 True\nout of memory\nthe end, in a group: False\n"
+    assert (done.returncode, done.stdout) == (0, printed)
+    assert done.stderr == "uniar-rl plan: it is wrong.\n"
 
 
 @pytest.mark.parametrize("file", ["rewards.py", "tiny/__init__.py", "uniar.py"])
