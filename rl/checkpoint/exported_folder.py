@@ -9,14 +9,18 @@ from rl.checkpoint.disk_errors import write_failure
 from rl.checkpoint.folders import fault
 from rl.checkpoint.layout import MODEL_CONFIG, PARTIAL, REPLACED, STATE
 from uniar.errors import UserError
+from uniar.reading.files import writing
 
 
 @contextmanager
 def appearing(target: Path, sign: str) -> Iterator[Path]:
     """A folder to write to that becomes `target` when all is there. Only a folder with the file `sign` is replaced, and
     only if it is not a training checkpoint. Raises UserError where it cannot be written."""
-    require_replaceable(target, sign)
     partial, replaced = _beside(target)
+    if not target.exists() and (replaced / sign).is_file():  # killed between two renamings: the only whole one
+        with writing(target):
+            replaced.rename(target.resolve())
+    require_replaceable(target, sign)
     shutil.rmtree(partial, ignore_errors=True)
     shutil.rmtree(replaced, ignore_errors=True)
     try:
@@ -32,7 +36,7 @@ def appearing(target: Path, sign: str) -> Iterator[Path]:
 
 def finish_appearing(target: Path, manifest: Path) -> bool:
     """Whether a process was killed when all of `target` was written, as `manifest` lists it, and did not have its name
-    yet; it has then."""
+    yet; it has then. Only for who holds the place: it may be a live process that is about to do the same."""
     if not _beside(target)[0].is_dir() or fault(_beside(target)[0], manifest) is not None:
         return False
     _rename(target)
@@ -49,7 +53,12 @@ def _rename(target: Path) -> None:
     target, (partial, replaced) = target.resolve(), _beside(target)
     if target.exists():  # renamed first: killed while it is deleted, it would be half of a checkpoint
         target.rename(replaced)
-    partial.rename(target)
+    try:
+        partial.rename(target)
+    except OSError:
+        if replaced.exists() and not target.exists():
+            replaced.rename(target)
+        raise
     shutil.rmtree(replaced, ignore_errors=True)
 
 

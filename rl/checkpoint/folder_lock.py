@@ -32,6 +32,11 @@ class FolderLock:
     def __enter__(self) -> Self:
         return self
 
+    @property
+    def holds(self) -> bool:
+        """Whether no other process can have the folder: not where there are no locks."""
+        return self._held is not None
+
     def take(self, folder: Path) -> None:
         """Raises UserError when another run has it: one that goes on, or what a killed launcher has left running."""
         self._let_go()

@@ -78,7 +78,7 @@ SAVING = ".saving"
 
 REPLACED = ".replaced"
 """End of the name of what has just given its place to something newer, as PARTIAL is of what is being written. Both are
-removed by whoever finds them."""
+removed by whoever finds them; what has nothing newer in its place yet gets its name back first."""
 
 # In a checkpoint ------------------------------------------------------------------------------------------------------
 

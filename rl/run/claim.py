@@ -62,7 +62,7 @@ def claim_folder(
             raise UserError(f"{folder.path} holds no run to resume; leave out --resume to begin one.")
         require_replaceable(folder.final)
         folder.take(lock)
-        if goes_on and (record := finished(folder, recipe, args)) is not None:
+        if goes_on and (record := finished(folder, recipe, args, held=lock.holds)) is not None:
             print(f"{folder.path} is finished after update {record['step']}; final/ is left as it is", flush=True)
             if record["said"]:
                 print(record["said"], flush=True)

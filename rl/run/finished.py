@@ -37,12 +37,14 @@ def note_finished(
     write_whole(folder.finished, json.dumps(record, indent=2) + "\n")
 
 
-def finished(folder: RunFolder, recipe: Recipe, args: GRPOConfig) -> dict[str, Any] | None:
+def finished(folder: RunFolder, recipe: Recipe, args: GRPOConfig, *, held: bool) -> dict[str, Any] | None:
     """The record of a run that has nothing left to do under this recipe; None where there is something: further
-    updates, or a final/ that is not there as it was written."""
+    updates, or a final/ that is not there as it was written. held: whether no other process can be about to give
+    final/ its name; it gets it here then."""
     if not folder.finished.is_file():
         return None
-    if fault(folder.final, folder.finished) is not None and not finish_appearing(folder.final, folder.finished):
+    whole = fault(folder.final, folder.finished) is None
+    if not whole and not (held and finish_appearing(folder.final, folder.finished)):
         return None
     record = read_json(folder.finished)
     stop = recipe.evaluate.early_stop
