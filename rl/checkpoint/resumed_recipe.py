@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rl.checkpoint.folders import processes_of
 from rl.checkpoint.layout import CONFIG
 from rl.config.deepspeed_file import with_deepspeed_settings
 from rl.config.sections import Recipe
 from rl.config.trainer_arguments import TAKEN, trl_arguments
+from rl.distributed.engine import Engine
 from uniar.errors import UserError
 from uniar.reading.settings import nested_settings
 from uniar.reading.yaml_files import read_yaml
@@ -29,7 +31,8 @@ def check_resumed(recipe: Recipe, checkpoint: Path) -> None:
     if not isinstance(before, Mapping):
         raise UserError(f"{checkpoint / CONFIG} is not a recipe, so what a resumed run may change is not known.")
     now = with_deepspeed_settings(recipe).to_mapping()
-    for key, reason in _fixed().items():
+    restored = Engine.asked_for(recipe).reads(Engine.that_wrote(checkpoint, processes_of(checkpoint) or 1))
+    for key, reason in _fixed(restored).items():
         old, new = _value(before, key), _value(now, key)
         if old is _ABSENT or new is _ABSENT or not _differ(key, old, new, before, now):
             continue
@@ -42,9 +45,12 @@ def check_resumed(recipe: Recipe, checkpoint: Path) -> None:
 _ABSENT = object()
 
 
-def _fixed() -> dict[str, str]:
-    """Key -> why it is fixed: of the recipe's sections, and of the arguments of `trainer`."""
+def _fixed(restored: bool) -> dict[str, str]:
+    """Key -> why it is fixed: of the recipe's sections, and where the optimizer's state is restored, of the arguments
+    of `trainer`."""
     found = {key: field.metadata["fixed"] for key, field, _ in nested_settings(Recipe) if field.metadata["fixed"]}
+    if not restored:  # weights alone are (rl/checkpoint/resume.py), whatever the optimizer was
+        return found
     for kind in ("optimizer", "scheduler"):
         found[f"trainer.deepspeed.{kind}.type"] = f"the restored state is another {kind}'s"
     return found | {f"trainer.{name}": taken.fixed for name, taken in TAKEN.items() if taken.fixed}

@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from rl.config.deepspeed_file import deepspeed_settings
 from rl.config.sections import Recipe
+from rl.distributed.setup import world_size
 from uniar.errors import UserError
 from uniar.reading.files import reason_of
 
@@ -46,6 +48,13 @@ class Engine:
         """This run's."""
         plugin = args.deepspeed_plugin
         return cls(plugin is not None, 0 if plugin is None else plugin.zero_stage, args.world_size)
+
+    @classmethod
+    def asked_for(cls, recipe: Recipe) -> "Engine":
+        """This run's, before the trainer's arguments are made."""
+        settings = deepspeed_settings(recipe)
+        stage = ((settings or {}).get("zero_optimization") or {}).get("stage", 0)
+        return cls(settings is not None, int(stage), world_size())
 
     @classmethod
     def that_wrote(cls, checkpoint: Path, processes: int) -> "Engine":

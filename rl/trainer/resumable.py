@@ -235,7 +235,7 @@ class ResumableGRPOTrainer(GRPOTrainer):
             self._logged_step = self.state.global_step
         if "grad_norm" in logs:
             if self._gradient_size is None:
-                self._gradient_size = GradientSize(self.trained_parameters().values(), self.args)
+                self._gradient_size = GradientSize(self.trained_parameters().values(), self.args, self.optimizer)
             logs |= self._gradient_size.metrics(logs["grad_norm"])
         super().log(logs, start_time)
 

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -14,10 +15,11 @@ from rl.trainer.gradient_size import GradientSize
 RELEASED = sorted(path.stem for path in (ROOT / "configs").glob("uniar_sft*.yaml"))
 
 
-def size(**settings):
+def size(optimizer=torch.optim.AdamW, **settings):
+    """adam_epsilon is what TRL's arguments say, which an optimizer of DeepSpeed's file does not take."""
     defaults = {"max_grad_norm": 1.0, "adam_epsilon": 1e-8, "optim": "adamw_torch", "should_log": True}
     trained = [torch.nn.Parameter(torch.zeros(20, 10)), torch.nn.Parameter(torch.zeros(200))]
-    return GradientSize(trained, SimpleNamespace(**defaults | settings))
+    return GradientSize(trained, SimpleNamespace(**defaults | settings), optimizer(trained))
 
 
 def test_the_root_mean_square_of_what_the_optimizer_is_given():
@@ -30,8 +32,9 @@ def test_sharded_weights_count_whole():
     """Under ZeRO-3 a process holds a part of each."""
     shard = torch.nn.Parameter(torch.zeros(0))
     shard.ds_shape = torch.Size([40, 10])
-    settings = SimpleNamespace(max_grad_norm=1.0, adam_epsilon=1e-8, optim="adamw_torch", should_log=True)
-    assert GradientSize([shard], settings).metrics(0.4) == {"optimizer/grad_rms": pytest.approx(0.02)}
+    settings = SimpleNamespace(max_grad_norm=1.0, should_log=True)
+    measured = GradientSize([shard], settings, torch.optim.AdamW([shard]))
+    assert measured.metrics(0.4) == {"optimizer/grad_rms": pytest.approx(0.02)}
 
 
 @pytest.mark.parametrize(
@@ -41,8 +44,11 @@ def test_sharded_weights_count_whole():
         (2.1e-6, {}, 0),
         (0.0, {}, 0),  # nothing to learn: watch.no_variance_steps has an eye on that
         (math.nan, {}, 0),
-        (1.9e-6, {"adam_epsilon": 1e-15}, 0),
-        (1.9e-6, {"optim": "sgd"}, 0),
+        (1.9e-6, {"optimizer": partial(torch.optim.AdamW, eps=1e-15)}, 0),
+        (2.1e-6, {"optimizer": partial(torch.optim.AdamW, eps=1e-7)}, 1),
+        (1.9e-6, {"optimizer": partial(torch.optim.AdamW, eps=1e-15), "adam_epsilon": 1e-6}, 0),
+        (1.9e-6, {"optimizer": torch.optim.SGD}, 0),
+        (1.9e-40, {"optimizer": torch.optim.Adafactor}, 0),
         (1.9e-6, {"should_log": False}, 0),
     ],
 )
@@ -51,7 +57,12 @@ def test_too_small_a_gradient_is_warned_of_once(caplog, norm, settings, warnings
     with caplog.at_level(logging.WARNING):
         measured.metrics(norm)
         measured.metrics(norm)
-    assert caplog.text.count("less than 10 times trainer.adam_epsilon") == warnings
+    assert caplog.text.count("less than 10 times the optimizer's epsilon") == warnings
+
+
+def test_a_norm_that_is_not_known_has_no_size(caplog):
+    assert size().metrics(-1.0) == {}
+    assert not caplog.text
 
 
 def test_a_loss_that_is_larger_trains_the_same_weights(nano_checkpoint, tmp_path):

@@ -153,6 +153,7 @@ def test_a_file_of_deepspeeds_that_is_replaced_is_noticed(tmp_path, capsys):
     minimal = {"model": {"preset": "nano"}, "data": {"prompts": "p.jsonl"}, "rewards": ["color"]}
     recipe = recipe_from_mapping({**minimal, "trainer": {"deepspeed": str(file)}, "output_dir": str(tmp_path)})
     file.write_text(json.dumps({"optimizer": ADAMW}))
+    (tmp_path / "latest").write_text("global_step1")  # as DeepSpeed leaves it
     RunFolder(tmp_path).write_config(recipe)
     check_resumed(recipe, tmp_path)
     for content, key in (
@@ -169,6 +170,33 @@ def test_a_file_of_deepspeeds_that_is_replaced_is_noticed(tmp_path, capsys):
     assert re.search(r"resumed with another recipe:\n +-.*lr: 0\.001\n +\+.*lr: 0\.0005\n", capsys.readouterr().out)
     (tmp_path / "config.yaml").write_text(recipe.to_yaml())  # of an older version, which kept the name
     check_resumed(recipe, tmp_path)
+
+
+@pytest.mark.parametrize(("stage", "processes"), [(2, 1), (3, 2), (2, None), (None, 1), (3, 1)])
+def test_an_optimizer_whose_state_is_not_read_may_be_another(tmp_path, monkeypatch, stage, processes):
+    """The checkpoint was written by one process under ZeRO-3. processes: of the launcher; None for another count."""
+    checkpoint = tmp_path / "checkpoint-1"
+    (checkpoint / "global_step1").mkdir(parents=True)
+    (checkpoint / "latest").write_text("global_step1")
+    (checkpoint / "global_step1" / "zero_pp_rank_0_mp_rank_00_optim_states.pt").write_text("")
+    minimal = {"model": {"preset": "nano"}, "data": {"prompts": "p.jsonl"}, "rewards": ["color"]}
+
+    def recipe(stage: int | None, kind: str, seed: int = 0) -> Recipe:
+        if stage is None:
+            trainer = {"optim": "sgd"}
+        else:
+            trainer = {"deepspeed": {"optimizer": {"type": kind}, "zero_optimization": {"stage": stage}}}
+        return recipe_from_mapping({**minimal, "trainer": trainer, "model": {"preset": "nano", "seed": seed}})
+
+    (checkpoint / "config.yaml").write_text(recipe(3, "AdamW").to_yaml())
+    monkeypatch.setenv("WORLD_SIZE", str(processes or 4))
+    if (stage, processes) == (3, 1):
+        with pytest.raises(UserError, match=r"trainer\.deepspeed\.optimizer\.type is 'SGD'"):
+            check_resumed(recipe(stage, "SGD"), checkpoint)
+    else:
+        check_resumed(recipe(stage, "SGD"), checkpoint)
+        with pytest.raises(UserError, match=r"model\.seed is 1"):
+            check_resumed(recipe(stage, "SGD", seed=1), checkpoint)
 
 
 def test_the_checkpoint_that_is_loaded_is_checked(tmp_path, monkeypatch):
