@@ -1,12 +1,14 @@
 """What a user can get wrong, said in one sentence."""
 
 import difflib
+from argparse import ArgumentTypeError
 from collections.abc import Iterable, Mapping
 
 
-class UserError(ValueError):
+class UserError(ValueError, ArgumentTypeError):
     """Bad input: a config key, a file, a checkpoint, a plug-in. The message is one sentence that names the file, line
-    or key, what was found and what is valid. The command line prints it and exits with 2."""
+    or key, what was found and what is valid. The command line prints it and exits with 2; so does argparse where an
+    argument's type raises it."""
 
 
 class RunError(RuntimeError):

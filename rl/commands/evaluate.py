@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> None:
             arguments.output.mkdir(parents=True, exist_ok=True)
             remove_unfinished(arguments.output, "*", "*/*")
     rewards = build_eval_rewards(recipe, records) if records else None
-    if arguments.model:
+    if arguments.model is not None:
         named = named_model(arguments.model)
         inspect_checkpoint(named.source, decoder=bool(records))
     else:

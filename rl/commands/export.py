@@ -29,6 +29,9 @@ def run(arguments: argparse.Namespace) -> None:
     average = arguments.ema
     origin = origin_of(checkpoint, arguments.source, average=average)
     source = _source(checkpoint, arguments.source)
+    for read in (checkpoint, source):
+        if read.resolve().is_relative_to(output.resolve()):
+            raise UserError(f"the export to {output} would replace {read}, which it reads; choose another folder.")
     dtype = main_dtype(source)
     name = repository or output.name
     base = None
@@ -66,6 +69,6 @@ def push_to_hub(folder: Path, repository: str, *, private: bool = False) -> str:
 
 
 def _source(checkpoint: Path, named: str | None) -> Path:
-    if named:
+    if named is not None:
         return resolve_checkpoint(named)
     return source_of(checkpoint)

@@ -29,6 +29,8 @@ def run(arguments: argparse.Namespace) -> None:
     for name in ("gpus", "memory", "prompt_tokens"):
         if not getattr(arguments, name) > 0:
             raise UserError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; it must be above 0.")
+    if not 0 <= arguments.reward_memory < arguments.memory:
+        raise UserError(f"--reward-memory is {arguments.reward_memory}; it must be 0 or more, and below --memory.")
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     load_loss(recipe)
     simulation = Simulation(planned_model(recipe.model))

@@ -6,7 +6,7 @@ from typing import Any
 
 from rl.config.sections import Recipe
 from uniar.errors import UserError
-from uniar.reading.files import read_json
+from uniar.reading.files import read_object
 
 
 def deepspeed_settings(recipe: Recipe) -> dict[str, Any] | None:
@@ -17,12 +17,19 @@ def deepspeed_settings(recipe: Recipe) -> dict[str, Any] | None:
         if not Path(given).is_file():
             raise UserError(f"{where}: {name} names {given}, which is not a file; see configs/deepspeed/.")
         try:
-            name, given = f"{name} '{given}'", read_json(Path(given), "DeepSpeed configuration")
+            name, given = f"{name} '{given}'", read_object(Path(given), "DeepSpeed configuration")
         except UserError as error:
             raise UserError(f"{where}: {name}: {error}") from error
     if given is not None and not isinstance(given, dict):
         raise UserError(f"{where}: {name} is not a mapping of settings but {type(given).__name__}.")
     return given
+
+
+def filled_by_trainer(settings: dict[str, Any]) -> dict[str, Any]:
+    """The same with batch sizes and clipping left to the recipe where nothing is said of them: accelerate fills in what
+    is "auto" and nothing else. DeepSpeed does not start without the first, and clips nothing without the last."""
+    from_recipe = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
+    return {**dict.fromkeys(from_recipe, "auto"), **settings}
 
 
 def with_deepspeed_settings(recipe: Recipe) -> Recipe:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from trl import GRPOConfig
 
+from rl.config.deepspeed_file import deepspeed_settings, filled_by_trainer
 from rl.config.sections import Recipe
 from rl.config.trainer_arguments import TAKEN
 from uniar.errors import UserError
@@ -62,8 +63,11 @@ def grpo_config(recipe: Recipe, vision: Any) -> RunConfig:
     vision: the vision config of the model. rl/trainer/arguments_check.py has checked all that needs no device; raises
     UserError for what only this one refuses.
     """
+    trainer = dict(recipe.trainer)
+    if (told := deepspeed_settings(recipe)) is not None:
+        trainer["deepspeed"] = filled_by_trainer(told)
     try:
-        settings = trl_settings(recipe, recipe.trainer, _bits_per_image(recipe, vision))
+        settings = trl_settings(recipe, trainer, _bits_per_image(recipe, vision))
         return RunConfig(**settings).describe(recipe)
     except (ValueError, TypeError, RuntimeError) as error:
         where = recipe.where("trainer")

@@ -151,6 +151,8 @@ def _override(mapping: dict[str, Any], origins: Origins, override: str) -> None:
     path = tuple(key.strip().split("."))
     if not equals or not all(path):
         raise UserError(f"{where}: expected key=value, such as rollout.height=256.")
+    if path[0] == "base":
+        raise UserError(f"{where}: base is read from a recipe's file alone; name the other recipe in its place.")
     value, value_origins = parse_yaml(text, where, lines=False)
     at: Any = mapping
     for depth, part in enumerate(path):

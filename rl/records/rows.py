@@ -20,6 +20,7 @@ from rl.data.questions import QuestionRecord
 from rl.policy.samples import DrawSettings, Sample
 from uniar.errors import UserError
 from uniar.reading.files import reason_of, write_whole
+from uniar.reading.pictures import load_picture
 from uniar.shareable import shareable
 
 PREFIX = "rewards/"
@@ -155,8 +156,8 @@ def encoded(image: Image.Image, quality: int, effort: int = 4) -> bytes:
 
 
 def load_stored(picture: bytes) -> Image.Image:
-    """The picture of a row."""
-    return Image.open(io.BytesIO(picture), formats=("WEBP",)).convert("RGB")
+    """The picture of a row. Raises UserError for what is not one."""
+    return load_picture(picture, "the picture of a row")
 
 
 def said_of(details: str | None) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from trl import GRPOConfig
 
-from rl.config.deepspeed_file import deepspeed_settings
+from rl.config.deepspeed_file import deepspeed_settings, filled_by_trainer
 from rl.config.sections import Recipe
 from uniar.errors import UserError, did_you_mean
 from uniar.reading.files import reason_of
@@ -66,14 +66,12 @@ def _refusal(given: dict, args: GRPOConfig) -> Exception | None:
 
     try:
         # Held by a weak reference only, it is forgotten with this function: nothing is sharded because of it.
-        filled = HfTrainerDeepSpeedConfig(copy.deepcopy(given))
+        filled = HfTrainerDeepSpeedConfig(copy.deepcopy(filled_by_trainer(given)))
         filled.trainer_config_process(args)
         # Sizes of buckets that are "auto" go by the model's; any stands for it here.
         filled.trainer_config_finalize(args, SimpleNamespace(config=SimpleNamespace(hidden_size=1024)), 1000)
-        # accelerate fills what is missing; DeepSpeed would count one process, as none has met another yet.
+        # DeepSpeed would count one process, as none has met another yet.
         filled.config.pop("train_batch_size", None)
-        filled.config.setdefault("train_micro_batch_size_per_gpu", args.per_device_train_batch_size)
-        filled.config.setdefault("gradient_accumulation_steps", args.gradient_accumulation_steps)
         asked: set[str] = {"optimizer", "scheduler", "train_batch_size"}
         found = DeepSpeedConfig(_Asked(filled.config, asked))
         for key in given:
@@ -90,7 +88,7 @@ def _refusal(given: dict, args: GRPOConfig) -> Exception | None:
                 raise KeyError(f"scheduler.type '{name}' is none of {', '.join(lr_schedules.VALID_LR_SCHEDULES)}")
             weight = torch.nn.Parameter(torch.zeros(1))
             schedule(torch.optim.AdamW([weight], lr=args.learning_rate), **(found.scheduler_params or {}))
-    except REFUSALS as error:
+    except Exception as error:  # DeepSpeed has kinds of its own
         return error
     return None
 

@@ -338,3 +338,14 @@ def test_sizes(text, size):
 def test_sizes_that_are_none(text):
     with pytest.raises(UserError, match="the size"):
         parse_size(text)
+
+
+def test_what_an_export_reads_is_not_replaced_by_it(run_folder, nano_checkpoint, tmp_path, capsys):
+    source = tmp_path / "source"
+    shutil.copytree(nano_checkpoint, source)
+    before = {path.name: path.stat().st_mtime_ns for path in source.iterdir()}
+    command = ["export", str(run_folder / "checkpoint-2"), "--source", str(source), "--output"]
+    for output in (source, tmp_path / "elsewhere" / ".." / "source"):
+        assert main([*command, str(output)]) == 2
+        assert f"would replace {source}, which it reads; choose another folder." in capsys.readouterr().err
+    assert {path.name: path.stat().st_mtime_ns for path in source.iterdir()} == before

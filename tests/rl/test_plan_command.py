@@ -48,3 +48,9 @@ def test_a_recipe_that_does_not_fit_is_told_what_lowers_the_peak(settings, tmp_p
         if not change.startswith("rewards.0."):  # this recipe's reward has no weights
             assert peak(change.replace("=N", "=8")) <= peak()
     assert peak("decode.batch_size=1") < peak()
+
+
+@pytest.mark.parametrize("memory", ["nan", "-5", "inf", "80"])
+def test_memory_for_rewards_is_some_of_the_gpu(memory, capsys):
+    assert main(["plan", "configs/nano.yaml", f"--reward-memory={memory}"]) == 2
+    assert "--reward-memory is " in capsys.readouterr().err

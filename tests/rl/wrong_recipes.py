@@ -226,6 +226,8 @@ DEEPSPEED_FILES = {
     "zero.yaml": "zero_optimization:\n  stage: 2\n",
     "cut.json": '{"zero_optimization": {"stage":',
     "list.json": "[1]",
+    "null.json": "null",
+    "gone.json": '{"zero_optimization": {"stage": 2}, "amp": {"enabled": true}}',
     "empty.json": "",
     "stage.json": '{"zero_optimization": {"stage": 9}}',
     "unknown.json": '{"zero_optimization": {"stage": 2}, "gradient_acumulation_steps": 1}',

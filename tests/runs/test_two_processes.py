@@ -86,6 +86,9 @@ def recipe_in(folder: Path, settings: dict, *changes: dict) -> dict:
 
 
 def engine_settings(engine: str | None) -> dict:
+    """ZeRO-2 in the fewest words, which leave the rest to the recipe; the others by a file of configs/deepspeed."""
+    if engine == "zero2":
+        return {"deepspeed": {"zero_optimization": {"stage": 2}}}
     return {"deepspeed": None if engine in (None, "ddp") else deepspeed(engine)}
 
 

@@ -252,14 +252,13 @@ def test_nothing_else_opens_pictures_of_others():
     allowed = {
         "uniar/reading/pictures.py",
         "uniar/commands/record.py",
-        "rl/trainer/callbacks.py",
         "uniar/torchvision_compat.py",
     }
     assert set(opening) <= allowed
     assert all(
         code.count("Image.open(") == code.count('formats=("PNG",)')
         for name, code in opening.items()
-        if name in ("uniar/commands/record.py", "rl/trainer/callbacks.py")
+        if name == "uniar/commands/record.py"
     )
 
 
@@ -272,3 +271,9 @@ def test_an_edit_and_a_training_prompt_see_the_same_pixels(tmp_path):
         record = PromptRecord("make it blue", image=str(source))
         assert record.image_to_edit(64, 96) == picture_to_edit(path, 64, 96)
         assert record.load_image() == load_picture(path)
+
+
+def test_a_folder_is_called_what_it_is(tmp_path):
+    with pytest.raises(UserError) as refusal:
+        load_picture(tmp_path)
+    assert str(refusal.value) == f"the image '{tmp_path}' is not a file."

@@ -29,7 +29,10 @@ CLOCKS = 60.0
 
 
 def user_path(path: str | Path) -> Path:
-    """A path as a user gives it: `~` is their home folder. Raises UserError for a user who does not exist."""
+    """A path as a user gives it: `~` is their home folder. Raises UserError for a user who does not exist, and for
+    nothing at all, as an unset variable of a shell gives."""
+    if not str(path).strip():
+        raise UserError(f"a path is empty ({str(path)!r}); name a file or folder.")
     try:
         return Path(path).expanduser()
     except RuntimeError as error:

@@ -125,6 +125,8 @@ def require_picture_file(source: str | Path, name: str) -> Path:
             raise UserError(f"{name} is not a file.")
     except FileNotFoundError:
         raise UserError(f"{name} does not exist.") from None
+    except UserError:
+        raise
     except (OSError, ValueError) as error:  # no rights, a name too long; a NUL in it
         raise UserError(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
     return Path(source)
