@@ -212,7 +212,7 @@ def test_lora_starts_at_its_reference_and_leaves_the_base(settings, nano_checkpo
 def test_bfloat16_passes_the_step_one_check(settings, caplog):
     folder = run(settings, model={"dtype": "bfloat16"})
     assert "configs/deepspeed/zero2.json), or set model.dtype: float32 and trainer.bf16: true" in caplog.text
-    assert 0 < max(logged(folder, "rollout/logp_difference")) < 0.02
+    assert 0 <= max(logged(folder, "rollout/logp_difference")) < 0.02  # with prefixes of aligned widths, 0 on some CPUs
     assert {t.dtype for name, t in weights(folder.final).items() if "bsq" not in name} == {torch.float32}
 
 
