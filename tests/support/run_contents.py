@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 
-
 ABOUT_THE_CLOCK = ("environment.json", "report.html")
 """files that must be there in both, and say when, how fast and by which command a run was made"""
 
