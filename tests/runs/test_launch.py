@@ -91,16 +91,21 @@ def test_scripts_stop_at_the_first_error_and_can_be_executed(script: str) -> Non
 
 def test_first_run_installs_second_run_does_not(clone: Path) -> None:
     assert run(clone, "launch/test.sh").returncode == 0
-    checks = ["python -m ruff check .", "python -m ruff format --check .", "python -m pytest"]
+    checks = ["python -m ruff check .", "python -m ruff format --check .", "python -m mypy"]
+    shared_out = "python -m pytest -n auto --maxprocesses 8 --dist worksteal"
     installation = "python -m pip install --disable-pip-version-check -e .[dev]"
-    assert log(clone) == ["python3 -m venv --clear .venv", installation, *checks]
+    assert log(clone) == ["python3 -m venv --clear .venv", installation, *checks, shared_out]
 
     assert run(clone, "launch/test.sh", "-k", "two words").returncode == 0
-    assert log(clone) == [*checks[:2], "python -m pytest -k two words"]
+    assert log(clone) == [*checks, f"{shared_out} -k two words"]
+
+    assert run(clone, "launch/test.sh", "tests/uniar").returncode == 0
+    assert log(clone) == [*checks, "python -m pytest tests/uniar"]
 
     (clone / "pyproject.toml").write_text("[project]\nname = 'changed'\n")
     assert run(clone, ".ci/run").returncode == 0
-    assert log(clone) == [installation, *checks]
+    covered = [f"{shared_out} --cov --cov-report=", "python -m coverage report"]
+    assert log(clone) == [installation, *checks, *covered]
 
 
 def test_quickstart_trains_with_the_users_overrides(clone: Path) -> None:
