@@ -12,7 +12,6 @@ from rl.config.recipe import load_recipe, recipe_from_mapping
 from rl.config.sections import EvaluateSection, Recipe
 from rl.config.trainer_arguments import OWNED, REFUSED, TAKEN, trl_arguments
 from uniar.errors import UserError
-from uniar.reading.files import user_path
 from uniar.reading.settings import settings_of
 from uniar.reading.yaml_files import dump_yaml, parse_yaml
 
@@ -395,10 +394,3 @@ def test_what_earlier_runs_wrote_is_passed_over_where_it_changes_nothing(write):
 def test_a_base_is_named_in_a_file(write):
     with pytest.raises(UserError, match=r"command line \(base=x.yaml\): base is read from a recipe's file alone"):
         load_recipe(write(MINIMAL), ["base=x.yaml"])
-
-
-def test_a_path_that_is_empty_is_refused_where_it_is_given():
-    """As `--model "$MODEL"` gives where the variable is not set."""
-    for nothing in ("", "  "):
-        with pytest.raises(UserError, match="a path is empty"):
-            user_path(nothing)

@@ -178,3 +178,10 @@ def test_home_folders(monkeypatch, tmp_path):
 def test_reasons():
     assert reason_of(ValueError("bad value.\nmore")) == "bad value"
     assert reason_of(KeyError()) == "KeyError"
+
+
+def test_a_path_that_is_empty_is_refused_where_it_is_given():
+    """As `--model "$MODEL"` gives where the variable is not set."""
+    for nothing in ("", "  "):
+        with pytest.raises(UserError, match="a path is empty"):
+            user_path(nothing)
