@@ -102,7 +102,7 @@ def remove_unfinished(folder: Path, *patterns: str) -> None:
 
 
 def _may_be_being_written(file: Path, process: int) -> bool:
-    """Whether it is no file that this user's processes have begun, or the process is alive and may be the one that did:
+    """Whether this user's processes did not begin it, or the process is alive and may be the one that did:
     numbers are given again, in a container soon."""
     found = file.lstat()
     if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
