@@ -286,7 +286,7 @@ def test_silence_ends_at_the_deadline():
         ({"prompt": " "}, "prompt is empty"),
         ({"scale": [5, 1]}, r"scale is \[5.0, 1.0\]; \[lowest, highest\] is needed"),
         ({"scale": [1]}, "scale is"),
-        ({"scale": [0, math.inf]}, "scale is"),
+        ({"scale": [0, math.inf]}, r"scale.1 is inf \(not finite\), expected a number"),
         ({"scale": [-5, 0], "rescale": "max"}, "rescale is max, but the highest rating is 0"),
         ({"ratings": {}}, "ratings is empty"),
         ({"ratings": {"a": "1"}}, "ratings has 'a': '1'"),

@@ -180,7 +180,7 @@ def test_a_full_entry():
     [
         ({"use": "color", "weight": "big"}, "reward 'color': weight is 'big' (a string), expected a number or"),
         ({"use": "color", "weight": True}, "reward 'color': weight is true, expected a number"),
-        ({"use": "color", "weight": float("inf")}, "reward 'color': weight is inf (a number), expected a number"),
+        ({"use": "color", "weight": float("inf")}, "reward 'color': weight is inf (not finite), expected a number"),
         ({"use": "color", "on_error": "ignore"}, "reward 'color': on_error is 'ignore' (a string), expected 'stop'"),
         ({"use": "color", "retries": 11}, "reward 'color': retries is 11, expected a whole number ≥ 0 and ≤ 10"),
         ({"use": "color", "retries": 1.5}, "reward 'color': retries is 1.5 (a number), expected a whole number"),

@@ -131,19 +131,14 @@ def test_a_reward_that_does_not_load_stops_the_run_even_under_skip():
 
 
 def test_stop_names_reward_sample_prompt_and_cause():
-    reward = FailsOn("prompt 3")
-    suite = suite_of(reward)
-    suite.specs = (RewardSpec(Numbered, name="judge", tasks=["x"]),)
     with pytest.raises(RewardError) as caught:
-        suite.score(make_batch(4, tasks=["x", None, "x", "x"]))
+        suite_of(FailsOn("prompt 3"), tasks=["x"]).score(make_batch(4, tasks=["x", None, "x", "x"]))
     # Sample 3 of the batch is the third that the reward saw: the message speaks of the batch.
     error = caught.value
-    assert (error.reward, error.index, error.prompt) == ("judge", 3, "prompt 3")
+    assert (error.reward, error.index, error.prompt) == ("r0", 3, "prompt 3")
     assert isinstance(error, UserError)
     assert isinstance(error.__cause__, ConnectionError)
-    assert str(error).startswith(
-        "reward 'judge' raised ConnectionError: the judge hung up (test_rewards_suite.py, line "
-    )
+    assert str(error).startswith("reward 'r0' raised ConnectionError: the judge hung up (test_rewards_suite.py, line ")
     assert str(error).endswith("on sample 3 (prompt 'prompt 3')")
 
 

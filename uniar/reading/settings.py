@@ -259,6 +259,8 @@ def _show(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     kinds = {int: "a whole number", float: "a number", str: "a string", list: "a list"}
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{value} (not finite)"
     text = repr(value) if not isinstance(value, int) or _is_whole(value) else f"a number of {value.bit_length()} bits"
     text = text if len(text) <= 60 else text[:57] + "..."
     return f"{text} ({kinds.get(type(value), 'a mapping' if isinstance(value, dict) else type(value).__name__)})"
