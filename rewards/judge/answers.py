@@ -33,6 +33,7 @@ _MORE = re.compile(r"\.?[0-9]|[^\S\n]*(?:[-–~,/]|to\b|or\b|and\b|of\b|out of\b
 _PART = re.compile(r"[0-9][.,]?\Z|(?:\A|[^A-Za-z0-9])[-−]\Z")
 _LINE_START = re.compile(r"(?:[\s*_`#>|•-]|\d{1,2}[.)]\s|<[^<>\n]{1,40}>)*+")
 _MOST_CLAUSE = 300  # characters
+_MOST_BRACES = 1000  # each may begin an object, so the time that reading takes grows with their square
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,8 @@ def read_json_rating(answer: str, key: str, scale: tuple[float, float]) -> Ratin
 
     Raises Unreadable as `read_labelled` does.
     """
+    if (braces := answer.count("{")) > _MOST_BRACES:
+        raise Unreadable(f"the judge's answer has {braces} opening braces, {_MOST_BRACES} at most are read")
     values: list[Any] = []
     span = (0, 0)
     start = answer.find("{")

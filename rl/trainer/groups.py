@@ -14,7 +14,7 @@ from rl.distributed.sharing import shares_at_main
 from rl.evaluation.evaluate import total_scores
 from rl.policy.samples import DrawSettings, Sample
 from rl.records.rows import picture_of, sample_rows
-from rl.scoring.scorer import Scorer, Scores
+from rl.scoring.scorer import Scorer
 
 if TYPE_CHECKING:
     from rl.trainer.resumable import ResumableGRPOTrainer
@@ -52,15 +52,10 @@ class GroupRecorder:
         first = self.trainer.accelerator.process_index * share
         return range(min(share, max(0, self.section.groups * self.group - first)))
 
-    def watching(self, samples: Sequence[Sample], scores: Scores) -> Scores:
-        """The same scores, seen when they are there."""
-
-        def seen() -> tuple[list[Image.Image | None], RewardTable]:
-            images, scored = scores()
+    def drawn(self, samples: Sequence[Sample], images: Sequence[Image.Image | None], scored: RewardTable) -> None:
+        """Called with the samples of this process and their scores."""
+        if self.wanted:
             self._drawn.append((samples, images, scored))
-            return images, scored
-
-        return seen if self.wanted else scores
 
     def trained(self, samples: Sequence[Sample], advantages: Tensor) -> None:
         """Called with what this process trains on. All processes call it."""

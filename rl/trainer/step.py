@@ -90,7 +90,8 @@ class Step:
         drawn, scores = self._draw(samples, len(samples) * self.processes.num_processes)
         # Another process may score while this one replays.
         batch = self._replayed(drawn)
-        _, scored = scores()
+        images, scored = scores()
+        self.groups.drawn(samples, images, scored)
         table = gathered(scored, self.processes)
         first = self.processes.process_index * len(samples)
         advantages = self._advantages(table, samples, scored)[first : first + len(samples)]
@@ -103,7 +104,9 @@ class Step:
 
         def draw_round(samples: list[Sample], count: int) -> tuple[Rollout, RewardTable]:
             drawn, scores = self._draw(samples, count)
-            return drawn.rollout, scores()[1]
+            images, scored = scores()
+            self.groups.drawn(samples, images, scored)
+            return drawn.rollout, scored
 
         groups = share * self.processes.num_processes // self.recipe.rollout.samples_per_prompt
         filled = sampling.fill(groups, self.trainer.state.global_step, draw_round, self._deviations)
@@ -135,7 +138,7 @@ class Step:
             phase=self.trainer.phase,
         )
         self.trainer.count_drawn(count, count * drawn.rollout.bits.shape[1])
-        return drawn, self.groups.watching(samples, scores)
+        return drawn, scores
 
     def _replayed(self, drawn: Drawn) -> TrainBatch:
         """With the gaps, teacher-forced, of the old policy, where one is needed, and of the reference."""

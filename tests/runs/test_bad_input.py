@@ -277,7 +277,7 @@ def test_an_export_does_not_replace_a_training_checkpoint(nano_checkpoint, tmp_p
     (checkpoint / "trainer_state.json").write_text("{}")
     command = ["export", str(checkpoint), "--source", str(nano_checkpoint), "--output", str(checkpoint)]
     assert main(command) == 2
-    assert "training checkpoint" in capsys.readouterr().err
+    assert "checkpoint-1, which it reads; choose another folder" in capsys.readouterr().err
     assert (checkpoint / "trainer_state.json").exists()
 
 

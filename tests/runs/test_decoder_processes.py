@@ -187,7 +187,8 @@ def test_too_few_processes(monkeypatch, settings):
 
 
 def test_the_socket_is_this_user_s_and_this_run_s(monkeypatch, tmp_path):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tempfile.tempdir", ".")  # tmp_path itself can be too long for a socket
     monkeypatch.setenv("MASTER_PORT", "1")
     role = Role(decodes=True, decoder=0, clients=1)
     first = role.socket
@@ -197,7 +198,7 @@ def test_the_socket_is_this_user_s_and_this_run_s(monkeypatch, tmp_path):
     first.parent.chmod(0o755)
     with pytest.raises(UserError, match=r"is not a folder of yours alone \(mode 700\)"):
         role.socket  # noqa: B018
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / ("long" * 20)))
+    monkeypatch.setattr("tempfile.tempdir", "long" * 20)
     (tmp_path / ("long" * 20)).mkdir()
     with pytest.raises(UserError, match="bytes long, and the path of a socket at most 103; set TMPDIR to a shorter"):
         role.socket  # noqa: B018
