@@ -24,3 +24,18 @@ def choose_device(name: str) -> torch.device:
             f"--device {name} cannot be used here ({reason_of(error)}); auto takes what there is."
         ) from error
     return device
+
+
+def choose_precision(device: torch.device, dtype: str, attention: str) -> tuple[str, str]:
+    """The type of weights and the attention, with `auto` settled. Raises UserError for an attention that does not run
+    so."""
+    from transformers.utils import is_flash_attn_2_available
+
+    if dtype == "auto":
+        dtype = "float32" if device.type == "cpu" else "bfloat16"
+    flash_runs = device.type == "cuda" and dtype != "float32"
+    if attention == "auto":
+        attention = "flash_attention_2" if flash_runs and is_flash_attn_2_available() else "sdpa"
+    elif attention == "flash_attention_2" and not flash_runs:
+        raise UserError(f"flash_attention_2 runs on a GPU in bfloat16, not on {device} in {dtype}; use sdpa.")
+    return dtype, attention

@@ -14,8 +14,8 @@ from support.command_line import chat, draw, write_lines
 from transformers import AutoProcessor
 
 from uniar.commands import drawing
-from uniar.commands.record import read_record
 from uniar.commands.requests import slug
+from uniar.drawn_files import read_record
 from uniar.modeling_uniar import UniARForConditionalGeneration
 from uniar.reading.files import unfinished_path
 from uniar.reading.pictures import editing_size, load_picture

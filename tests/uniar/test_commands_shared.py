@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from support.command_line import draw, write_lines
 
-from uniar.commands.record import read_record
+from uniar.drawn_files import read_record
 from uniar.placement import choose_device
 
 LINES = [

@@ -251,14 +251,14 @@ def test_nothing_else_opens_pictures_of_others():
     opening = {name: code for name, code in opening.items() if "Image.open(" in code}
     allowed = {
         "uniar/reading/pictures.py",
-        "uniar/commands/record.py",
+        "uniar/drawn_files.py",
         "uniar/torchvision_compat.py",
     }
     assert set(opening) <= allowed
     assert all(
         code.count("Image.open(") == code.count('formats=("PNG",)')
         for name, code in opening.items()
-        if name == "uniar/commands/record.py"
+        if name == "uniar/drawn_files.py"
     )
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from uniar.commands.conversation import Answer
-from uniar.commands.record import difference
 from uniar.commands.requests import Question
+from uniar.drawn_files import difference
 from uniar.errors import UserError
 from uniar.reading.files import append_line, writing
 from uniar.reading.json_lines import parse_json_lines

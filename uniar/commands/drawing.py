@@ -17,8 +17,8 @@ from tqdm import tqdm
 from uniar.commands.layout import Output
 from uniar.commands.loading import Checkpoint, check_number, memory_advice
 from uniar.commands.processes import Processes
-from uniar.commands.record import check_manifest, difference, read_record, write_image
 from uniar.commands.requests import Request
+from uniar.drawn_files import check_manifest, difference, read_record, write_image
 from uniar.errors import UserError
 from uniar.generation import draw_noise, rollout
 from uniar.processing import build_visual_prompt

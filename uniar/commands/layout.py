@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
 
-from uniar.commands.record import MANIFEST, write_manifest
 from uniar.commands.requests import Request
+from uniar.drawn_files import MANIFEST, write_manifest
 from uniar.errors import UserError
 from uniar.reading.files import write_whole, writing
 

@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import hashlib
 import math
 import sys
 from collections.abc import Iterator
@@ -14,7 +13,6 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from transformers.utils import is_flash_attn_2_available
 
 from uniar.checkpoint import (
     decoder_weight_files,
@@ -26,17 +24,15 @@ from uniar.commands.processes import Processes
 from uniar.configuration_uniar import UniARConfig
 from uniar.decoder_sizes import DecoderSizes
 from uniar.errors import UserError
+from uniar.fingerprint import fingerprint
 from uniar.inspection import inspect_checkpoint
 from uniar.modeling_decoder import UniARVisualDecoder
 from uniar.modeling_uniar import UniARForConditionalGeneration
-from uniar.placement import DTYPES, choose_device
+from uniar.placement import DTYPES, choose_device, choose_precision
 from uniar.presets.build import preset_path
 from uniar.weight_files import weight_files
 
 PRESET_PREFIX = "preset:"
-
-_PIECES = 256
-_PIECE_BYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -55,15 +51,7 @@ class Checkpoint:
     def find(cls, arguments: argparse.Namespace, *, decoder: bool) -> "Checkpoint":
         """Raises UserError for a checkpoint that is not there or lacks a part, and an unusable device or attention."""
         device = choose_device(arguments.device)
-        dtype_name = arguments.dtype
-        if dtype_name == "auto":
-            dtype_name = "float32" if device.type == "cpu" else "bfloat16"
-        attention = arguments.attention
-        flash_runs = device.type == "cuda" and dtype_name != "float32"
-        if attention == "auto":
-            attention = "flash_attention_2" if flash_runs and is_flash_attn_2_available() else "sdpa"
-        elif attention == "flash_attention_2" and not flash_runs:
-            raise UserError(f"flash_attention_2 runs on a GPU in bfloat16, not on {device} in {dtype_name}; use sdpa.")
+        dtype_name, attention = choose_precision(device, arguments.dtype, arguments.attention)
         if arguments.model.startswith(PRESET_PREFIX):
             folder = preset_path(arguments.model.removeprefix(PRESET_PREFIX))
         else:
@@ -83,19 +71,11 @@ class Checkpoint:
         return self.config().vision_config.pixels_per_token, DecoderSizes.of_checkpoint(self.folder).default_side
 
     def fingerprint(self) -> str:
-        """16 hex digits made of the size of every weight file (the decoder's where it is there) and 256 pieces spread
-        evenly over it: other weights of the same shapes give others, and it takes no reading of whole files."""
-        digest, files = hashlib.sha256(), weight_files(self.folder)
+        """What tells its weights apart (the decoder's where it is there)."""
+        files = weight_files(self.folder)
         with contextlib.suppress(UserError):  # chat does without a decoder
             files += decoder_weight_files(self.folder)
-        for file in sorted(files):
-            size = file.stat().st_size
-            digest.update(f"{file.relative_to(self.folder).as_posix()}:{size}".encode())
-            with file.open("rb") as weights:
-                for piece in range(_PIECES):
-                    weights.seek(piece * size // _PIECES)
-                    digest.update(weights.read(min(_PIECE_BYTES, -(-size // _PIECES))))
-        return digest.hexdigest()[:16]
+        return fingerprint(self.folder, files)
 
     def load_model(self) -> UniARForConditionalGeneration:
         with loading_bars(self.show_progress), memory_advice("the AR model", "choose a GPU with more memory."):
