@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
+from rl.run.curves import smoothed
+
 WIDTH, HEIGHT = 340, 190
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 24
 MOST_POINTS = 240
@@ -141,13 +143,6 @@ def _dots(frame: _Frame, one: Series) -> str:
 
 def _error(one: Series, number: int) -> float:
     return (one.errors[number] if one.errors else None) or 0.0
-
-
-def smoothed(values: Sequence[float]) -> list[float]:
-    """The mean of each value and its neighbours: a tenth of the curve."""
-    reach = max(1, len(values) // 20)
-    windows = (values[max(0, n - reach) : n + reach + 1] for n in range(len(values)))
-    return [sum(window) / len(window) for window in windows]
 
 
 def _averaged(one: Series) -> Series:

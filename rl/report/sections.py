@@ -8,10 +8,10 @@ import numpy as np
 
 from rl.config.grpo_config import flat
 from rl.config.recipe import recipe_from_mapping
-from rl.records.rows import reward_names
 from rl.report.charts import Series, difference_bar, line_chart
 from rl.report.paired import Comparison, Difference, compare_rows, interval, numbers_of
 from rl.report.run_data import RunData, mean
+from rl.run.curves import PLAIN_CURVES, phases, reward_curves, series
 from rl.run.records import scores_in
 from uniar.reading.yaml_files import dump_yaml
 from uniar.shareable import shareable
@@ -90,34 +90,18 @@ def duration(seconds: float) -> str:
 
 # Curves --------------------------------------------------------------------------------------------------------------
 
-_PLAIN = (
-    ("kl", "KL to the reference, nats per bit"),
-    ("entropy", "entropy, nats per bit"),
-    ("frac_reward_zero_std", "groups without differences, share"),
-    ("clip_ratio/region_mean", "clipped bits, share"),
-    ("grad_norm", "gradient norm"),
-    ("learning_rate", "learning rate"),
-    ("throughput/images_per_second", "images per second"),
-    ("memory/peak_gb", "peak memory, GB"),
-)
-
 
 def panels(runs: Sequence[RunData], opens: Sequence[int]) -> list[dict[str, Any]]:
     """Section 3: small charts, each with its legend. opens: the updates whose pictures are on the page."""
     found = []
 
-    def add(title: str, series: list[Series]) -> None:
-        if chart := line_chart(title, series):
-            legend = list(dict.fromkeys((one.label, one.colour) for one in series if len(one.x)))
+    def add(title: str, drawn: list[Series]) -> None:
+        if chart := line_chart(title, drawn):
+            legend = list(dict.fromkeys((one.label, one.colour) for one in drawn if len(one.x)))
             found.append({"title": title, "chart": chart, "legend": legend if len(legend) > 1 else []})
 
     alone = len(runs) == 1
-    names = list(
-        dict.fromkeys(name for run in runs for rows in run.evaluations.values() for name in reward_names(rows))
-    )
-    trained = list(dict.fromkeys(key[8:-5] for run in runs for line in run.training for key in line if _is_reward(key)))
-    pairs = [("reward", "eval_reward", "total")]
-    pairs += [(f"rewards/{name}/mean", f"eval_{name}", name) for name in dict.fromkeys([*trained, *names])]
+    pairs = dict.fromkeys(pair for run in runs for pair in reward_curves(run.lines))
     for training, held_out, title in pairs:
         drawn = [_curve(run, training, "training" if alone else run.name, n) for n, run in enumerate(runs)]
         tested = [
@@ -129,12 +113,13 @@ def panels(runs: Sequence[RunData], opens: Sequence[int]) -> list[dict[str, Any]
         else:
             add(f"{title}, training", drawn)
             add(f"{title}, held-out" + (f" ({runs[0].otherwise})" if alone and runs[0].otherwise else ""), tested)
-    for key, title in _PLAIN:
+    for key, title in PLAIN_CURVES:
         add(title, [_curve(run, key, run.name, n) for n, run in enumerate(runs)])
-    for n, run in enumerate(runs):
-        phases = list(dict.fromkeys(key for line in run.training for key in line if key.startswith("seconds/")))
-        series = [_curve(run, key, key.removeprefix("seconds/"), place) for place, key in enumerate(phases)]
-        add("seconds per update" if alone else f"seconds per update, {runs[n].name}", series)
+    for run in runs:
+        curves = [
+            _curve(run, key, key.removeprefix("seconds/"), place) for place, key in enumerate(phases(run.training))
+        ]
+        add("seconds per update" if alone else f"seconds per update, {run.name}", curves)
     add(
         "held-out questions, share right",
         [_points(run, "eval_understanding/exact_match", run.name, n, ()) for n, run in enumerate(runs)],
@@ -142,24 +127,15 @@ def panels(runs: Sequence[RunData], opens: Sequence[int]) -> list[dict[str, Any]
     return found
 
 
-def _is_reward(key: str) -> bool:
-    return key.startswith("rewards/") and key.endswith("/mean")
-
-
-def _series(lines: Sequence[dict[str, Any]], key: str) -> tuple[list[float], list[float], list[dict[str, Any]]]:
-    kept = [line for line in lines if isinstance(line.get(key), int | float) and math.isfinite(line[key])]
-    return [line["step"] for line in kept], [line[key] for line in kept], kept
-
-
 def _curve(run: RunData, key: str, label: str, colour: int) -> Series:
-    x, y, _ = _series(run.training, key)
-    return Series(label, x, y, colour)
+    return Series(label, *series(run.training, key), colour)
 
 
 def _points(run: RunData, key: str, label: str, colour: int, opens: Sequence[int]) -> Series:
-    x, y, lines = _series(run.lines, key)
-    errors = [1.96 * (line.get("eval_reward_se") or 0.0) for line in lines] if key == "eval_reward" else []
-    return Series(label, x, y, colour, dots=True, errors=errors, opens=[step in opens for step in x])
+    x, y = series(run.lines, key)
+    errors = dict(zip(*series(run.lines, f"{key}_se"), strict=True))
+    errors_of = [1.96 * errors.get(step, 0.0) for step in x]
+    return Series(label, x, y, colour, dots=True, errors=errors_of, opens=[step in opens for step in x])
 
 
 # Tables --------------------------------------------------------------------------------------------------------------

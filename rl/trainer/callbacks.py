@@ -20,7 +20,8 @@ from rl.policy.samples import Sample
 from rl.records.mirror import to_tensorboard, to_wandb
 from rl.report.page import write_report
 from rl.run.folder import RunFolder
-from rl.run.pictures import plot_metrics, sample_grid
+from rl.run.pictures import sample_grid
+from rl.run.plot import plot_metrics
 from rl.trainer.stopping import Stopper
 from uniar.reading.files import reason_of
 

@@ -12,13 +12,14 @@ from support.run_folders import HOSTILE, rows_of, write_run
 
 from rl.cli import main
 from rl.records.rows import read_rows, write_rows, write_table
-from rl.report.charts import Series, line_chart, smoothed
+from rl.report.charts import Series, line_chart
 from rl.report.lens import look_at, top_share, untrained_rewards
 from rl.report.page import render
 from rl.report.pictures import PictureStore
 from rl.report.run_data import read_run
 from rl.report.sections import different_settings, duration, first_to_last, state_of
 from rl.report.warnings import warnings_of
+from rl.run.curves import smoothed
 
 
 @pytest.fixture(scope="module")

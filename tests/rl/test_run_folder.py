@@ -18,7 +18,7 @@ from rl.config.sections import DataSection, Recipe
 from rl.evaluation.evaluate import Evaluation
 from rl.evaluation.understanding import Understanding
 from rl.run.folder import RunFolder
-from rl.run.pictures import plot_metrics, plt, sample_grid
+from rl.run.pictures import sample_grid
 from uniar.errors import UserError
 
 
@@ -167,40 +167,3 @@ def test_grid_shows_every_tile(tmp_path):
     with Image.open(tmp_path / "deep" / "grid.png") as sheet:
         colours = {sheet.getpixel((x, y)) for x in range(0, sheet.width, 20) for y in range(0, sheet.height, 20)}
     assert {(255, 0, 0), (0, 0, 255), (255, 255, 255)} <= colours
-
-
-def test_plot_is_drawn_with_gaps_in_the_metrics(tmp_path):
-    lines = [
-        {"step": 0, "eval_reward": 0.1, "eval_reward_se": None},
-        {"step": 1, "reward": 0.2, "kl": None, "entropy": 0.6},
-        {"step": 2, "reward": 0.3, "kl": 0.01, "entropy": 0.5},
-    ]
-    plot_metrics(lines, tmp_path / "metrics.png")
-    plot_metrics([], tmp_path / "empty.png")
-    with Image.open(tmp_path / "metrics.png") as drawn, Image.open(tmp_path / "empty.png") as empty:
-        assert drawn.size[0] > 2 * drawn.size[1]
-        assert drawn.tobytes() != empty.tobytes()
-
-
-def test_a_held_out_reward_that_is_set_otherwise_has_a_panel_of_its_own(tmp_path, monkeypatch):
-    figures = []
-    monkeypatch.setattr(plt, "close", figures.append)
-    lines = [
-        {"step": 0, "eval_reward": 0.4, "eval_reward_se": 0.02},
-        {"step": 1, "reward": 0.7, "kl": 0.0, "entropy": 0.6},
-        {"step": 2, "eval_reward": 0.6, "eval_reward_se": 0.02, "eval_understanding/exact_match": 0.8},
-    ]
-    for held_out_as in (None, "other rewards, temperature 0.5"):
-        plot_metrics(lines, tmp_path / "metrics.png", held_out_as)
-    together, apart = (figure.axes for figure in figures)
-    assert [axis.get_title() for axis in together[:2]] == ["reward", "KL to the reference (nats per bit)"]
-    assert labels(together[0]) == ["held-out ± s.e.", "training rollouts"]
-    assert len(apart) == len(together) + 1
-    assert apart[1].get_title() == "held-out reward, set otherwise:\nother rewards, temperature 0.5"
-    assert (labels(apart[0]), labels(apart[1])) == (["training rollouts"], ["held-out ± s.e."])
-    plot_metrics(lines[1:2], tmp_path / "metrics.png", "other rewards")  # nothing held out was drawn
-    assert len(figures[2].axes) == 3
-
-
-def labels(axis) -> list[str]:
-    return sorted(text.get_text() for text in axis.get_legend().get_texts())

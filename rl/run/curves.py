@@ -1,0 +1,53 @@
+"""Which curves a run has, and how they are smoothed: the same for its plot and for its report."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from rl.evaluation.evaluate import OWN_METRICS
+
+PLAIN_CURVES = (
+    ("kl", "KL to the reference, nats per bit"),
+    ("entropy", "entropy, nats per bit"),
+    ("frac_reward_zero_std", "groups without differences, share"),
+    ("clip_ratio/region_mean", "clipped bits, share"),
+    ("grad_norm", "gradient norm"),
+    ("learning_rate", "learning rate"),
+    ("throughput/images_per_second", "images per second"),
+    ("memory/peak_gb", "peak memory, GB"),
+)
+"""Key of a line of metrics.jsonl, and what a reader calls it."""
+
+
+def reward_curves(lines: Sequence[dict[str, Any]]) -> list[tuple[str, str, str]]:
+    """Key of training, key of held-out samples, and name, of the total and of each reward. A single reward is the total
+    itself where the two never differ."""
+    keys = dict.fromkeys(key for line in lines for key in line)
+    trained = [key[8:-5] for key in keys if key.startswith("rewards/") and key.endswith("/mean")]
+    held_out = [key[5:] for key in keys if key.startswith("eval_") and "/" not in key and key[5:] not in OWN_METRICS]
+    names = list(dict.fromkeys([*trained, *held_out]))
+    curves = [(f"rewards/{name}/mean", f"eval_{name}", name) for name in names]
+    if len(curves) == 1 and all(
+        series(lines, one) == series(lines, total)
+        for one, total in zip(curves[0][:2], ("reward", "eval_reward"), strict=True)
+    ):
+        curves = []
+    return [("reward", "eval_reward", "total"), *curves]
+
+
+def phases(lines: Sequence[dict[str, Any]]) -> list[str]:
+    """Keys of the seconds that each phase of an update took."""
+    return list(dict.fromkeys(key for line in lines for key in line if key.startswith("seconds/")))
+
+
+def series(lines: Sequence[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:
+    """Updates and values under a key, without those that are no finite number."""
+    kept = [line for line in lines if isinstance(line.get(key), int | float) and math.isfinite(line[key])]
+    return [line["step"] for line in kept], [line[key] for line in kept]
+
+
+def smoothed(values: Sequence[float]) -> list[float]:
+    """The mean of each value and its neighbours: a tenth of the curve."""
+    reach = max(1, len(values) // 20)
+    windows = (values[max(0, n - reach) : n + reach + 1] for n in range(len(values)))
+    return [sum(window) / len(window) for window in windows]
