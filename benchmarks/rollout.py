@@ -23,8 +23,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from uniar import generation
 from uniar.configuration_uniar import UniARConfig
+from uniar.engine.prefix import prefill
+from uniar.engine.steps import Steps
 from uniar.generation import Rollout, draw_noise, rollout
 from uniar.modeling_uniar import UniARForConditionalGeneration
 from uniar.processing import VisualPrompt, append_image_tokens
@@ -189,8 +190,8 @@ def step_seconds(
 ) -> dict[int, float]:
     """What the engine's step takes with its cursor at two places, in turns."""
     branches = [prompt, prompt.unconditional]
-    prefixes = [generation._prefill(model, branch) for branch in branches]
-    steps = generation._Steps(model, prefixes, torch.arange(len(prompt)), noise, scale, 1.0, keep_gaps=True)
+    prefixes = [prefill(model, branch) for branch in branches]
+    steps = Steps(model, prefixes, torch.arange(len(prompt)), noise, scale, 1.0, keep_gaps=True)
 
     def four_steps(token: int) -> None:
         for _ in range(4):

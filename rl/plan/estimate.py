@@ -17,8 +17,8 @@ from rl.plan.model_states import PHASES, ModelStates, Part
 from rl.plan.reward_sizes import RewardSizes
 from rl.plan.simulation import Simulation
 from rl.policy.loading import base_model
+from uniar.engine.memory import sample_bytes
 from uniar.errors import UserError
-from uniar.generation import sample_bytes
 from uniar.placement import DTYPES
 from uniar.processing import check_size
 

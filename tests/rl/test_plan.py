@@ -28,6 +28,7 @@ from rl.train import train
 from rl.trainer.extensions.ema import WeightAverage
 from rl.trainer.trainer import UniARTrainer
 from uniar import generation
+from uniar.engine.steps import Steps
 from uniar.errors import UserError
 from uniar.processing import build_visual_prompt
 
@@ -82,12 +83,12 @@ def test_caches_are_exact(settings, nano_model, nano_processor, monkeypatch, gui
     prompt = build_visual_prompt(["a red circle"], nano_model, nano_processor, height=64, width=64, unconditional=True)
     held = []
 
-    class Watched(generation._Steps):
+    class Watched(Steps):
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)
             held.append(sum(tensor.nbytes for tensor in (*self.keys, *self.values)))
 
-    monkeypatch.setattr(generation, "_Steps", Watched)
+    monkeypatch.setattr(generation, "Steps", Watched)
     noise = generation.draw_noise(range(4), prompt.image_token_num, nano_model.config.vision_config.code_shape)
     with PeakBytes(nano_model.parameters()) as measured:
         generation.rollout(nano_model, prompt, noise, guidance_scale=guidance_scale, return_gaps=True)

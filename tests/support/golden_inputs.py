@@ -4,7 +4,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from uniar.generation import draw_noise, sample_bytes
+from uniar.engine.memory import sample_bytes
+from uniar.generation import draw_noise
 from uniar.modeling_uniar import UniARForConditionalGeneration
 from uniar.processing import (
     append_drawn_grid,

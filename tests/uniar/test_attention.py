@@ -6,8 +6,9 @@ import pytest
 import torch
 from support.golden_inputs import any_noise, close, edit_prompt, picture, replayed_gap, text_prompt
 
-from uniar import attention, generation, processing
+from uniar import attention, processing
 from uniar.answering import Drawing, answer, answer_log_probs
+from uniar.engine import prefix
 from uniar.generation import rollout
 from uniar.modeling_uniar import UniARForConditionalGeneration
 
@@ -76,7 +77,7 @@ def test_kernels_that_answer_nan_for_an_empty_row_change_nothing(golden, model, 
 
 def test_such_kernels_would_show(golden, model, calls, monkeypatch):
     monkeypatch.setattr(attention, "without_empty_rows", lambda visible: visible)
-    monkeypatch.setattr(generation, "without_empty_rows", lambda visible: visible)
+    monkeypatch.setattr(prefix, "without_empty_rows", lambda visible: visible)
     gaps, gradients = drawn_and_replayed(model, text_prompt(golden("bsq8")))
     assert any(call.empty for call in calls)
     for gap in (gaps[0], gaps[2]):  # of the padded prompt, in rollout and replay

@@ -15,18 +15,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from uniar import generation
+from uniar.engine.prefix import prefill
+from uniar.engine.steps import Steps
 from uniar.errors import UserError
 from uniar.generation import rollout
 
 
 def test_each_prefix_is_prefilled_once(golden, monkeypatch):
-    model, prompt, prefilled, original = golden("bsq8").model(), text_prompt(golden("bsq8")), [], generation._prefill
+    model, prompt, prefilled, original = golden("bsq8").model(), text_prompt(golden("bsq8")), [], prefill
 
     def counting(model, branch):
         prefilled.append(len(branch))
         return original(model, branch)
 
-    monkeypatch.setattr(generation, "_prefill", counting)
+    monkeypatch.setattr(generation, "prefill", counting)
     rollout(model, prompt, any_noise(model, prompt, 6), guidance_scale=2.0)
     assert sorted(prefilled) == [1, 2]  # two prompts, one unconditional row
     prefilled.clear()
@@ -107,12 +109,9 @@ class Recorder(TorchDispatchMode):
 
 def begun(model, prompt, scale):
     """The engine's state for three samples, before its first step."""
-    return generation._Steps(
+    return Steps(
         model,
-        [
-            generation._prefill(model, branch)
-            for branch in ([prompt] if scale is None else [prompt, prompt.unconditional])
-        ],
+        [prefill(model, branch) for branch in ([prompt] if scale is None else [prompt, prompt.unconditional])],
         torch.tensor([0, 0, 1]),
         any_noise(model, prompt, 3),
         scale,

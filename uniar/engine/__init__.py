@@ -1,0 +1,1 @@
+"""The rollout engine: prefixes, the layers on their caches, steps over static buffers, the memory they take."""

@@ -1,0 +1,53 @@
+"""A prefix, prefilled: what the samples of its prompt begin with."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from uniar.attention import without_empty_rows
+from uniar.drawing_model import DrawingModel
+from uniar.engine.layers import empty_cache, layers_of, run_layers
+from uniar.processing import VisualPrompt
+
+
+@dataclass
+class Prefix:
+    """One branch's prefilled prefixes: keys and values of each layer (U, heads, P, head), last hidden state (U, H)."""
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    last_hidden: Tensor
+    valid: Tensor
+    """(U, P) bool, false on the padding"""
+    drawn_positions: Tensor
+    """(3, U, T)"""
+
+    @property
+    def width(self) -> int:
+        return self.valid.shape[1]
+
+
+def prefill(model: DrawingModel, prompt: VisualPrompt) -> Prefix:
+    rows, width = prompt.input_ids.shape
+    backbone = model.model
+    added: list[Tensor] = []
+    if prompt.pixel_values is None:
+        if bool((prompt.input_ids == model.config.image_token_id).any()):
+            raise ValueError("the prefix holds image tokens and came without pixel_values.")
+        embeds = backbone.get_input_embeddings()(prompt.input_ids)
+    else:
+        bits = backbone.visual.encode(prompt.pixel_values, prompt.image_grid_thw)
+        main, *deepstack = backbone.visual.language_features(bits)
+        embeds, image_mask = backbone.embed_images(prompt.input_ids, [main])
+        added = [
+            torch.zeros_like(embeds).masked_scatter(image_mask[..., None], features.to(embeds.dtype))
+            for features in deepstack[: len(backbone.language_model.layers)]
+        ]
+    valid = prompt.attention_mask.bool()
+    slots = torch.arange(width, device=embeds.device)
+    visible = without_empty_rows((slots[:, None] >= slots) & valid[:, None, :])
+    rotary = backbone.language_model.rotary_emb(embeds, prompt.position_ids[:, :, :width])
+    keys, values = empty_cache(model, rows, width), empty_cache(model, rows, width)
+    hidden = run_layers(layers_of(model), embeds, rotary, added, keys, values, slots, visible[:, None])
+    return Prefix(keys, values, hidden[:, -1], valid, prompt.position_ids[:, :, width:])
