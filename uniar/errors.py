@@ -1,19 +1,30 @@
 """What a user can get wrong, said in one sentence."""
 
 import difflib
+import re
 from argparse import ArgumentTypeError
 from collections.abc import Iterable, Mapping
+
+_LONG = re.compile(r"\S{250,}")
 
 
 class UserError(ValueError, ArgumentTypeError):
     """Bad input: a config key, a file, a checkpoint, a plug-in. The message is one sentence that names the file, line
-    or key, what was found and what is valid. The command line prints it and exits with 2; so does argparse where an
-    argument's type raises it."""
+    or key, what was found and what is valid; what has no blank in 250 characters, such as a picture in base64, is cut.
+    The command line prints it and exits with 2; so does argparse where an argument's type raises it."""
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(_LONG.sub(lambda word: shortened(word[0], 100, 40), sentence))
 
 
 class RunError(RuntimeError):
     """A run that cannot go on although its input was good, such as a loss that is NaN. The message is one sentence; the
     command line prints it and exits with 1."""
+
+
+def shortened(value: str, most: int = 60, end: int = 0) -> str:
+    """A value that an error shows, cut to `most` characters, of which the last `end` are its own last."""
+    return value if len(value) <= most else f"{value[: most - end - 1]}…{value[len(value) - end :]}"
 
 
 def did_you_mean(name: str, known: Iterable[str], elsewhere: Mapping[str, str] | None = None) -> str:

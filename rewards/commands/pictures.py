@@ -10,6 +10,7 @@ from uniar.errors import UserError
 from uniar.reading.json_lines import JsonLine, read_json_lines
 from uniar.reading.pictures import check_picture, load_picture, picture_path
 from uniar.reading.prompt_files import read_all, read_record
+from uniar.reading.prompt_forms import JSON_LINES
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
@@ -32,7 +33,7 @@ def read_pictures(sources: Sequence[Path], prompt: str, task: str | None, metada
     """
     pictures: list[Picture] = []
     for source in sources:
-        if source.suffix == ".jsonl":
+        if source.suffix in JSON_LINES:
             pictures += read_all(read_json_lines(source), lambda line: _picture(line, prompt, task, metadata))
         elif source.is_dir():
             files = sorted(path for path in source.iterdir() if path.suffix.lower() in SUFFIXES)
@@ -63,7 +64,7 @@ def _picture(line: JsonLine, prompt: str, task: str | None, metadata: dict[str, 
     if len(record.images) != 1:
         raise UserError(f"{line.where}: an object with the field 'image', a path, is needed.")
     return Picture(
-        picture_path(record.images[0], line.path.parent),
+        picture_path(record.images[0], line.path.parent, line.where),
         record.prompt,
         task if record.task is None else record.task,
         {**metadata, **record.metadata},

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import functools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from uniar.reading.plugins import from_current_folder
 from uniar.reading.settings import Origins, build, home_expanded, key_of, nested_settings, origin_of, settings_of
 from uniar.reading.yaml_files import parse_yaml, read_yaml
 
+_HOME = re.compile(r"~/|\$\{?\w+\}?/")
 _RETIRED = {("model", "lora", "dropout"): 0.0}
 """Keys that earlier versions wrote into the config.yaml of every run, and the only value that they could have. With it
 they are passed over, so that those runs can be resumed and exported."""
@@ -100,12 +102,12 @@ def _names() -> dict[str, str]:
 
 
 def _with_homes(value: Any, path: tuple[str, ...], origins: Origins) -> Any:
-    """Reward entries, whose parameters no section describes: a string that begins with `~/` is a path."""
+    """Reward entries, whose parameters no section describes: a string that begins with `~/` or `$NAME/` is a path."""
     if isinstance(value, dict):
         return {key: _with_homes(item, (*path, key), origins) for key, item in value.items()}
     if isinstance(value, list):
         return [_with_homes(item, (*path, str(i)), origins) for i, item in enumerate(value)]
-    return home_expanded(value, path, origins) if isinstance(value, str) and value.startswith("~/") else value
+    return home_expanded(value, path, origins) if isinstance(value, str) and _HOME.match(value) else value
 
 
 # Reading -------------------------------------------------------------------------------------------------------------

@@ -25,8 +25,8 @@ class DataSection:
     """The prompts to train on."""
 
     prompts: str = setting(
-        "A prompt file (.jsonl, .json, .txt, .csv, .tsv, also with .gz; fields prompt, task, metadata, image, id), a "
-        "folder of .txt files, a YAML mix of such, or `datasets:NAME[:SPLIT]` for a dataset of the Hugging Face hub or "
+        "A prompt file (.jsonl, .json, .txt, .csv, .tsv, .parquet, also with .gz; fields prompt, task, metadata, "
+        "image, id), a folder of such, a YAML mix, or `datasets:NAME[:SPLIT]` for a dataset of the Hugging Face hub or "
         "a folder that `save_to_disk` wrote; see [prompt files](#prompt-files).",
         path=True,
     )

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from uniar.errors import UserError
+from uniar.reading.files import user_path
 from uniar.reading.json_lines import JsonLine, parse_json
 from uniar.reading.pictures import picture_name, require_picture_file
+from uniar.reading.prompt_forms import has_rows
 
 if TYPE_CHECKING:
     import datasets
@@ -42,8 +44,8 @@ class DatasetImage:
 
 
 def is_dataset(name: str) -> bool:
-    """Whether prompts of this name are a dataset: `datasets:NAME`, or a folder that `datasets` can read."""
-    return name.startswith(DATASETS) or (os.path.isdir(name) and (_is_saved(name) or not any(Path(name).glob("*.txt"))))
+    """Whether prompts of this name are a dataset: `datasets:NAME`, or a folder that `datasets` reads."""
+    return name.startswith(DATASETS) or (os.path.isdir(name) and (_is_saved(name) or not has_rows(Path(name))))
 
 
 def read_dataset(name: str) -> Iterator[JsonLine]:
@@ -80,6 +82,7 @@ def _is_saved(name: str) -> bool:
 def _open(name: str, split: str) -> "datasets.Dataset":
     if not name.strip():
         raise UserError(f"'{DATASETS}' names no dataset; expected {DATASETS}NAME[:SPLIT].")
+    user_path(name)
     import datasets  # late: it takes a second, and most runs read files
 
     try:
@@ -87,7 +90,7 @@ def _open(name: str, split: str) -> "datasets.Dataset":
             return datasets.load_dataset(name, split=split)
         found = datasets.load_from_disk(name)
     except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error.__cause__ or error).split())
         raise UserError(f"the dataset '{name}' with split '{split}' cannot be loaded: {reason}") from error
     if isinstance(found, datasets.DatasetDict):
         if split not in found:

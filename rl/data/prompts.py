@@ -22,9 +22,11 @@ from PIL import Image
 
 from rl.data.dataset_rows import DATASETS, DatasetImage, is_dataset, read_dataset, split_of
 from uniar.errors import UserError, did_you_mean
+from uniar.reading.files import user_path
 from uniar.reading.json_lines import JsonLine
 from uniar.reading.pictures import check_picture, load_picture, picture_name, picture_path, picture_to_edit
-from uniar.reading.prompt_files import Keys, StoredPicture, read_all, read_prompt_file, read_record
+from uniar.reading.prompt_files import Keys, StoredPicture, read_all, read_record
+from uniar.reading.prompt_forms import read_prompt_file
 from uniar.reading.prompt_text import check_text
 from uniar.reading.settings import build, origin_of, setting
 from uniar.reading.yaml_files import read_yaml
@@ -69,8 +71,9 @@ class MixEntry:
     """One file of a YAML mix."""
 
     json_path: str = setting(
-        "Prompt file, folder of .txt files, or `datasets:NAME[:SPLIT]`, as for data.prompts; a relative path starts "
-        "from the current folder, or else the mix's folder or one above it."
+        "Prompt file, folder of such, or `datasets:NAME[:SPLIT]`, as for data.prompts; a relative path starts "
+        "from the current folder, or else the mix's folder or one above it.",
+        path=True,
     )
     name: str | None = setting("What to call it; null: the file's name.", None)
     sampled_ratio: float = setting(
@@ -94,7 +97,7 @@ class _Row:
 def load_prompts(
     source: str | Path, image_root: str | Path | None = None, seed: int = 0, keys: Keys | None = None
 ) -> list[PromptRecord]:
-    """All prompts of `source`: a prompt file, a folder of `.txt` files, a YAML mix, or `datasets:NAME[:SPLIT]` (of the
+    """All prompts of `source`: a prompt file, a folder of such, a YAML mix, or `datasets:NAME[:SPLIT]` (of the
     Hugging Face hub, or a folder that `save_to_disk` wrote).
 
     image_root: folder that relative image paths start from; None: the folder of the prompt file.
@@ -105,6 +108,8 @@ def load_prompts(
     name, keys = str(source), keys or Keys()
     if not name.strip():
         raise UserError("the prompts are named ''; name a prompt file, a .yaml mix or datasets:NAME[:SPLIT].")
+    if not name.startswith(DATASETS):
+        name = str(user_path(name))
     mix = Path(name).suffix in (".yaml", ".yml")
     rows = _mix_rows(Path(name), image_root, seed, keys) if mix else _rows(name, image_root, keys)
     if not rows:
@@ -159,7 +164,7 @@ def _rows(name: str, image_root: str | Path | None, keys: Keys, id_prefix: str =
         places[key] = line.where if line.place else f"line {line.number}"
         if isinstance(image, str):
             root = Path(image_root) if image_root is not None else Path() if dataset else line.path.parent
-            image = str(picture_path(image, root))
+            image = str(picture_path(image, root, line.where))
         if image is not None:
             content = image.content() if isinstance(image, StoredPicture) else image
             check_picture(content, f"{line.where}: {picture_name(image)}")

@@ -55,6 +55,6 @@ def _record(line: JsonLine, root: Path) -> QuestionRecord:
             raise UserError(f"{line.where}: the field '{name}' is missing; a question has {', '.join(FIELDS)}.")
         check_text(text, f"{line.where}: '{name}'")
         texts[name] = text
-    image = picture_path(texts["image"], root)
+    image = picture_path(texts["image"], root, line.where)
     check_picture(image, f"{line.where}: {picture_name(image)}")
     return QuestionRecord(Path(image), texts["question"], texts["answer"], line.where)

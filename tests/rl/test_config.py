@@ -354,10 +354,11 @@ def test_every_argument_of_the_installed_libraries_has_been_decided_upon():
     assert len({*OWNED, *REFUSED, *TAKEN}) == len(OWNED) + len(REFUSED) + len(TAKEN)
 
 
-def test_home_folders_are_expanded_in_every_path_of_a_recipe(write, tmp_path, monkeypatch):
+@pytest.mark.parametrize("home", ["~", "$HOME"])
+def test_home_folders_are_expanded_in_every_path_of_a_recipe(home, write, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     write(MINIMAL, "base.yaml")
-    write("base: ~/base.yaml\n", "mine.yaml")
+    write(f"base: {home}/base.yaml\n", "mine.yaml")
     overrides = [
         "output_dir=~/run",
         "data={prompts: 'datasets:~/saved:train', image_root: ~/pictures}",
@@ -366,7 +367,7 @@ def test_home_folders_are_expanded_in_every_path_of_a_recipe(write, tmp_path, mo
         "trainer.deepspeed=~/zero.json",
         "model={path: ~/checkpoint, preset: null}",
     ]
-    loaded = load_recipe("~/mine.yaml", overrides)
+    loaded = load_recipe("~/mine.yaml", [override.replace("~", home) for override in overrides])
     assert loaded.output_dir == f"{tmp_path}/run"
     assert (loaded.data.prompts, loaded.data.image_root) == (f"datasets:{tmp_path}/saved:train", f"{tmp_path}/pictures")
     assert loaded.evaluate.prompts == f"{tmp_path}/held.jsonl"
@@ -374,6 +375,8 @@ def test_home_folders_are_expanded_in_every_path_of_a_recipe(write, tmp_path, mo
     assert loaded.rewards[1] == {"use": f"{tmp_path}/other.py:g"}
     assert loaded.trainer["deepspeed"] == f"{tmp_path}/zero.json"
     assert loaded.model.path == f"{tmp_path}/checkpoint"
+    with pytest.raises(UserError, match=r"output_dir: '\$NOBODYS_FOLDER/x' names the variable \$NOBODYS_FOLDER, which"):
+        load_recipe("~/mine.yaml", ["output_dir=$NOBODYS_FOLDER/x"])
 
 
 @pytest.mark.parametrize("character", ["\x07", "\x1b", "\x7f", "\uffff"])

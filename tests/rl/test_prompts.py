@@ -135,9 +135,9 @@ def test_bad_sources(tmp_path):
     with pytest.raises(UserError, match=r"[Tt]he prompt mix '.*gone.yaml' does not exist"):
         load_prompts(tmp_path / "gone.yaml")
     with pytest.raises(
-        UserError, match=r"p.parquet' are not in a form that is read: a .jsonl, .json, .txt, .csv, .tsv file"
+        UserError, match=r"p.xml' are not in a form that is read: a .jsonl, .ndjson, .jsonlines, .json, .txt, .csv"
     ):
-        load_prompts(tmp_path / "p.parquet")
+        load_prompts(tmp_path / "p.xml")
     (tmp_path / "latin.jsonl").write_bytes('{"prompt": "café"}'.encode("latin-1"))
     with pytest.raises(UserError, match=r"latin.jsonl' is not text in UTF-8"):
         load_prompts(tmp_path / "latin.jsonl")

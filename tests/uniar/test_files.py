@@ -158,7 +158,7 @@ def test_what_is_not_whole_json_is_one_sentence(tmp_path, content):
 def test_a_missing_file_and_a_folder_are_named(tmp_path):
     with pytest.raises(UserError, match=r"the file '.*none\.json' does not exist\.$"):
         read_json(tmp_path / "none.json")
-    with pytest.raises(UserError, match=r"the file '.*' cannot be read: Is a directory\.$"):
+    with pytest.raises(UserError, match=r"the file '.*' cannot be read: it is a folder\.$"):
         read_json(tmp_path)
 
 
@@ -185,3 +185,25 @@ def test_a_path_that_is_empty_is_refused_where_it_is_given():
     for nothing in ("", "  "):
         with pytest.raises(UserError, match="a path is empty"):
             user_path(nothing)
+
+
+def test_what_no_file_can_be_called_is_refused_before_a_disk_is_asked():
+    for path, words in {
+        "x" * 256: "is too long: a name may have 255 bytes",
+        "é" * 128: "is too long",
+        "a/" * 2100: "is too long",
+        "a\0b": "holds a NUL",
+        "a\ud800": "is not text in UTF-8",
+        "https://e.org/a": "is an address, not a path",
+        "hf:/a/b": "is an address, not a path",
+    }.items():
+        with pytest.raises(UserError, match=words) as error:
+            user_path(path)
+        assert len(str(error.value)) < 300
+    for path in ("x" * 255, "a:b/c", "C:/a", "a/b:c"):
+        assert str(user_path(path)) == path
+
+
+def test_an_error_shows_no_value_without_end():
+    assert str(UserError(f"a: {'b' * 249} c")) == f"a: {'b' * 249} c"
+    assert str(UserError(f"a: '{'iVBOR' * 100}' c")) == f"a: '{('iVBOR' * 100)[:58]}…{('iVBOR' * 100)[-39:]}' c"

@@ -218,7 +218,7 @@ def test_what_is_not_a_file(tmp_path, read):
         tmp_path / ("long" * 100): "cannot be read: File name too long.",
         "/dev/zero": "is not a file.",
         "nul\0.png": "cannot be read: embedded null byte.",
-        inline: "the image 'data:image/png;base64,iVBORw0KGgoiVBORw0KGgoiVBORw0KGgoiVBOR…' is an address",
+        inline: "the image 'data:image/png;base64,iVBORw0KGgoiVBORw0KGgoiVBORw0KGgoiVBO…' is an address",
         Path(inline): "is an address",
         "https://example.org/cat.png": "the image 'https://example.org/cat.png' is an address",
         Path("HTTP://example.org/cat.png"): "is an address",

@@ -3,7 +3,7 @@
 import argparse
 
 from uniar.reading.files import user_path
-from uniar.reading.prompt_files import SUFFIXES
+from uniar.reading.prompt_forms import SUFFIXES
 
 ATTENTIONS = ("eager", "sdpa", "flash_attention_2")
 
@@ -90,7 +90,7 @@ def _prompt_options(parser: argparse.ArgumentParser, what: str, *, pictures: boo
         "--prompts",
         type=user_path,
         metavar="FILE",
-        help=f"many of them: a {', '.join(SUFFIXES)} file or a folder of .txt files; as JSONL an object per line with "
+        help=f"many of them: a {', '.join(SUFFIXES)} file or a folder of such; as JSONL an object per line with "
         "`prompt` and optionally an `id`",
     )
     parser.add_argument("--prompt-key", metavar="NAME", help="field of --prompts with the prompt; default: prompt")

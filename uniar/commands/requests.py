@@ -1,6 +1,6 @@
 """What to draw: requests from the command line or from a prompt file, checked before any weight is loaded.
 
-Any prompt file that training reads serves here (uniar/reading/prompt_files.py), with `height` and `width` besides; a
+Any prompt file that training reads serves here (uniar/reading/prompt_forms.py), with `height` and `width` besides; a
 picture's path starts from the file's folder. Tasks and metadata are passed over.
 """
 
@@ -17,7 +17,8 @@ from uniar.processing import check_size
 from uniar.reading.files import user_path
 from uniar.reading.json_lines import JsonLine
 from uniar.reading.pictures import check_picture, editing_size, load_picture, picture_digest, picture_name, picture_path
-from uniar.reading.prompt_files import Keys, read_all, read_prompt_file, read_record
+from uniar.reading.prompt_files import Keys, read_all, read_record
+from uniar.reading.prompt_forms import read_prompt_file
 from uniar.reading.prompt_text import check_text
 
 _LONGEST_NAME = 200
@@ -148,7 +149,8 @@ def editing_requests(
 
 def _question(line: JsonLine, keys: Keys, given_pictures: tuple[Path, ...], root: Path | None) -> Question:
     record = read_record(line, keys, also=("height", "width"))
-    own = [picture_path(picture, line.path.parent if root is None else user_path(root)) for picture in record.images]
+    folder = line.path.parent if root is None else user_path(root)
+    own = [picture_path(picture, folder, line.where) for picture in record.images]
     for picture in own:
         check_picture(picture, f"{line.where}: {picture_name(picture)}")  # which refuses an address
     name = str(line.number if record.id is None else record.id)

@@ -24,21 +24,55 @@ PARTIAL = ".partial"
 LONGEST = 255
 """bytes of a file's name, on most file systems"""
 
+_LONGEST_PATH = 4096
+
+ADDRESS = re.compile(r"data:|[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
+"""How what is not a path begins; Path makes one slash of two."""
+
 CLOCKS = 60.0
 """seconds by which the clock of a shared disk may be behind"""
 
 
 def user_path(path: str | Path) -> Path:
-    """A path as a user gives it: `~` is their home folder. Raises UserError for a user who does not exist, and for
-    nothing at all, as an unset variable of a shell gives."""
+    """A path as a user gives it: `~` is their home folder. Raises UserError for a user who does not exist, for an
+    address, for what no file can be called, and for nothing at all, as an unset variable of a shell gives."""
     if not str(path).strip():
         raise UserError(f"a path is empty ({str(path)!r}); name a file or folder.")
+    if ADDRESS.match(str(path)):
+        raise UserError(
+            f"'{path}' is an address, not a path; save what is there and name the file or folder "
+            "(of the Hugging Face hub: owner/name for a model, datasets:owner/name for prompts)."
+        )
     try:
-        return Path(path).expanduser()
+        expanded = Path(path).expanduser()
+        longest = max(len(os.fsencode(part)) for part in (*expanded.parts, "."))
+    except UnicodeEncodeError:
+        raise UserError(f"the path {str(path)!r} is not text in UTF-8.") from None
     except RuntimeError as error:
         raise UserError(
             f"the path '{path}' begins with a user's home folder that is not known: {reason_of(error)}."
         ) from error
+    if longest > LONGEST or len(os.fsencode(expanded)) >= _LONGEST_PATH:
+        raise UserError(f"the path '{path}' is too long: a name may have {LONGEST} bytes, a path {_LONGEST_PATH}.")
+    if "\0" in str(path):
+        raise UserError(f"the path {str(path)!r} holds a NUL.")
+    return expanded
+
+
+def read_regular(path: Path, what: str = "file") -> bytes:
+    """The content of a file. Raises UserError where it is missing or cannot be read, and for what is no regular file: a
+    device or a pipe may have no end."""
+    try:
+        if not stat.S_ISREG(mode := path.stat().st_mode):
+            kind = "folder" if stat.S_ISDIR(mode) else "device or a pipe"
+            raise UserError(f"the {what} '{path}' cannot be read: it is a {kind}.")
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"the {what} '{path}' does not exist.") from None
+    except OSError as error:
+        raise UserError(f"the {what} '{path}' cannot be read: {error.strerror}.") from error
+    except ValueError as error:  # a NUL in the path
+        raise error if isinstance(error, UserError) else UserError(f"the path {str(path)!r} holds a NUL.") from error
 
 
 @contextmanager
@@ -117,12 +151,9 @@ def _may_be_being_written(file: Path, process: int) -> bool:
 
 def read_json(path: Path, what: str = "file") -> Any:
     """The content of a JSON file. Raises UserError naming the file where it is missing, cut, or not JSON in UTF-8."""
+    content = read_regular(path, what)
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise UserError(f"the {what} '{path}' does not exist.") from None
-    except OSError as error:
-        raise UserError(f"the {what} '{path}' cannot be read: {error.strerror}.") from error
+        return json.loads(content.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:  # JSON, UTF-8, a number of thousands of digits, nesting
         raise UserError(f"the {what} '{path}' is not whole, valid JSON: {reason_of(error)}.") from error
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from uniar.errors import UserError
-from uniar.reading.files import reason_of
+from uniar.errors import UserError, shortened
+from uniar.reading.files import read_regular, reason_of
 
 _KINDS = {bool: "true or false", int: "a number", float: "a number", str: "a string", list: "a list", dict: "an object"}
 _SHOWN = 40
@@ -55,14 +55,7 @@ def read_json_lines(path: Path) -> list[JsonLine]:
 
     Raises UserError for a missing file, one that is not text, a broken line, and a line that is not an object.
     """
-    try:
-        return parse_json_lines(path.read_bytes(), path)
-    except FileNotFoundError:
-        raise UserError(f"the file '{path}' does not exist.") from None
-    except (OSError, ValueError) as error:  # a NUL in the path
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"the file '{path}' cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+    return parse_json_lines(read_regular(path), path)
 
 
 def parse_json_lines(content: bytes, path: Path) -> list[JsonLine]:
@@ -116,7 +109,8 @@ def decoded(content: bytes, path: Path) -> str:
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"the file '{path}' is not text in UTF-8: {error}.") from error
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(f"the file '{path}' is not text in UTF-8: {error.reason} in line {line}.") from error
 
 
 def parse_json(text: str, where: str) -> Any:
@@ -166,5 +160,5 @@ def is_unicode(text: str) -> bool:
 def describe(value: Any) -> str:
     """A JSON value and its kind, cut to a readable length, for an error."""
     text = json.dumps(value, ensure_ascii=False, default=str)
-    shown = text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
+    shown = shortened(text, _SHOWN)
     return shown if value is None else f"{shown} ({_KINDS.get(type(value), type(value).__name__)})"

@@ -3,7 +3,6 @@
 import hashlib
 import io
 import math
-import re
 import stat
 import warnings
 from collections.abc import Iterator, Sequence
@@ -13,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, features
 
-from uniar.errors import UserError
-from uniar.reading.files import reason_of, user_path
+from uniar.errors import UserError, shortened
+from uniar.reading.files import ADDRESS, reason_of, user_path
 
 Source = str | Path | bytes
 """The path of a picture, or the content of its file."""
@@ -28,21 +27,23 @@ LARGEST_ASPECT = 200
 """longer over shorter side; the processor of Qwen2-VL refuses more"""
 
 _ENDS = {"PNG": b"IEND\xaeB`\x82", "JPEG": b"\xff\xd9", "GIF": b";"}
-_SHOWN = 60
 _LARGEST_SAMPLE = (281, 341)
 """the tags of TIFF that say which value is white: MaxSampleValue, SMaxSampleValue"""
-_ADDRESS = re.compile(r"data:|[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
 
 
 def picture_name(source: Source | str) -> str:
     """What errors call a picture: "the image 'cat.png'", an address cut short."""
     text = "…" if isinstance(source, bytes) else str(source)
-    return f"the image '{text[:_SHOWN] + '…' if _ADDRESS.match(text) and len(text) > _SHOWN else text}'"
+    return f"the image '{shortened(text) if ADDRESS.match(text) else text}'"
 
 
-def picture_path(given: str, folder: Path) -> str | Path:
-    """The path of a picture that a file in `folder` names; an address stays one, and is refused where it is opened."""
-    return given if _ADDRESS.match(given) else folder / user_path(given)
+def picture_path(given: str, folder: Path, where: str) -> str | Path:
+    """The path of a picture that a file in `folder` names; an address stays one, and is refused where it is opened.
+    Raises UserError, which begins with `where`, for what no file can be called."""
+    try:
+        return given if ADDRESS.match(given) else folder / user_path(given)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
 
 
 class PictureTooLarge(UserError):
@@ -118,7 +119,7 @@ def require_picture_file(source: str | Path, name: str) -> Path:
     """The path of a file. Raises UserError for an address, and for a path where no file is."""
     if not str(source):
         raise UserError(f"{name} has an empty path.")
-    if _ADDRESS.match(str(source)):
+    if ADDRESS.match(str(source)):
         raise UserError(f"{name} is an address; save the picture and give the path of its file.")
     try:
         if not stat.S_ISREG(Path(source).stat().st_mode):

@@ -7,14 +7,18 @@ valid. Types that a file cannot express (a class, a tensor, …) are passed over
 
 import dataclasses
 import math
+import os
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Union
 
-from uniar.errors import UserError, did_you_mean
+from uniar.errors import UserError, did_you_mean, shortened
 from uniar.reading.files import user_path
+
+_VARIABLE = re.compile(r"\$(\{[A-Za-z_]\w*\}|[A-Z_][A-Z0-9_]+)")
 
 
 class PluginName(str):
@@ -82,12 +86,17 @@ def origin_of(path: tuple[str, ...], origins: Origins) -> str:
 
 
 def home_expanded(text: str, path: tuple[str, ...], origins: Origins) -> str:
-    """A path of a recipe with `~` replaced by the home folder; "datasets:" may stand before it, ":name" after it."""
+    """A path of a recipe with `~` replaced by the home folder, and `$NAME` by what the environment has; "datasets:" may
+    stand before it, ":name" after it. Raises UserError as `user_path` does, and for a variable that is not set."""
     scheme, text = ("datasets:", text[9:]) if text.startswith("datasets:") else ("", text)
-    if not text.startswith("~"):
-        return scheme + text
+    expanded = os.path.expandvars(text)
+    if not expanded.strip():
+        return scheme + expanded
     try:
-        return scheme + str(user_path(text))
+        if unset := _VARIABLE.search(expanded):
+            raise UserError(f"'{text}' names the variable {unset[0]}, which the environment does not have.")
+        path_of_it = str(user_path(expanded))
+        return scheme + (path_of_it if expanded.startswith("~") else expanded)
     except UserError as error:
         raise UserError(f"{origin_of(path, origins)}: {key_of(path)}: {error}") from error
 
@@ -262,5 +271,5 @@ def _show(value: Any) -> str:
     if isinstance(value, float) and not math.isfinite(value):
         return f"{value} (not finite)"
     text = repr(value) if not isinstance(value, int) or _is_whole(value) else f"a number of {value.bit_length()} bits"
-    text = text if len(text) <= 60 else text[:57] + "..."
-    return f"{text} ({kinds.get(type(value), 'a mapping' if isinstance(value, dict) else type(value).__name__)})"
+    kind = kinds.get(type(value), "a mapping" if isinstance(value, dict) else type(value).__name__)
+    return f"{shortened(text)} ({kind})"
