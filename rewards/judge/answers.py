@@ -18,15 +18,20 @@ from rewards.judge.completion import Completion, Unreadable, place_in_tokens, sh
 NUMBER = r"[-+−]?[0-9]+(?:\.[0-9]+)?"
 _ROUNDING = 1e-3  # log-probabilities of near certain tokens may come out above 0 by this much
 _MARKS = r"(?:[*_`\s]|<[^<>\n]{1,40}>)*+"  # Markdown and tags such as <answer>
-_BARE = re.compile(rf"\A{_MARKS}({NUMBER}){_MARKS}(?:(?:/|out of\b|of\b)\s*+{NUMBER})?{_MARKS}\.?+{_MARKS}\Z")
-_OUT_OF = re.compile(rf"[*_`\s]*+\(?(?:/|out of\b|of\b)[*_`\s]*+({NUMBER})")
-_UNIT = re.compile(r"(?i)[*_`]*+(?:\s*+(?:points?|pts|stars?|分|点|점))?+(?:[*_`)\]}»”\"'|]|<[^<>\n]{1,40}>)*+")
 _SENTENCE_ENDS = re.compile(r"[.!。！][*_`)\]}»”\"']*+(?:\s+|\Z)|[。！]")
-_CLAUSE = re.compile(r"\s*+[,;:，；、(（—–]|\s+-\s|\s+(?=(?i:because|since|due|given|based)\b)")
+_CLAUSE = re.compile(r"\s*+[,;:，；、(（—–|]|\s+-\s|\s+(?=(?i:because|since|due|given|based)\b)")
 _UNITS = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
 _WORDS = {word: float(number) for number, word in enumerate(f"{_UNITS} seventeen eighteen nineteen".split())}
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety hundred"
 _WORDS |= {word: 20.0 + 10 * number for number, word in enumerate(_TENS.split())} | {"half": 0.5}
+_UNITS_OF = r"(?i:points?|pts|stars?|分|点|점)"
+_OUT_OF = re.compile(
+    rf"[*_`\s]*+(?:{_UNITS_OF}[*_`\s]*+)?\(?(?:/|out of\b|of\b)[*_`\s]*+({NUMBER}|(?i:{'|'.join(_WORDS)})(?![a-z]))"
+)
+_BARE = re.compile(rf"\A{_MARKS}({NUMBER})(?:{_OUT_OF.pattern})?(?:{_MARKS}{_UNITS_OF})?{_MARKS}\.?+{_MARKS}\Z")
+_UNIT = re.compile(rf"[*_`]*+(?:\s*+{_UNITS_OF})?+(?:[*_`)\]}}»”\"'|]|<[^<>\n]{{1,40}}>)*+")
+_WIDE = str.maketrans("０１２３４５６７８９／．－＋", "0123456789/.-+")
+_LISTED = re.compile(r"(?m)^[\s*_`#>|•-]{0,20}(\d{1,2})[.)][ \t]+(?=[*_`\"“]{0,4}[^\W\d_])")
 _SAID = re.compile(rf"(?i)(?<![a-z])(?:{'|'.join(_WORDS)})(?![a-z])|{NUMBER}|[^\x00-\x7f]")
 _DENIED = re.compile(r"(?i)\b(?:not|never|cannot|unless|if|rather than|instead of)\b|n['’]t\b")
 _MORE = re.compile(r"\.?[0-9]|[^\S\n]*(?:[-–~,/]|to\b|or\b|and\b|of\b|out of\b)[^\S\n]*[0-9]")
@@ -48,9 +53,30 @@ class Rating:
         return replace(self, start=self.start + by, end=self.end + by)
 
 
+def plain(answer: str) -> str:
+    """The answer without what stands around words and numbers, every other character in its place: characters without
+    width and emoji are blanks, wide digits are digits, and the numbers of a list that counts from 1 are blanks."""
+    text = "".join(" " if _is_ornament(one) else one for one in answer.translate(_WIDE))
+    last, pieces, end = 0, [], 0
+    for item in _LISTED.finditer(text):
+        number, (start, stop) = int(item[1]), item.span(1)
+        if number not in (1, last + 1):
+            return text
+        last, pieces, end = number, [*pieces, text[end:start], " " * (stop + 1 - start)], stop + 1
+    return "".join([*pieces, text[end:]])
+
+
+def _is_ornament(character: str) -> bool:
+    """Of a keycap digit too, what is not the digit. Some emoji say something: ten, a hundred, plus, minus."""
+    if character.isascii() or character in "🔟💯➕➖":
+        return False
+    return character in "\u20e3\ufe0e\ufe0f" or unicodedata.category(character) in ("Cf", "So", "Sk", "Zs")
+
+
 def read_labelled(answer: str, label: str, scale: tuple[float, float], others: Sequence[str] = ()) -> Rating:
     """The number of a line such as "Style Score (1-5): 4", for `label` "Style Score", with "/5" after the number or
-    without, and Markdown around it or not. `others`: labels that may follow.
+    without, and Markdown around it or not, or the row of a table, "| Style Score | 4 |". `others`: labels that
+    may follow.
 
     What the judge says on the way counts for nothing where the last such label begins a line and the others do not;
     in all other cases they must agree. Labels in quotation marks, and those of a sentence with "not" before them, are
@@ -79,7 +105,8 @@ def read_labelled(answer: str, label: str, scale: tuple[float, float], others: S
 def _labelled(label: str) -> str:
     """The pattern of a label and what it may have before its number, which is the first group."""
     words = r"\s+".join(re.escape(word) for word in label.split())
-    return rf"(?i:\b{words}\b)[*_`\s]*+(?:\([^)\n]{{0,200}}\)[*_\s]*+)?[:=：][*_`\s]*+({NUMBER})?"
+    label = rf"(?i:\b{words}\b)[*_`\s]*+(?:\([^)\n]{{0,200}}\)[*_\s]*+)?"
+    return rf"{label}(?:[:=：]|\|(?=[*_`\s]*+[-+−0-9]))[*_`\s]*+({NUMBER})?"
 
 
 def read_bare(answer: str, scale: tuple[float, float], what: str) -> Rating | None:
@@ -107,7 +134,7 @@ def _rating(answer: str, match: re.Match, scale: tuple[float, float], what: str)
     longer number or of several, "4/10" on a scale that ends elsewhere, and one off the scale."""
     start, end = match.span(1)
     out_of = _OUT_OF.match(answer, end)
-    if out_of and float(_plain(out_of[1])) != scale[1]:
+    if out_of and _number(out_of[1]) != scale[1]:
         raise Unreadable(f"the judge's {what} is out of {out_of[1]}, the scale ends at {scale[1]:g}")
     after = out_of.end() if out_of else end
     if _MORE.match(answer, after) or _PART.search(answer[max(0, start - 2) : start]):

@@ -4,12 +4,14 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 Tokens = Sequence[Mapping[str, Any]]
 """`choices[0].logprobs.content`: an entry per token, with `token`, `bytes`, `logprob` and `top_logprobs`"""
 
-_FINISHED = (None, "", "stop", "eos", "eos_token", "stop_sequence", "end_turn")
+_FINISHED = ("", "none", "stop", "eos", "eos_token", "stop_sequence", "end_turn", "complete", "completed")
+_CUT = ("length", "max_tokens", "max_output_tokens", "model_length")
 _REASONING = ("reasoning_content", "reasoning", "thinking")  # fields beside `content`, as servers call them
 _THINKING = {"think", "thinking", "thought", "thoughts", "reasoning", "analysis", "reflection", "scratchpad"}
 # <think>, </seed:think>, <|end_of_thought|>, <|START_THINKING|>, ◁/think▷, [THINK], <unused94> and the like.
@@ -49,17 +51,29 @@ def read_completion(body: bytes) -> Completion:
         said = shown(body.decode("utf-8", "replace")[-200:])
         raise Unreadable(f"the judge's server answered with no chat completion: {said}") from error
     if isinstance(content, list):  # parts, some of which may be thinking
-        parts = [part for part in content if isinstance(part, Mapping)]
-        reasoning += [json.dumps(part) for part in parts if part.get("type") not in ("text", "output_text")]
-        content = "".join(str(part.get("text")) for part in parts if part.get("type") in ("text", "output_text"))
-    if reason not in _FINISHED:
-        cut = "was cut at max_tokens" if reason == "length" else f"ended by {shown(str(reason))}"
+        parts = [{"text": part} if isinstance(part, str) else part for part in content]
+        parts = [part for part in parts if isinstance(part, Mapping)]
+        said = [part for part in parts if part.get("type", "text") in ("text", "output_text")]
+        reasoning += [json.dumps(part) for part in parts if part not in said]
+        content = _joined([part.get("text") for part in said])
+    ended = str(reason).strip().lower().removeprefix("finish_reason_")
+    if ended not in _FINISHED:
+        cut = "was cut at max_tokens" if ended in _CUT else f"ended by {shown(str(reason))}"
         raise Unreadable(f"the judge's answer {cut}: {shown(content if isinstance(content, str) else '')}")
     if not isinstance(content, str) or not content.strip():
         raise Unreadable("the judge's answer is empty")
     tokens = logprobs.get("content") if isinstance(logprobs, Mapping) else None
     thought = next((text for text in reasoning if isinstance(text, str) and text.strip()), "")
     return Completion(content, thought, tokens if isinstance(tokens, list) else None)
+
+
+def _joined(texts: list[Any]) -> str:
+    """The parts of an answer as one. Raises Unreadable for what is not text, and for a number that may be two."""
+    if not all(isinstance(text, str) for text in texts):
+        raise Unreadable(f"the judge's answer has a part that is not text: {shown(str(texts))}")
+    if any(re.search(r"[0-9.]\Z", one) and re.match(r"[0-9.]", two) for one, two in pairwise(texts)):
+        raise Unreadable(f"the judge's answer is parted within a number: {shown(str(texts))}")
+    return "".join(texts)
 
 
 def start_of_answer(content: str) -> int:

@@ -15,6 +15,7 @@ from rewards.judge.answers import (
     Rating,
     can_take_expectation,
     expected_rating,
+    plain,
     read_bare,
     read_json_rating,
     read_labelled,
@@ -216,6 +217,7 @@ class VLMJudge(Reward):
             return read_json_rating(answer, name, self.scale)
         if self.pattern is not None:
             return read_pattern(answer, self.pattern, self.scale, name)
+        answer = plain(answer)
         bare = read_bare(answer, self.scale, name) if len(self.ratings) == 1 else None
         return bare or read_labelled(answer, name, self.scale, [other for other in self.ratings if other != name])
 

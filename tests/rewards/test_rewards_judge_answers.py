@@ -297,9 +297,9 @@ def test_a_rating_is_mapped_as_asked():
 
 
 def test_a_single_rating_may_be_all_there_is():
-    for answer in ("4", " 4 ", "4/5", "4.", "**4**", "4 out of 5", "4 of 5", "<answer>4</answer>", "`4`"):
+    for answer in ("4", " 4 ", "4/5", "4.", "**4**", "4 out of 5", "4 of 5", "<answer>4</answer>", "`4`", "４"):
         assert rate(answer) == 0.75
-    for answer in ("4 dogs", "4 5", "about 4", "4,5", "4 or 5", "4-5", "４", "not 4", "between 3 and 4", "4½", "four"):
+    for answer in ("4 dogs", "4 5", "about 4", "4,5", "4 or 5", "4-5", "not 4", "between 3 and 4", "4½", "four"):
         with pytest.raises(Unreadable, match="has no Score"):
             rate(answer)
     for answer in ("4/10", "4 of 10"):

@@ -147,3 +147,77 @@ def test_tokens_that_go_on_after_the_answer_do_not_spell_it(after):
 def test_an_answer_that_did_not_come_to_its_end_has_no_score(reason):
     with pytest.raises(Unreadable, match=r"cut at max_tokens|ended by"):
         read_completion(body({"content": "Score: 4"}, reason))
+
+
+@pytest.mark.parametrize("reason", ["STOP", " Stop ", "FINISH_REASON_STOP", "STOP_SEQUENCE", "COMPLETE", None, ""])
+def test_an_answer_that_came_to_its_end_in_other_words(reason):
+    assert read_completion(body({"content": "4"}, reason)).content == "4"
+
+
+@pytest.mark.parametrize("reason", ["LENGTH", "MAX_TOKENS", "max_output_tokens"])
+def test_an_answer_that_was_cut_in_other_words(reason):
+    with pytest.raises(Unreadable, match="was cut at max_tokens"):
+        read_completion(body({"content": "4"}, reason))
+
+
+@pytest.mark.parametrize(
+    ("parts", "content"),
+    [
+        (["Score: ", "4"], "Score: 4"),
+        ([{"text": "Score: 4"}], "Score: 4"),
+        ([{"type": "text", "text": "4"}, {"type": "text", "text": "5"}], None),
+        ([{"type": "text", "text": "4."}, {"type": "text", "text": "5"}], None),
+        ([{"type": "text", "text": {"value": "4"}}], None),
+        ([{"type": "text", "text": None}, {"type": "text", "text": "4"}], None),
+        ([7, "4"], "4"),
+    ],
+)
+def test_parts_are_joined_where_that_makes_no_other_number(parts, content):
+    if content is None:
+        with pytest.raises(Unreadable, match=r"not text|within a number"):
+            read_completion(body({"content": parts}))
+    else:
+        assert read_completion(body({"content": parts})).content == content
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *("4 out of five", "Score: 4 out of five", "Score: 4 (out of five)", "Score: 4 stars out of 5", "4/five"),
+        *("4分", "4 点", "Score：４／５", "４", "4️⃣", "✅ 4", "Score: 4⭐", "Score: 4/5 👍🏽", "⭐ Score: 4 ⭐"),
+        *("Score:\u200b4", "\ufeff4\u2060", "Score: \u202a4\u202c", "Score:\u00a04\u00a0"),
+        *("| Score | 4 |", "| **Score** | **4** | it is sharp |", "|Score (1-5)|4/5|\n|---|---|"),
+        *("1. Score: 4", "1. The dogs: good\n2. Score: 4\n3. Advice: crop it", "Score: 4\n1. Sharp\n2. Bright"),
+    ],
+)
+def test_ornaments_units_lists_and_tables(answer):
+    assert rate(answer) == 4
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *("4 out of six", "Score: 4 of ten", "4/six", "4 or five", "four", "4 of", "Score: ⭐⭐⭐⭐", "4🔟", "➖4"),
+        *("4\u200b5", "Score: 3 ➡️ 4", "Score: 3\u200b/\u200b4", "４，５", "Score: 4½", "Score: 4²"),
+        *("| Score | 1-5 | 4 |", "| Score | 5 | 4 |", "| Score |\n|---|", "| Score | 4 | 5 |", "| Score | 4 dogs |"),
+        *("1. 4\n2. 3", "1. 4", "1. Score: 4\n2. Score: 3", "Score: 4\n5. Actually", "Score: 4\n1. 3\n2. 2"),
+    ],
+)
+def test_ornaments_are_no_reason_to_guess(answer):
+    with pytest.raises(Unreadable):
+        rate(answer)
+
+
+def test_ratings_in_a_numbered_list_or_a_table_are_told_apart():
+    ratings = {"Alignment": 1.0, "Style": 0.0}
+    for answer in (
+        "1. Alignment: 4\n2. Style: 2",
+        "| Alignment | 4 |\n| Style | 2 |",
+        "**1. Alignment**: 4\n2) Style: 2",
+    ):
+        assert rate(answer, ratings=ratings) == 4
+
+
+def test_an_ornament_moves_no_place_of_the_log_probabilities():
+    answer = "⭐ 1. Score: 4"
+    assert rate(answer, tokens=tokens_of(answer, unsure=len(answer) - 1)) == pytest.approx(4.25)

@@ -60,7 +60,7 @@ def user_path(path: str | Path) -> Path:
 
 
 def read_regular(path: Path, what: str = "file") -> bytes:
-    """The content of a file. Raises UserError where it is missing or cannot be read, and for what is no regular file: a
+    """The content of a file. Raises UserError where it is missing or cannot be read, and for anything but a file: a
     device or a pipe may have no end."""
     try:
         if not stat.S_ISREG(mode := path.stat().st_mode):
