@@ -158,8 +158,7 @@ class RewardSuite:
                     reward.bind(None, None)
 
     def score(self, batch: RewardBatch, *, only: Collection[str] | None = None, first: int = 0) -> RewardTable:
-        """Scores B samples: each reward sees the samples of its tasks, rewards with an `async` score run beside the
-        others.
+        """Scores B samples: each reward sees those of `rows_for`, rewards with an `async` score run beside the others.
 
         Args:
             only: names of the rewards to ask; the others have no score. None for all.
@@ -170,9 +169,9 @@ class RewardSuite:
         self.load()
         table = RewardTable.empty(self.names, self.weights_for(batch.tasks))
         calls = []
-        for column, spec in enumerate(self.specs):
-            rows = [row for row, task in enumerate(batch.tasks) if spec.weight_for(task) is not None]
-            if rows and (only is None or spec.name in only):
+        for column, name in enumerate(self.names):
+            rows = self.rows_for(column, batch)
+            if rows and (only is None or name in only):
                 calls.append((column, rows))
         waiting = [call for call in calls if self.rewards[call[0]].is_async]
         outcomes: dict[int, Outcome] = {}
@@ -205,6 +204,15 @@ class RewardSuite:
                 said = dict(zip(rows, outcome.details, strict=True))
                 table.details[name] = [said.get(row) for row in range(len(batch))]
         return table
+
+    def rows_for(self, column: int, batch: RewardBatch) -> list[int]:
+        """The samples that reward number `column` is asked about: of its tasks, and with an image if it needs one."""
+        spec, needs_image = self.specs[column], self.rewards[column].needs_image
+        return [
+            row
+            for row, (task, image) in enumerate(zip(batch.tasks, batch.images, strict=True))
+            if spec.weight_for(task) is not None and (image is not None or not needs_image)
+        ]
 
     def close(self) -> None:
         """Closes every reward, and ends the thread that serves the `async` ones, if there is one."""

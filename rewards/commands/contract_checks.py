@@ -35,8 +35,8 @@ class Finding:
 
 
 def made_up_samples(metadata: Mapping[str, Any] | None = None) -> RewardBatch:
-    """Four different pictures of different sizes with prompts and bits; tasks and metadata are there for some alone,
-    as in a mix of prompt files, unless `metadata` is given for all."""
+    """Four different pictures of different sizes with prompts and bits; tasks, metadata, pictures to edit and what was
+    written are there for some alone, as in a mix of prompt files, unless `metadata` is given for all."""
     random = np.random.default_rng(0)
     images = []
     for number, color in enumerate(_COLORS):
@@ -44,13 +44,15 @@ def made_up_samples(metadata: Mapping[str, Any] | None = None) -> RewardBatch:
         noise = Image.fromarray(random.integers(0, 256, (24, 32, 3), dtype=np.uint8))
         image.paste(noise, (8 * number, 8))
         images.append(image)
-    own = [{"text": "OPEN", "color": "red", "count": 2}, {}, {"color": "green"}, {}]
+    own = [{"text": "OPEN", "color": "red", "count": 2, "answer": "2"}, {}, {"color": "green", "answer": "green"}, {}]
     return RewardBatch(
         prompts=[f'a {color} sign that says "OPEN"' for color in _COLORS],
         images=images,
         tasks=["text", None, "color", None],
         metadata=own if metadata is None else [dict(metadata) for _ in _COLORS],
         bits=torch.from_numpy(random.integers(0, 2, (4, 4, 1, 4, 8), dtype=np.uint8)),
+        source_images=[[images[0].rotate(180)], [images[1].copy()], [], []],
+        texts=[["a red sign", "2"], [], ["blue"], []],
     )
 
 
@@ -180,6 +182,8 @@ def _copied(batch: RewardBatch) -> RewardBatch:
         tasks=list(batch.tasks),
         metadata=[copy.deepcopy(dict(row)) for row in batch.metadata],
         bits=None if batch.bits is None else batch.bits.clone(),
+        source_images=[[image.copy() for image in row] for row in batch.source_images],
+        texts=[list(row) for row in batch.texts],
     )
 
 
@@ -187,6 +191,8 @@ def _fingerprint(batch: RewardBatch) -> dict[str, Any]:
     return {
         "prompts": list(batch.prompts),
         "images": [(image.mode, image.size, image.tobytes()) for image in batch.images],
+        "source_images": [(image.mode, image.size, image.tobytes()) for row in batch.source_images for image in row],
+        "texts": [list(row) for row in batch.texts],
         "tasks": list(batch.tasks),
         "metadata": [repr(sorted(row.items(), key=str)) for row in batch.metadata],
         "bits": None if batch.bits is None else batch.bits.tolist(),

@@ -7,7 +7,8 @@ from typing import Any
 
 from rewards.commands.entries import build_entry, read_metadata
 from rewards.commands.pictures import Picture, batches, read_pictures
-from rewards.remote.wire import Column, ScoreRequest
+from rewards.remote.wire import ScoreRequest
+from rewards.remote.wire_answers import Column
 from rewards.serving.batching import ScoringThread
 from uniar.errors import UserError
 from uniar.reading.files import append_line, writing

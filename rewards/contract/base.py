@@ -1,8 +1,9 @@
 """The contract between the trainer and a reward: what a reward is given, what it gives back."""
 
+import copy
 import inspect
 from collections.abc import Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, TypeAlias
 
 import torch
@@ -34,10 +35,13 @@ class RewardBatch:
 
     Attributes:
         prompts: the text each image was drawn from.
-        images: decoded RGB images.
+        images: decoded RGB images; None for a sample that drew none, which only rewards with `needs_image = False` see.
         tasks: the task of each prompt, None where its record names none.
         metadata: the prompt record's own mapping, {} where it has none.
         bits: the visual bits (B, T, L, S, K) uint8 the images were decoded from, or None where there are none.
+        source_images: the RGB pictures that each sample edits, in the size of its image; [] where it draws from text
+            alone.
+        texts: what each sample wrote, turn by turn; [] where it wrote nothing.
 
     Raises ValueError when the lengths differ.
     """
@@ -47,17 +51,20 @@ class RewardBatch:
     tasks: list[str | None] = None  # type: ignore[assignment]  # __post_init__ replaces None
     metadata: list[Mapping[str, Any]] = None  # type: ignore[assignment]  # the same
     bits: torch.Tensor | None = None
+    source_images: list[list[Image.Image]] = None  # type: ignore[assignment]  # the same
+    texts: list[list[str]] = None  # type: ignore[assignment]  # the same
 
     def __post_init__(self) -> None:
         count = len(self.prompts)
-        if self.tasks is None:
-            object.__setattr__(self, "tasks", [None] * count)
-        if self.metadata is None:
-            object.__setattr__(self, "metadata", [{} for _ in range(count)])
-        for name in ("images", "tasks", "metadata", "bits"):
-            value = getattr(self, name)
+        for name, empty in (("tasks", None), ("metadata", {}), ("source_images", []), ("texts", [])):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, [copy.copy(empty) for _ in range(count)])
+        for field in fields(self):
+            value = getattr(self, field.name)
             if value is not None and len(value) != count:
-                raise ValueError(f"a batch of {count} prompts has {len(value)} {name}; the lengths must be equal.")
+                raise ValueError(
+                    f"a batch of {count} prompts has {len(value)} {field.name}; the lengths must be equal."
+                )
         if self.bits is not None and (self.bits.ndim != 5 or self.bits.dtype != torch.uint8):
             raise ValueError(
                 f"bits are {self.bits.dtype} {tuple(self.bits.shape)}, uint8 of shape (B, T, L, S, K) is needed."
@@ -69,22 +76,34 @@ class RewardBatch:
     def select(self, indices: Sequence[int]) -> "RewardBatch":
         """The batch of the given rows, in the given order."""
         rows = list(indices)
-        return RewardBatch(
-            prompts=[self.prompts[row] for row in rows],
-            images=[self.images[row] for row in rows],
-            tasks=[self.tasks[row] for row in rows],
-            metadata=[self.metadata[row] for row in rows],
-            bits=None if self.bits is None else self.bits[torch.tensor(rows, dtype=torch.long)],
-        )
+
+        def chosen(value: Any) -> Any:
+            return value[torch.tensor(rows, dtype=torch.long)] if value is self.bits else [value[row] for row in rows]
+
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        return RewardBatch(**{name: value if value is None else chosen(value) for name, value in given.items()})
+
+    @classmethod
+    def joined(cls, batches: Sequence["RewardBatch"]) -> "RewardBatch":
+        """Batches one behind the other; all have bits of one shape, or none has."""
+        if len(batches) == 1:
+            return batches[0]
+        lists: dict[str, Any] = {
+            field.name: [item for batch in batches for item in getattr(batch, field.name)]
+            for field in fields(cls)
+            if field.name != "bits"
+        }
+        bits = [batch.bits for batch in batches if batch.bits is not None]
+        return cls(**lists, bits=torch.cat(bits) if bits else None)
 
     def columns(self) -> dict[str, Any]:
-        """The batch as keyword arguments, for a plain function: `prompts`, `images`, `task`, `metadata`, `bits`, and
-        one list for each metadata key (None for the samples without it). The batch's own names win over a metadata key.
-        """
+        """The batch as keyword arguments, for a plain function: `prompts`, `images`, `task`, `metadata`, `bits`,
+        `source_images`, `texts`, and one list for each metadata key (None for the samples without it). The batch's own
+        names win over a metadata key."""
         keys = dict.fromkeys(key for row in self.metadata for key in row)
         columns = {key: [row.get(key) for row in self.metadata] for key in keys}
-        own = {"prompts": self.prompts, "images": self.images, "task": self.tasks, "metadata": self.metadata}
-        return {**columns, **own, "bits": self.bits}
+        own = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "tasks"}
+        return {**columns, **own, "task": self.tasks}
 
 
 class Reward:
@@ -106,6 +125,10 @@ class Reward:
 
     usual_range: tuple[float, float] | None = None
     """Scores between which most images fall; what `normalize: true` in a recipe maps to 0 and 1."""
+
+    needs_image: bool = True
+    """Whether a sample without an image has no score. False for a reward of what was written, which then sees `None`
+    for an image."""
 
     wants_policy: bool = False
     """Whether it looks at the model that is trained (or evaluated), which `bind` then gives it."""

@@ -11,7 +11,7 @@ from uniar.errors import UserError, did_you_mean
 
 logger = logging.getLogger(__name__)
 
-OWN_COLUMNS = ("prompts", "images", "task", "metadata", "bits")
+OWN_COLUMNS = ("prompts", "images", "task", "metadata", "bits", "source_images", "texts")
 
 _ELSEWHERE = {"completions": "images", "completion_ids": "bits", "prompt": "prompts", "image": "images"}
 """What TRL and others call a column, and what it is called here."""
@@ -22,9 +22,10 @@ class FunctionReward(Reward):
     it takes `**columns`). What it names without a default is a column, a list with None for samples that lack it;
     where all samples are known beforehand, `check_columns` refuses one that none of them has. What has a default is
     the function's own parameter: the recipe's value or the default, whatever metadata there is. The function may be
-    `async def`, and may carry the attributes `pointwise = False`, `overlaps_decoding = False` and `usual_range`.
+    `async def`, and may carry the attributes `pointwise = False`, `overlaps_decoding = False`, `needs_image` and
+    `usual_range`; one that does not name `images` needs none.
 
-    Raises UserError for a function that takes neither prompts nor images, and for unknown or mistyped parameters.
+    Raises UserError for a function that takes no prompts, images or texts, and for unknown or mistyped parameters.
     """
 
     def __init__(
@@ -33,7 +34,7 @@ class FunctionReward(Reward):
         self._parameters = inspect.signature(function).parameters
         self._takes_all = any(p.kind is p.VAR_KEYWORD for p in self._parameters.values())
         if any(p.kind is p.POSITIONAL_ONLY for p in self._parameters.values()) or not (
-            self._takes_all or {"prompts", "images"} & set(self._parameters)
+            self._takes_all or {"prompts", "images", "texts"} & set(self._parameters)
         ):
             raise UserError(
                 f"the function takes ({', '.join(self._parameters)}); a reward function takes its columns by keyword, "
@@ -46,6 +47,7 @@ class FunctionReward(Reward):
         self._needed = [name for name in named if name not in self._own and name not in OWN_COLUMNS]
         self._function = function
         self.pointwise = getattr(function, "pointwise", True)
+        self.needs_image = getattr(function, "needs_image", self._takes_all or "images" in self._parameters)
         self.overlaps_decoding = getattr(function, "overlaps_decoding", True)
         self.usual_range = getattr(function, "usual_range", None)
 

@@ -18,11 +18,13 @@ _BUILT_IN = {
     "color": "rewards.pixels.color:Color",
     "compressibility": "rewards.pixels.compressibility:Compressibility",
     "diversity": "rewards.pixels.diversity:Diversity",
+    "exact_match": "rewards.written.exact_match:ExactMatch",
     "geneval": "rewards.geneval.reward:GenEval",
     "hpsv2": "rewards.models.hpsv2:HPSv2",
     "image_reward": "rewards.models.image_reward:ImageReward",
     "ocr": "rewards.ocr.reward:OCR",
     "pickscore": "rewards.models.pickscore:PickScore",
+    "preservation": "rewards.pixels.preservation:Preservation",
     "remote": "rewards.remote.reward:Remote",
     "self_vqa": "rewards.vqa.self_vqa:SelfVQA",
     "sharpness": "rewards.pixels.sharpness:Sharpness",
@@ -103,8 +105,8 @@ def resolve(use: str, folder: Path | None = None) -> type[Reward] | Callable:
 
 def plugin_rewards(source: str) -> list[str]:
     """`file.py:Name` of each reward that a plug-in file defines: its Reward classes (not those it only derives others
-    from), and its public functions that take prompts or images. Raises UserError for a file that is missing, does not
-    import or has none."""
+    from), and its public functions that take prompts, images or texts. Raises UserError for a file that is missing,
+    does not import or has none."""
     module = load_plugin_file(source)
     own = {
         name: value
@@ -116,13 +118,13 @@ def plugin_rewards(source: str) -> list[str]:
     functions = [
         value
         for value in own.values()
-        if inspect.isfunction(value) and {"prompts", "images"} & set(inspect.signature(value).parameters)
+        if inspect.isfunction(value) and {"prompts", "images", "texts"} & set(inspect.signature(value).parameters)
     ]
     found = [f"{source}:{name}" for name, value in own.items() if value in classes + functions and value not in bases]
     if not found:
         raise UserError(
             f"plug-in {source} has no reward: no class that derives from rewards.Reward, and no function that takes "
-            "prompts or images."
+            "prompts, images or texts."
         )
     return found
 

@@ -12,6 +12,8 @@ class JudgePreset:
     scale: tuple[float, float]
     ratings: Mapping[str, float]
     rescale: str
+    sources: bool = False
+    """whether the judge sees the pictures that an edit began with"""
 
 
 _PLAIN = """\
@@ -40,10 +42,36 @@ Style Score (1-5): Z
 
 Text Caption: [{prompt}]"""
 
+# The criteria of EditScore (arXiv 2509.23909) and UnifiedReward-Edit, in this project's words.
+_EDIT = """\
+The first picture is an original, the last is what became of it when somebody was asked to edit it:
+
+{prompt}
+
+Rate the edit on three axes, each from 1 (worst) to 5 (best):
+
+- Instruction Score: was all done that was asked for, and in the right place?
+- Preservation Score: is everything else as it was: who and what is in the picture, its style, light and framing?
+- Quality Score: does the edited picture hold together, without glitches, seams or impossible parts?
+
+A picture that was not changed at all has an Instruction Score of 1. Answer in exactly this form, with a number in place
+of X, Y and Z:
+
+Instruction Score (1-5): X
+Preservation Score (1-5): Y
+Quality Score (1-5): Z"""
+
 PRESETS = {
     "plain": JudgePreset(_PLAIN, (1, 5), {"Score": 1.0}, "range"),
     # (0.4·Align + 0.4·Coh + 0.2·Style) / 5, as in UniAR's RL run.
     "unified_reward": JudgePreset(
         _UNIFIED_REWARD, (1, 5), {"Alignment Score": 0.4, "Coherence Score": 0.4, "Style Score": 0.2}, "max"
+    ),
+    "edit": JudgePreset(
+        _EDIT,
+        (1, 5),
+        {"Instruction Score": 0.4, "Preservation Score": 0.4, "Quality Score": 0.2},
+        "range",
+        sources=True,
     ),
 }

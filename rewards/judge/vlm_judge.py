@@ -45,10 +45,13 @@ class VLMJudge(Reward):
     Args:
         url: the API's base, such as http://127.0.0.1:8000/v1; or a list of servers with the same model.
         model: the name it is served under; null where each server has just one.
-        preset: unified_reward sets prompt, scale, ratings and rescale as UniAR's own RL run did; whatever is given
-            besides wins.
-        prompt: what the judge is asked. {prompt} stands for the sample's prompt, {task} for its task, {metadata.KEY}
-            for an entry of its metadata: a sample that lacks it has no score. Other braces stay as they are.
+        preset: unified_reward sets prompt, scale, ratings and rescale as UniAR's own RL run did, edit asks whether an
+            edit did what it was asked for and nothing else; whatever is given besides wins.
+        prompt: what the judge is asked. {prompt} stands for the sample's prompt, {task} for its task, {text} for what
+            it wrote last (such a sample needs no image), {metadata.KEY} for an entry of its metadata: a sample that
+            lacks it has no score. Other braces stay as they are.
+        sources: true to show the pictures that a sample edits, before its image; a sample without has no score. null
+            for what the preset does: true for edit.
         system: a system message; null for none.
         scale: [low, high], the lowest and highest rating.
         ratings: name → weight of each rating that is read and summed; null for one rating, called Score.
@@ -73,8 +76,9 @@ class VLMJudge(Reward):
         self,
         url: str | Sequence[str],
         model: str | None = None,
-        preset: Literal["unified_reward"] | None = None,
+        preset: Literal["unified_reward", "edit"] | None = None,
         prompt: str | None = None,
+        sources: bool | None = None,
         system: str | None = None,
         scale: Sequence[float] | None = None,
         ratings: Mapping[str, float] | None = None,
@@ -97,6 +101,8 @@ class VLMJudge(Reward):
         self.scale = _checked_scale(given.scale if scale is None else scale)
         self.ratings = _checked_ratings(given.ratings if ratings is None else ratings)
         self.rescale = rescale or given.rescale
+        self.sources = given.sources if sources is None else sources
+        self.needs_image = "{text}" not in self.prompt
         self.pattern = _checked_pattern(pattern, parser, self.ratings)
         if self.rescale == "max" and self.scale[1] <= 0:
             raise UserError(f"rescale is max, but the highest rating is {self.scale[1]:g}; one above 0 is needed.")
@@ -153,23 +159,24 @@ class VLMJudge(Reward):
 
     async def _score_sample(self, sample: RewardBatch, deadline: float) -> Any:
         question = filled_in(self.prompt, sample)
-        if question is None:
+        if question is None or (self.sources and not sample.source_images[0]):
             return None
+        pictures = [*(sample.source_images[0] if self.sources else ()), *filter(None, sample.images)]
         try:
-            completion = read_completion(await self._ask(question, sample.images[0], deadline))
+            completion = read_completion(await self._ask(question, pictures, deadline))
             answer = completion.content[start_of_answer(completion.content) :].strip()
             return {"score": self.rate(completion), "why": answer}
         except (ServerError, Unreadable) as error:
             return error
 
-    async def _ask(self, question: str, image: Image.Image, deadline: float) -> bytes:
+    async def _ask(self, question: str, pictures: Sequence[Image.Image], deadline: float) -> bytes:
         """A chat completion, with as many log-probabilities as the server takes. Raises ServerError."""
         level, refusal = 0, None
 
         def body() -> bytes:
             nonlocal level
             level = max(level, self._asked_for)  # as it is when the request's turn has come
-            return self._body(question, image, _LOGPROBS[level])
+            return self._body(question, pictures, _LOGPROBS[level])
 
         def less(error: ServerError) -> bool:
             nonlocal level, refusal
@@ -227,18 +234,22 @@ class VLMJudge(Reward):
             return (value - low) / (high - low)
         return value / high if self.rescale == "max" else value
 
-    def _body(self, question: str, image: Image.Image, logprobs: Mapping[str, Any]) -> bytes:
-        url = "data:image/png;base64," + base64.b64encode(encode_image(image)).decode("ascii")
-        content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": question}]
+    def _body(self, question: str, pictures: Sequence[Image.Image], logprobs: Mapping[str, Any]) -> bytes:
+        content: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": _url(image)}} for image in pictures]
+        content.append({"type": "text", "text": question})
         messages = [{"role": "user", "content": content}]
         if self.system is not None:
             messages.insert(0, {"role": "system", "content": self.system})
         return json.dumps({"model": self.model, "messages": messages, **logprobs, **self._settings}).encode()
 
 
+def _url(image: Image.Image) -> str:
+    return "data:image/png;base64," + base64.b64encode(encode_image(image)).decode("ascii")
+
+
 def filled_in(template: str, sample: RewardBatch) -> str | None:
     """The template with the first sample's values; None where that has no such task or metadata."""
-    values = {"prompt": sample.prompts[0], "task": sample.tasks[0]}
+    values = {"prompt": sample.prompts[0], "task": sample.tasks[0], "text": next(reversed(sample.texts[0]), None)}
     values |= {f"metadata.{key}": value for key, value in sample.metadata[0].items()}
     names = {match.group(1) for match in _PLACEHOLDER.finditer(template) if _stands_for(match.group(1))}
     if any(values.get(name) is None or values[name] != values[name] for name in names):  # a NaN says nothing either
@@ -249,13 +260,13 @@ def filled_in(template: str, sample: RewardBatch) -> str | None:
 
 
 def _stands_for(name: str) -> bool:
-    return name in ("prompt", "task") or name.startswith("metadata.")
+    return name in ("prompt", "task", "text") or name.startswith("metadata.")
 
 
 def _checked_template(template: str) -> str:
     for match in _PLACEHOLDER.finditer(template):
         name = match.group(1)
-        if not _stands_for(name) and (hint := did_you_mean(name, ["prompt", "task", "metadata"])):
+        if not _stands_for(name) and (hint := did_you_mean(name, ["prompt", "task", "text", "metadata"])):
             raise UserError(f"prompt has {{{name}}}, which stands for nothing.{hint}")
     if not template.strip():
         raise UserError("prompt is empty; it says what the judge is asked.")

@@ -9,7 +9,8 @@ from typing import Any
 from rewards.contract.base import Reward, RewardBatch
 from rewards.remote.servers import ServerError, ServerPool, check_seconds, read_token
 from rewards.remote.statuses import is_passing
-from rewards.remote.wire import BadAnswer, encode_request, read_answer
+from rewards.remote.wire import encode_request
+from rewards.remote.wire_answers import BadAnswer, read_answer
 from rewards.remote.wire_images import BadRequest
 from uniar.errors import UserError, did_you_mean
 
@@ -89,7 +90,8 @@ class Remote(Reward):
             if self.reward not in served:
                 hint = did_you_mean(self.reward, served)
                 raise UserError(f"{url} does not serve {self.reward!r}; served: {', '.join(served)}.{hint}")
-        self.pointwise = all(served[self.reward] for served in reached.values())
+        self.pointwise = all(served[self.reward]["pointwise"] for served in reached.values())
+        self.needs_image = any(served[self.reward]["needs_image"] for served in reached.values())
         self._loaded = True
 
     def close(self) -> None:
@@ -118,11 +120,17 @@ class Remote(Reward):
             return [error] * len(part)
 
 
-def _served(url: str, answer: bytes) -> dict[str, bool]:
-    """Name → pointwise, as a server's /v1/rewards says. Raises UserError."""
+def _served(url: str, answer: bytes) -> dict[str, dict[str, bool]]:
+    """Name → what a server's /v1/rewards says of it. Raises UserError."""
     try:
-        served = {str(entry["name"]): entry["pointwise"] is True for entry in json.loads(answer)["rewards"]}
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        served = {
+            str(entry["name"]): {
+                "pointwise": entry["pointwise"] is True,
+                "needs_image": entry.get("needs_image") is not False,  # older servers do not say
+            }
+            for entry in json.loads(answer)["rewards"]
+        }
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{url} is not a reward server: what it answers to /v1/rewards is not that format.") from error
     if not served:
         raise UserError(f"{url} serves no reward; one at least is needed.")

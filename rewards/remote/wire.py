@@ -1,27 +1,22 @@
-"""What travels between a reward server and its clients: JSON, with images as PNG or JPEG bytes in base64.
+"""What a client of a reward server sends: JSON, with images as PNG or JPEG bytes in base64. wire_answers.py has what it
+gets back.
 
 A request, POST /v1/score:
 
     {"samples": [{"prompt": "a red kettle", "image": "iVBORw0…", "task": "color", "metadata": {"color": "red"},
-                  "bits": {"shape": [T, L, S, K], "packed": "…"}}],
+                  "bits": {"shape": [T, L, S, K], "packed": "…"}, "source_images": ["iVBORw0…"], "texts": ["red"]}],
      "rewards": ["color", "ocr"]}
 
-`prompt` and `image` are required, `rewards` defaults to all that are served. `packed` is base64 of the bits in C order,
-eight to a byte, the first in the highest place. The answer, in the samples' order:
-
-    {"scores": {"color": [0.81], "ocr": [null]},
-     "failures": {"color": {}, "ocr": {}},
-     "details": {"color": {}, "ocr": {}}}
-
-A score is null where the reward does not apply, or failed: then `failures` has the sample's index as a string, and why.
+`prompt` is required, and `image` for rewards that look at one; `rewards` defaults to all that are served. `packed` is
+base64 of the bits in C order, eight to a byte, the first in the highest place. `source_images` are the pictures that an
+edit began with, `texts` what the sample wrote.
 """
 
 import base64
 import json
 import math
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -29,6 +24,7 @@ import torch
 from PIL import Image
 
 from rewards.contract.base import RewardBatch
+from rewards.remote.wire_answers import shown
 from rewards.remote.wire_images import (
     BYTES_PER_PIXEL,
     SCORING_BYTES_PER_PIXEL,
@@ -41,16 +37,8 @@ from rewards.remote.wire_images import (
 )
 from uniar.errors import did_you_mean
 
-_SAMPLE_KEYS = ("prompt", "image", "task", "metadata", "bits")
+_SAMPLE_KEYS = ("prompt", "image", "task", "metadata", "bits", "source_images", "texts")
 _REQUEST_KEYS = ("samples", "rewards")
-
-
-class BadAnswer(ValueError):
-    """A server answered with something from which no scores can be read."""
-
-
-class ServedFailure(RuntimeError):
-    """A reward failed on a sample, at the server or by what the server answered for it."""
 
 
 @dataclass(frozen=True)
@@ -64,24 +52,12 @@ class ScoreRequest:
     def batch_bytes(self) -> int:
         """That the images take, and the bits, twice: once more with those of other requests in one batch."""
         bits = 0 if self.batch.bits is None else self.batch.bits.numel()
-        return BYTES_PER_PIXEL * sum(image.width * image.height for image in self.batch.images) + 2 * bits
+        return BYTES_PER_PIXEL * sum(map(_pixels, _images(self.batch))) + 2 * bits
 
     @property
     def scoring_bytes(self) -> int:
         """That scoring takes for a moment, of the largest image."""
-        return SCORING_BYTES_PER_PIXEL * max(image.width * image.height for image in self.batch.images)
-
-
-@dataclass
-class Column:
-    """One reward's results for B samples: scores (NaN: none), and by sample, why it failed and what else it said."""
-
-    scores: list[float]
-    failures: dict[int, str] = field(default_factory=dict)
-    details: dict[int, Mapping[str, Any]] = field(default_factory=dict)
-
-
-# Requests ------------------------------------------------------------------------------------------------------------
+        return SCORING_BYTES_PER_PIXEL * max(map(_pixels, _images(self.batch)), default=0)
 
 
 def encode_request(batch: RewardBatch, rewards: Sequence[str], send_bits: bool = False) -> bytes:
@@ -89,16 +65,16 @@ def encode_request(batch: RewardBatch, rewards: Sequence[str], send_bits: bool =
     a null in that place would be another sample."""
     samples = []
     for row in range(len(batch)):
+        sample = {"prompt": batch.prompts[row], "task": batch.tasks[row], "metadata": dict(batch.metadata[row])}
         try:
-            image = base64.b64encode(encode_image(batch.images[row])).decode("ascii")
+            if batch.images[row] is not None:
+                sample["image"] = _sent(batch.images[row])
+            if batch.source_images[row]:
+                sample["source_images"] = [_sent(image) for image in batch.source_images[row]]
         except (OSError, ValueError) as error:
-            raise BadRequest(f"the image of sample {row} cannot be sent as PNG: {error}.") from error
-        sample = {
-            "prompt": batch.prompts[row],
-            "image": image,
-            "task": batch.tasks[row],
-            "metadata": dict(batch.metadata[row]),
-        }
+            raise BadRequest(f"an image of sample {row} cannot be sent as PNG: {error}.") from error
+        if batch.texts[row]:
+            sample["texts"] = list(batch.texts[row])
         if send_bits and batch.bits is not None:
             bits_TLSK = batch.bits[row].cpu().numpy()
             packed = base64.b64encode(np.packbits(bits_TLSK.reshape(-1)).tobytes()).decode("ascii")
@@ -107,10 +83,24 @@ def encode_request(batch: RewardBatch, rewards: Sequence[str], send_bits: bool =
             try:
                 _json(key), _json(value)
             except (TypeError, ValueError, RecursionError) as error:
-                said = f"metadata {_shown(key)} of sample {row} cannot be sent as JSON: {error}."
+                said = f"metadata {shown(key)} of sample {row} cannot be sent as JSON: {error}."
                 raise BadRequest(said) from error
         samples.append(sample)
     return _json({"samples": samples, "rewards": list(rewards)}).encode("ascii")
+
+
+def _sent(image: Image.Image) -> str:
+    return base64.b64encode(encode_image(image)).decode("ascii")
+
+
+def _images(batch: RewardBatch) -> list[Image.Image]:
+    """All of them, those that edits began with too."""
+    drawn = [image for image in batch.images if image is not None]
+    return drawn + [image for sources in batch.source_images for image in sources]
+
+
+def _pixels(image: Image.Image) -> int:
+    return image.width * image.height
 
 
 def _json(value: Any) -> str:
@@ -135,7 +125,7 @@ def read_request(
     content = _mapping(_parse(body, limits), "the request", _REQUEST_KEYS)
     samples = content.get("samples")
     if not isinstance(samples, list) or not samples:
-        raise BadRequest(f"samples is {_shown(samples)}; a list with at least one sample is needed.")
+        raise BadRequest(f"samples is {shown(samples)}; a list with at least one sample is needed.")
     if len(samples) > limits.samples:
         raise BadRequest(f"the request has {len(samples)} samples; at most {limits.samples} are taken.", 413)
     rewards = _rewards(content.get("rewards"), known)
@@ -145,19 +135,35 @@ def read_request(
     prompts = [_prompt(sample, where, limits) for sample, where in zip(samples, places, strict=True)]
     tasks = [_task(sample, where, limits) for sample, where in zip(samples, places, strict=True)]
     metadata = [_metadata(sample, where, limits) for sample, where in zip(samples, places, strict=True)]
+    texts = [_texts(sample, where, limits) for sample, where in zip(samples, places, strict=True)]
     shape, packed = _packed_bits(samples, limits)
-    files = [
-        _base64(sample.pop("image", None), f"{where}.image") for sample, where in zip(samples, places, strict=True)
-    ]
+    files: dict[str, bytes] = {}
+    sources = []
+    for sample, where in zip(samples, places, strict=True):
+        if (image := sample.pop("image", None)) is not None:
+            files[f"{where}.image"] = _base64(image, f"{where}.image")
+        given = _list(sample.pop("source_images", None), f"{where}.source_images", limits)
+        if image is None and not sample.get("texts"):
+            raise BadRequest(f"{where} has no image and no texts; one of them is needed.")
+        sources.append([f"{where}.source_images[{number}]" for number in range(len(given))])
+        files |= {place: _base64(image, place) for place, image in zip(sources[-1], given, strict=True)}
     opened = _opened(files, limits)
-    own = sum(map(len, files)) + sum(map(len, packed)) + 2 * len(packed) * math.prod(shape)
-    own += BYTES_PER_PIXEL * sum(image.width * image.height for image in opened)
-    admit(own + max(map(decoding_bytes, opened)))
+    own = sum(map(len, files.values())) + sum(map(len, packed)) + 2 * len(packed) * math.prod(shape)
+    own += BYTES_PER_PIXEL * sum(map(_pixels, opened.values()))
+    admit(own + max(map(decoding_bytes, opened.values()), default=0))
     del files
-    bits, images = _bits(shape, packed), []
-    while opened:  # each is let go when its pixels are there
-        images.append(decode_image(opened.pop(0), f"samples[{len(images)}].image"))
-    return ScoreRequest(RewardBatch(prompts, images, tasks, metadata, bits), rewards)
+    # Each is let go when its pixels are there.
+    images = {place: decode_image(opened.pop(place), place) for place in list(opened)}
+    batch = RewardBatch(
+        prompts,
+        [images.get(f"{where}.image") for where in places],
+        tasks,
+        metadata,
+        _bits(shape, packed),
+        [[images[place] for place in row] for row in sources],
+        texts,
+    )
+    return ScoreRequest(batch, rewards)
 
 
 def _parse(body: bytes | bytearray, limits: Limits) -> Any:
@@ -181,10 +187,10 @@ def _no_constant(name: str) -> None:
 
 def _mapping(value: Any, where: str, keys: Sequence[str]) -> Mapping[str, Any]:
     if not isinstance(value, dict):
-        raise BadRequest(f"{where} is {_shown(value)}; an object with the keys {', '.join(keys)} is needed.")
+        raise BadRequest(f"{where} is {shown(value)}; an object with the keys {', '.join(keys)} is needed.")
     for key in value:
         if key not in keys:
-            raise BadRequest(f"{where} has the unknown key {_shown(key)}.{did_you_mean(key[:40], keys)}")
+            raise BadRequest(f"{where} has the unknown key {shown(key)}.{did_you_mean(key[:40], keys)}")
     return value
 
 
@@ -192,19 +198,19 @@ def _rewards(named: Any, known: Sequence[str]) -> tuple[str, ...]:
     if named is None:
         return tuple(known)
     if not isinstance(named, list) or not named or not all(isinstance(name, str) for name in named):
-        raise BadRequest(f"rewards is {_shown(named)}; a list of names is needed.")
+        raise BadRequest(f"rewards is {shown(named)}; a list of names is needed.")
     for name in named:
         if name not in known:
             hint = did_you_mean(name[:40], known)
-            raise BadRequest(f"reward {_shown(name)} is not served here; served: {', '.join(known)}.{hint}")
+            raise BadRequest(f"reward {shown(name)} is not served here; served: {', '.join(known)}.{hint}")
     if len(set(named)) < len(named):
-        raise BadRequest(f"rewards is {_shown(named)}; each name is needed once.")
+        raise BadRequest(f"rewards is {shown(named)}; each name is needed once.")
     return tuple(named)
 
 
 def _prompt(sample: Mapping[str, Any], where: str, limits: Limits) -> str:
     if not isinstance(sample.get("prompt"), str):
-        raise BadRequest(f"{where}.prompt is {_shown(sample.get('prompt'))}; a string is needed.")
+        raise BadRequest(f"{where}.prompt is {shown(sample.get('prompt'))}; a string is needed.")
     return _text(sample["prompt"], f"{where}.prompt", limits.prompt_characters)
 
 
@@ -213,7 +219,7 @@ def _task(sample: Mapping[str, Any], where: str, limits: Limits) -> str | None:
     if task is None:
         return None
     if not isinstance(task, str):
-        raise BadRequest(f"{where}.task is {_shown(task)}; a string or null is needed.")
+        raise BadRequest(f"{where}.task is {shown(task)}; a string or null is needed.")
     return _text(task, f"{where}.task", limits.prompt_characters)
 
 
@@ -222,12 +228,30 @@ def _metadata(sample: Mapping[str, Any], where: str, limits: Limits) -> dict[str
     if metadata is None:
         return {}
     if not isinstance(metadata, dict):
-        raise BadRequest(f"{where}.metadata is {_shown(metadata)}; an object is needed.")
+        raise BadRequest(f"{where}.metadata is {shown(metadata)}; an object is needed.")
     try:
         _text(json.dumps(metadata, ensure_ascii=False), f"{where}.metadata", limits.metadata_characters)
     except RecursionError:
         raise BadRequest(f"{where}.metadata is nested too deeply.") from None
     return metadata
+
+
+def _texts(sample: Mapping[str, Any], where: str, limits: Limits) -> list[str]:
+    texts = _list(sample.get("texts"), f"{where}.texts", limits)
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise BadRequest(f"{where}.texts[{number}] is {shown(text)}; a string is needed.")
+        _text(text, f"{where}.texts[{number}]", limits.prompt_characters)
+    return texts
+
+
+def _list(value: Any, where: str, limits: Limits) -> list[Any]:
+    """A list that may be missing, of at most as many items as a request has samples."""
+    if not isinstance(value, list | None):
+        raise BadRequest(f"{where} is {shown(value)}; a list is needed.")
+    if len(value or []) > limits.samples:
+        raise BadRequest(f"{where} has {len(value or [])} items; at most {limits.samples} are taken.", 413)
+    return value or []
 
 
 def _text(text: str, where: str, most: int) -> str:
@@ -242,7 +266,7 @@ def _text(text: str, where: str, most: int) -> str:
 
 def _base64(value: Any, where: str) -> bytes:
     if not isinstance(value, str):
-        raise BadRequest(f"{where} is {_shown(value)}; base64 in a string is needed.")
+        raise BadRequest(f"{where} is {shown(value)}; base64 in a string is needed.")
     try:
         return base64.b64decode(value, validate=True)
     except ValueError as error:
@@ -263,7 +287,7 @@ def _packed_bits(samples: Sequence[dict[str, Any]], limits: Limits) -> tuple[lis
         shape = shape or bits.get("shape")
         if not _is_shape(bits.get("shape"), limits.bits):
             raise BadRequest(
-                f"{where}.shape is {_shown(bits.get('shape'))}; four whole numbers T, L, S and K above 0, together at "
+                f"{where}.shape is {shown(bits.get('shape'))}; four whole numbers T, L, S and K above 0, together at "
                 f"most {limits.bits} bits, are needed."
             )
         if bits["shape"] != shape:
@@ -292,75 +316,11 @@ def _is_shape(shape: Any, most: int) -> bool:
     return whole and math.prod(shape) <= most
 
 
-def _opened(files: Sequence[bytes], limits: Limits) -> list[Image.Image]:
-    opened = [open_image(data, f"samples[{row}].image", limits) for row, data in enumerate(files)]
-    pixels = sum(image.width * image.height for image in opened)
+def _opened(files: Mapping[str, bytes], limits: Limits) -> dict[str, Image.Image]:
+    opened = {where: open_image(data, where, limits) for where, data in files.items()}
+    pixels = sum(map(_pixels, opened.values()))
     if pixels > limits.request_pixels:
         raise BadRequest(
             f"the images have {pixels} pixels together; at most {limits.request_pixels} are taken in a request.", 413
         )
     return opened
-
-
-# Answers -------------------------------------------------------------------------------------------------------------
-
-
-def encode_answer(columns: Mapping[str, Column]) -> bytes:
-    """The body of an answer. Details are as `score_samples` leaves them, in JSON's own types."""
-    content = {
-        "scores": {
-            name: [None if math.isnan(score) else score for score in column.scores] for name, column in columns.items()
-        },
-        "failures": {name: _by_text(column.failures) for name, column in columns.items()},
-        "details": {name: _by_text(column.details) for name, column in columns.items()},
-    }
-    return json.dumps(content, allow_nan=False).encode("ascii")
-
-
-def read_answer(content: bytes, reward: str, count: int) -> list[Any]:
-    """What `Reward.score` returns for `count` samples: a number, None, a mapping with `score` where there are details,
-    or a ServedFailure for each sample without a usable score. Raises BadAnswer where not even that can be told.
-    """
-    try:
-        answer = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise BadAnswer(f"the answer is not JSON: {error}") from error
-    scores = _entry(answer, "scores", reward, list)
-    if len(scores) != count:
-        raise BadAnswer(f"the answer has {len(scores)} scores for {count} samples")
-    failures = _entry(answer, "failures", reward, dict)
-    details = _entry(answer, "details", reward, dict)
-    return [_result(scores[row], failures.get(str(row)), details.get(str(row))) for row in range(count)]
-
-
-def _entry(answer: Any, key: str, reward: str, kind: type) -> Any:
-    rewards = answer.get(key) if isinstance(answer, dict) else None
-    entry = rewards.get(reward) if isinstance(rewards, dict) else None
-    if not isinstance(entry, kind):
-        raise BadAnswer(f"the answer has no {key} of reward {reward!r}: {_shown(answer)}")
-    return entry
-
-
-def _result(score: Any, failure: Any, details: Any) -> Any:
-    if failure is not None:
-        return ServedFailure(
-            failure if isinstance(failure, str) else f"for a reason that is not a string: {_shown(failure)}"
-        )
-    if score is not None:
-        number = isinstance(score, int | float) and not isinstance(score, bool)
-        # JSON's integers have no end, a float has: compared, because converting such a one raises.
-        if not number or not -sys.float_info.max <= score <= sys.float_info.max:
-            return ServedFailure(f"the server answered {_shown(score)}, a finite number or null is needed")
-    return score if not isinstance(details, dict) else {**details, "score": score}
-
-
-def _by_text(entries: Mapping[int, Any]) -> dict[str, Any]:
-    return {str(row): entry for row, entry in entries.items()}
-
-
-def _shown(value: Any) -> str:
-    """A value for a message, short however large it is, in characters that can be sent."""
-    if isinstance(value, dict | list):
-        return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)} entries"
-    text = ascii(value) if not isinstance(value, int) or abs(value) < 10**20 else "a huge number"
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -8,13 +8,11 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
-
-import torch
 
 from rewards.attempt import score_samples
 from rewards.contract.base import RewardBatch
-from rewards.remote.wire import Column, ScoreRequest
+from rewards.remote.wire import ScoreRequest
+from rewards.remote.wire_answers import Column
 from rewards.suite import RewardSuite
 
 logger = logging.getLogger(__name__)
@@ -113,8 +111,8 @@ class ScoringThread:
     def _column(self, index: int, batches: Sequence[RewardBatch], loop: asyncio.Runner) -> list[Column]:
         """One reward's results, for each of the batches it scores together."""
         spec, reward = self._suite.specs[index], self._suite.rewards[index]
-        batch = _joined(batches)
-        rows = [row for row, task in enumerate(batch.tasks) if spec.weight_for(task) is not None]
+        batch = RewardBatch.joined(batches)
+        rows = self._suite.rows_for(index, batch)
         whole = Column([math.nan] * len(batch))
         if rows:
             outcome = score_samples(
@@ -133,17 +131,6 @@ class ScoringThread:
             for fault in dict.fromkeys(outcome.faults.values()):
                 logger.warning("reward %r %s", spec.name, fault.text)
         return _split(whole, [len(part) for part in batches])
-
-
-def _joined(batches: Sequence[RewardBatch]) -> RewardBatch:
-    if len(batches) == 1:
-        return batches[0]
-
-    def all_of(name: str) -> list[Any]:
-        return [item for batch in batches for item in getattr(batch, name)]
-
-    bits = None if batches[0].bits is None else torch.cat([batch.bits for batch in batches])
-    return RewardBatch(all_of("prompts"), all_of("images"), all_of("tasks"), all_of("metadata"), bits)
 
 
 def _split(whole: Column, sizes: Sequence[int]) -> list[Column]:

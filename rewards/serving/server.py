@@ -54,7 +54,10 @@ def create_app(suite: RewardSuite, *, limits: Limits | None = None, token: str |
     @app.get("/v1/rewards")
     async def rewards(request: Request) -> Response:
         _authorize(request, token)
-        served = [{"name": reward.name, "pointwise": reward.pointwise} for reward in suite.rewards]
+        served = [
+            {"name": reward.name, "pointwise": reward.pointwise, "needs_image": reward.needs_image}
+            for reward in suite.rewards
+        ]
         return _json({"rewards": served, "limits": {"samples": limits.samples, "body_bytes": limits.body_bytes}})
 
     @app.post("/v1/score")

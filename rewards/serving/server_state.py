@@ -10,7 +10,8 @@ from typing import Any
 from fastapi import Request, Response
 from starlette.requests import ClientDisconnect
 
-from rewards.remote.wire import encode_answer, read_request
+from rewards.remote.wire import read_request
+from rewards.remote.wire_answers import encode_answer
 from rewards.remote.wire_images import BadRequest, Limits
 from rewards.serving.batching import ScoringThread
 from rewards.serving.connections import is_proven, prove

@@ -40,13 +40,22 @@ def joined(
 
 
 def reward_batch(samples: Sequence[Sample], images: Sequence[Image.Image], bits: Tensor) -> RewardBatch:
-    """What rewards see of decoded samples."""
+    """What rewards see of decoded samples. Raises UserError for a picture to edit that cannot be read."""
+    sources: dict[tuple[str, tuple[int, int]], Image.Image] = {}  # a group has one
+    for sample, image in zip(samples, images, strict=True):
+        key = (sample.record.id, image.size)
+        if sample.record.image is not None and key not in sources:
+            sources[key] = sample.record.image_to_edit(image.height, image.width)
     return RewardBatch(
         prompts=[sample.record.prompt for sample in samples],
         images=list(images),
         tasks=[sample.record.task for sample in samples],
         metadata=[sample.record.metadata for sample in samples],
         bits=bits.cpu(),
+        source_images=[
+            [sources[key]] if (key := (sample.record.id, image.size)) in sources else []
+            for sample, image in zip(samples, images, strict=True)
+        ],
     )
 
 

@@ -85,6 +85,18 @@ def test_clip_score_is_the_cosine(folder):
     assert scaled == pytest.approx([100 * value for value in expected], abs=1e-3)
 
 
+def test_preservation_compares_what_images_show(folder):
+    w = {name: value.double() for name, value in weights_of(folder).items()}
+    images, sources = make_batch().images[:2], make_batch().images[2:]
+    entry = {"use": "preservation", "measure": "clip", "model": f"local-dir:{folder}", "weights": None, "device": "cpu"}
+    metadata = [{}, {"mask": [[0, 0, 1, 1]]}]
+    batch = RewardBatch(["a", "b"], images, metadata=metadata, source_images=[[source] for source in sources])
+    plain, masked = RewardSuite.from_recipe([entry]).score(batch).values[:, 0].tolist()
+    assert plain == pytest.approx(cosine(image_feature(images[0], w), image_feature(sources[0], w)), abs=1e-5)
+    assert plain < 0.999
+    assert masked == pytest.approx(1, abs=1e-5)
+
+
 def test_batches_change_nothing(folder):
     batch = make_batch()
     whole = score(batch, model=f"local-dir:{folder}", weights=None)

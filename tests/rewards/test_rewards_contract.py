@@ -34,6 +34,40 @@ def test_select_takes_the_same_rows_of_everything():
     assert len(batch.select([])) == 0
 
 
+def test_batches_join_again():
+    bits = torch.arange(4, dtype=torch.uint8).reshape(4, 1, 1, 1, 1)
+    picture = Image.new("RGB", (1, 1))
+    batch = make_batch(
+        4, tasks=list("abcd"), bits=bits, source_images=[[picture], [], [], []], texts=[[], ["b"], [], []]
+    )
+    parts = [batch.select([0]), batch.select([1, 2]), batch.select([3])]
+    again = RewardBatch.joined(parts)
+    assert (again.prompts, again.tasks, again.texts) == (batch.prompts, batch.tasks, batch.texts)
+    assert again.source_images == batch.source_images
+    assert torch.equal(again.bits, bits)
+    assert RewardBatch.joined([make_batch(1), make_batch(2)]).bits is None
+
+
+def test_only_rewards_that_need_no_image_see_samples_without():
+    seen = {}
+
+    def looks(images):
+        seen["images"] = images
+        return [1.0] * len(images)
+
+    def reads(texts):
+        seen["texts"] = texts
+        return [float(len(row)) for row in texts]
+
+    batch = RewardBatch(["a", "b"], [None, Image.new("RGB", (1, 1))], texts=[["x"], []])
+    table = RewardSuite([RewardSpec(looks), RewardSpec(reads)]).score(batch)
+    assert len(seen["images"]) == 1
+    assert seen["texts"] == [["x"], []]
+    assert table.column("reads").tolist() == [1, 0]
+    assert math.isnan(table.column("looks")[0])
+    assert table.failures == {"looks": 0, "reads": 0}
+
+
 def test_columns_have_one_entry_a_sample_and_the_batch_wins_over_metadata():
     batch = make_batch(2, tasks=["t", None], metadata=[{"text": "hi", "prompts": "no"}, {"count": 3}])
     columns = batch.columns()
@@ -118,7 +152,7 @@ def test_a_function_gets_the_columns_that_it_names():
         ("prompt", "Did you mean 'prompts'?"),
         ("tasks", "Did you mean 'task'?"),
         ("colour", "Did you mean 'color'?"),
-        ("solution", "metadata, bits, color."),
+        ("solution", "metadata, bits, source_images, texts, color."),
     ],
 )
 def test_a_column_that_no_sample_has_is_refused(name, hint):
@@ -168,7 +202,7 @@ def test_metadata_does_not_replace_a_functions_own_parameters(caplog):
         suite = RewardSuite([RewardSpec(near, params=params)])
         suite.check_columns(batch.tasks, batch.metadata)
         suite.score(batch)
-        assert seen[-1] == (*expected, ["bits", "metadata", "n", "task"])
+        assert seen[-1] == (*expected, ["bits", "metadata", "n", "source_images", "task", "texts"])
     warned = [record.args[1] for record in caplog.records]
     assert warned == ["limit", "size", "size"]  # once, and not where the recipe says what it is
 
@@ -181,10 +215,11 @@ def test_a_function_with_columns_gets_them_all():
         return [0] * len(prompts)
 
     RewardSuite([RewardSpec(open_ended)]).score(make_batch(1, metadata=[{"text": "hi", "n": 1}]))
-    assert seen == {"task": [None], "metadata": [{"text": "hi", "n": 1}], "bits": None, "text": ["hi"], "n": [1]}
+    own = {"task": [None], "metadata": [{"text": "hi", "n": 1}], "bits": None, "source_images": [[]], "texts": [[]]}
+    assert seen == {**own, "text": ["hi"], "n": [1]}
 
 
-@pytest.mark.parametrize("name", ["pointwise", "overlaps_decoding"])
+@pytest.mark.parametrize("name", ["pointwise", "overlaps_decoding", "needs_image"])
 def test_a_function_may_declare_that_it_wants_the_whole_batch(name):
     def ranks(prompts, images):
         raise ValueError("no")

@@ -11,7 +11,7 @@ from PIL import Image
 from support.hostile_server import free_port, hostile_server, silent_server
 from support.numbered_batch import DEADLINE, ENOUGH, make_batch, score
 
-from rewards import RewardError, RewardSuite
+from rewards import RewardBatch, RewardError, RewardSuite
 from uniar.errors import UserError
 
 MODELS = {"object": "list", "data": [{"id": "judge-7b", "object": "model"}]}
@@ -109,6 +109,37 @@ def test_the_preset_asks_for_its_three_lines_and_weighs_them():
     asked = server.posts[0]["messages"][0]["content"][1]["text"]
     assert all(f"{axis} Score (1-5): " in asked for axis in ("Alignment", "Coherence", "Style"))
     assert asked.endswith("Text Caption: [prompt 0]")
+
+
+def test_a_judge_of_edits_sees_the_picture_before_and_then_the_one_after():
+    def three(request):
+        request.send(completion("Instruction Score (1-5): 5\nPreservation Score (1-5): 3\nQuality Score (1-5): 1"))
+
+    batch = make_batch(2, source_images=[[Image.new("RGB", (4, 4), "white")], []])
+    with hostile_server(three, MODELS) as server:
+        suite = RewardSuite.from_recipe([{"use": "vlm_judge", "url": f"{server.url}/v1", "preset": "edit"}])
+        table, _ = score(suite, batch)
+    assert table.values[0].item() == pytest.approx(0.4 * 1 + 0.4 * 0.5)
+    assert table.values[1].isnan()  # it edits nothing
+    assert not table.failed.any()
+    [before, after, asked] = server.posts[0]["messages"][0]["content"]
+    pixels = [
+        Image.open(io.BytesIO(base64.b64decode(part["image_url"]["url"].split(",")[1]))) for part in (before, after)
+    ]
+    assert [picture.getpixel((0, 0)) for picture in pixels] == [(255, 255, 255), batch.images[0].getpixel((0, 0))]
+    assert "prompt 0" in asked["text"]
+
+
+def test_a_judge_of_what_was_written_needs_no_image():
+    batch = RewardBatch(["q", "q"], [None, None], texts=[["first", "last"], []])
+
+    def four(request):
+        request.send(completion("Score: 4"))
+
+    with hostile_server(four, MODELS) as server:
+        table, _ = score(suite_of(server, prompt="Is {text} polite?"), batch)
+    assert table.values.isnan().flatten().tolist() == [False, True]
+    assert [post["messages"][0]["content"] for post in server.posts] == [[{"type": "text", "text": "Is last polite?"}]]
 
 
 def test_a_template_takes_the_samples_own_values_and_leaves_other_braces():

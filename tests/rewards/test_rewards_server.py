@@ -15,7 +15,8 @@ from support.served_rewards import Gate, Red, jpeg, picture, png, post, running,
 
 from rewards import Reward, RewardBatch, RewardSpec, RewardSuite
 from rewards.commands.serving import read_suite
-from rewards.remote.wire import Column, ScoreRequest, encode_answer, encode_request, read_answer, read_request
+from rewards.remote.wire import ScoreRequest, encode_request, read_request
+from rewards.remote.wire_answers import Column, encode_answer, read_answer
 from rewards.remote.wire_images import Limits
 from rewards.serving.batching import ScoringThread
 from rewards.serving.connections import build_server
@@ -66,7 +67,9 @@ def test_an_encoded_batch_arrives_as_it_was():
     random = np.random.default_rng(0)
     images = [Image.fromarray(random.integers(0, 256, (9, 7, 3), dtype=np.uint8)) for _ in range(3)]
     bits = torch.from_numpy(random.integers(0, 2, (3, 5, 2, 4, 3), dtype=np.uint8))
-    batch = RewardBatch(["a", "漢字", "c"], images, ["t", None, "u"], [{"n": [1, {"x": None}]}, {}, {}], bits)
+    metadata, sources = [{"n": [1, {"x": None}]}, {}, {}], [[images[2]], [], images[:2]]
+    texts = [["a", "漢字"], [], [""]]
+    batch = RewardBatch(["a", "漢字", "c"], images, ["t", None, "u"], metadata, bits, sources, texts)
     asked = read_request(encode_request(batch, ["red"], send_bits=True), ["red", "blue"], Limits())
     assert asked.rewards == ("red",)
     assert (asked.batch.prompts, asked.batch.tasks, asked.batch.metadata) == (
@@ -75,8 +78,19 @@ def test_an_encoded_batch_arrives_as_it_was():
         batch.metadata,
     )
     assert [image.tobytes() for image in asked.batch.images] == [image.tobytes() for image in images]
+    assert [[image.tobytes() for image in row] for row in asked.batch.source_images] == [
+        [image.tobytes() for image in row] for row in sources
+    ]
+    assert asked.batch.texts == texts
     assert torch.equal(asked.batch.bits, bits)
     assert read_request(encode_request(batch, ["red"]), ["red"], Limits()).batch.bits is None
+
+
+def test_a_sample_that_wrote_needs_no_image():
+    asked = read_request(encode_request(RewardBatch(["a"], [None], texts=[["4"]]), ["red"]), ["red"], Limits())
+    assert asked.batch.images == [None]
+    assert asked.batch.texts == [["4"]]
+    assert asked.batch_bytes == asked.scoring_bytes == 0
 
 
 def test_jpeg_and_other_modes_arrive_as_rgb():
@@ -222,7 +236,9 @@ def test_without_the_token_nothing_is_scored(client, monkeypatch):
         assert client.get(f"{url}/health").json() == {"status": "ok"}
         right = {"Authorization": f"Bearer {TOKEN}"}
         assert post(client, url, content, headers=right).status_code == 200
-        assert client.get(f"{url}/v1/rewards", headers=right).json()["rewards"] == [{"name": "red", "pointwise": True}]
+        assert client.get(f"{url}/v1/rewards", headers=right).json()["rewards"] == [
+            {"name": "red", "pointwise": True, "needs_image": True}
+        ]
 
 
 @pytest.mark.parametrize(

@@ -221,13 +221,29 @@ def test_a_policy_that_is_not_the_one_that_drew_stops_the_run(settings):
         run(settings, algorithm={"step1_tolerance": 1e-12})
 
 
+SOURCE_REWARD = """
+def source_colour(images, source_images, metadata):
+    for image, [source] in zip(images, source_images, strict=True):
+        assert source.size == image.size
+        assert source.getpixel((0, 0)) == source.getpixel((image.width - 1, image.height - 1))
+    return [float(source.getpixel((0, 0))[0]) for [source] in source_images]
+"""
+
+
 def test_editing_trains(settings, tmp_path):
     for colour in COLOURS:
         Image.new("RGB", (96, 80), colour).save(tmp_path / f"{colour}.png")
     lines = [json.dumps({"prompt": "make it red", "image": f"{colour}.png"}) for colour in COLOURS]
     (tmp_path / "edits.jsonl").write_text("\n".join(lines) + "\n")
-    folder = run(settings, data={"prompts": str(tmp_path / "edits.jsonl")}, evaluate={"prompts": None})
+    (tmp_path / "seen.py").write_text(SOURCE_REWARD)
+    folder = run(
+        settings,
+        data={"prompts": str(tmp_path / "edits.jsonl")},
+        evaluate={"prompts": None},
+        rewards=[{"use": f"{tmp_path / 'seen.py'}:source_colour"}],
+    )
     assert max(logged(folder, "rollout/logp_difference")) < 1e-5
+    assert logged(folder, "rewards/source_colour/failed") == [0] * len(logged(folder, "reward"))
 
 
 def test_accumulated_micro_batches_are_one_batch(settings, tmp_path):

@@ -1,0 +1,1 @@
+"""What a sample wrote, compared with what is right."""
