@@ -29,7 +29,7 @@ class ExactMatch(Reward):
         pattern: a regular expression whose first group, in its last match, is the answer in a longer text, such as
             "<answer>(.*?)</answer>"; where nothing matches, the answer is wrong. null for the whole text.
 
-    Raises UserError for a pattern without a group and a negative tolerance; for metadata that is no answer.
+    Raises UserError for a pattern without a group and a negative tolerance, and for metadata that is not an answer.
     """
 
     needs_image = False

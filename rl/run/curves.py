@@ -41,7 +41,7 @@ def phases(lines: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def series(lines: Sequence[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:
-    """Updates and values under a key, without those that are no finite number."""
+    """Updates and values under a key, without those that are not finite numbers."""
     kept = [line for line in lines if isinstance(line.get(key), int | float) and math.isfinite(line[key])]
     return [line["step"] for line in kept], [line[key] for line in kept]
 
