@@ -80,8 +80,9 @@ class RewardBatch:
         def chosen(value: Any) -> Any:
             return value[torch.tensor(rows, dtype=torch.long)] if value is self.bits else [value[row] for row in rows]
 
-        given: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        return RewardBatch(**{name: value if value is None else chosen(value) for name, value in given.items()})
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        part: dict[str, Any] = {name: value if value is None else chosen(value) for name, value in given.items()}
+        return RewardBatch(**part)
 
     @classmethod
     def joined(cls, batches: Sequence["RewardBatch"]) -> "RewardBatch":
