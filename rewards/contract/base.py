@@ -78,7 +78,11 @@ class RewardBatch:
         rows = list(indices)
 
         def chosen(value: Any) -> Any:
-            return value[torch.tensor(rows, dtype=torch.long)] if value is self.bits else [value[row] for row in rows]
+            return (
+                value[torch.tensor(rows, dtype=torch.long)]
+                if isinstance(value, torch.Tensor)
+                else [value[row] for row in rows]
+            )
 
         given = {field.name: getattr(self, field.name) for field in fields(self)}
         part: dict[str, Any] = {name: value if value is None else chosen(value) for name, value in given.items()}
