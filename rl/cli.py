@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import NoReturn
 
 from uniar.errors import RunError, UserError, did_you_mean
+from uniar.import_hooks import on_import
 
 COMMANDS = {
     "train": ("rl.commands", "rl.train", "train a checkpoint as a recipe says"),
@@ -151,9 +152,7 @@ def _reader_is_gone() -> bool:
 
 def _quiet_libraries() -> None:
     """Progress bars of weight files, and warnings about names that TRL still uses, say nothing to a user."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
+    on_import("transformers.utils.logging", after=lambda logging: logging.disable_progress_bar())
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)
     # Of DeepSpeed's own calls, thousands in a minute under ZeRO-3.
     warnings.filterwarnings("ignore", message="`torch.distributed.*is deprecated", category=FutureWarning)

@@ -1,6 +1,7 @@
 """Fixtures that several test files share: golden vectors, a small random checkpoint, and their parts loaded once."""
 
 import functools
+import gc
 import json
 import os
 
@@ -21,6 +22,12 @@ import uniar  # noqa: F401  (first: makes torchvision importable)
 torch.set_num_threads(1)
 
 GOLDEN = Path(__file__).parent / "golden"
+
+
+def pytest_collection_finish() -> None:
+    """The libraries are imported by now, and stay: a garbage collection, of which each run has several, need not look
+    at their millions of objects again. It takes two fifths off a small run."""
+    gc.freeze()
 
 
 class Golden:

@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 from support.fresh_process import ROOT, run_fresh
+from support.warm_process import run_warm
 
 import rewards.commands
 import uniar
@@ -15,10 +16,11 @@ from rl.cli import COMMANDS
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_a_reader_that_has_had_enough_is_no_error(unbuffered):
+def test_a_reader_that_has_had_enough_is_no_error(unbuffered, tmp_path):
     reader, writer = os.pipe()
     os.close(reader)
-    command = [sys.executable, "-m", "rl.cli", "rewards", "list"]
+    few = ["--train", "6", "--held-out", "6", "--questions", "0", "--edits", "0"]
+    command = [sys.executable, "-m", "rl.cli", "prompts", "--output", str(tmp_path / "made"), *few]
     environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
     ended = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, env=environment, check=False)
     os.close(writer)
@@ -77,7 +79,7 @@ atexit.register(lambda: print("the end, in a group:", distributed.is_initialized
 def test_a_command_leaves_the_process_group_that_it_joined(recipe, status, in_group, said, tmp_path):
     """Without Python's own end where it has failed, but not without what is to be done then."""
     code = f"{JOINING}\nsys.argv[1:] = ['plan', '{recipe}']\nstatus = rl.cli.main()\nprint('back')\nsys.exit(status)"
-    done = run_fresh(code, tmp_path, ROOT)
+    done = run_warm("-c", code, cwd=tmp_path)
     back = "back\n" if recipe == "right" else ""
     assert (done.returncode, done.stdout) == (status, f"{back}the end, in a group: {in_group}\n")
     if said is None:
@@ -88,7 +90,7 @@ def test_a_command_leaves_the_process_group_that_it_joined(recipe, status, in_gr
 
 def test_a_process_whose_last_words_do_not_end_is_ended(tmp_path):
     code = f"{JOINING}\nrl.cli.LAST_WORDS = 0.5\natexit.register(time.sleep, 600)\n"
-    done = run_fresh(f"{code}sys.argv[1:] = ['plan', 'bug']\nrl.cli.main()", tmp_path, ROOT)
+    done = run_warm("-c", f"{code}sys.argv[1:] = ['plan', 'bug']\nrl.cli.main()", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
     assert "RuntimeError: out of memory" in done.stderr
 
@@ -103,7 +105,7 @@ for recipe in ("right", "wrong", "bug"):
         print(error)
 distributed.destroy_process_group()
 """
-    done = run_fresh(f"{JOINING}{'join()' * joined}\n{calls}", tmp_path, ROOT)
+    done = run_warm("-c", f"{JOINING}{'join()' * joined}\n{calls}", cwd=tmp_path)
     printed = f"right 0 {joined}\nwrong 2 True\nout of memory\nthe end, in a group: False\n"
     assert (done.returncode, done.stdout) == (0, printed)
     assert done.stderr == "uniar-rl plan: it is wrong.\n"

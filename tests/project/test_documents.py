@@ -4,6 +4,7 @@ import re
 
 import pytest
 from support.fresh_process import ROOT, run_fresh
+from support.warm_process import run_warm
 
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")]
 PAGES += sorted((ROOT / "docs").glob("*.md"))
@@ -13,10 +14,10 @@ def test_the_python_page_runs(tmp_path):
     for name in ("configs", "assets"):
         (tmp_path / name).symlink_to(ROOT / name)
     training, scoring = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(), flags=re.DOTALL)
-    trained = run_fresh(training, tmp_path)
+    trained = run_warm("-c", training, cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr[-3000:]
     assert "runs/python/final {0: tensor(" in trained.stdout
-    scored = run_fresh(scoring, tmp_path)
+    scored = run_warm("-c", scoring, cwd=tmp_path)
     assert scored.returncode == 0, scored.stderr[-3000:]
     assert scored.stdout.startswith("{'color': 1.0, 'sharpness': 0.0}")
 

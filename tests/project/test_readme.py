@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from support.fresh_process import ROOT, run_fresh
+from support.warm_process import ROOT, run_warm
 
 from rl.cli import main
 from rl.config.recipe import load_recipe
@@ -35,13 +35,12 @@ def clone_at(folder: Path, monkeypatch) -> None:
 
 
 def test_the_model_cards_snippet(tmp_path):
-    """In a process of its own: what this one has imported may hide what the snippet lacks."""
     (snippet,) = (block for block in blocks("python") if "from_pretrained" in block)
     program = small(snippet, ROOT / "assets" / "uniar-tiny").replace("a red kettle", "a photo of a red circle")
     program = program.replace("What is this?", "what shape is this?")
     program = program.replace("import torch\n", "import torch\ntorch.manual_seed(0)\n", 1)
     program += "image.save('drawn.png')\n"
-    ended = run_fresh(program, tmp_path)
+    ended = run_warm("-c", program, cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr[-3000:]
     assert ended.stdout.strip() == "circle"
     assert Image.open(tmp_path / "drawn.png").size == (64, 64)
@@ -76,7 +75,8 @@ def test_the_commands_for_a_run(tmp_path, monkeypatch, capsys):
     clone_at(tmp_path, monkeypatch)
     lines = next(block.splitlines() for block in blocks("bash") if "--resume" in block)
     short = ["rollout.samples_per_prompt=2", "trainer.per_device_train_batch_size=2", "trainer.save_steps=1"]
-    short += ["understanding.limit=2", "evaluate.limit=2", "evaluate.at_start=false", "output_dir=runs/NAME"]
+    short += ["understanding.limit=2", "evaluate.limit=2", "evaluate.at_start=false", "decode.num_inference_steps=1"]
+    short += ["output_dir=runs/NAME"]
     assert main(["train", "configs/quickstart.yaml", *short, "trainer.max_steps=1"]) == 0
     assert len(lines) == 4
     for line in lines:

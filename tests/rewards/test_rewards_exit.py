@@ -3,14 +3,13 @@
 import asyncio
 import json
 import math
-import os
-import subprocess
 import sys
 import threading
 
 import pytest
 from support.numbered_batch import make_batch, red_channel
-from support.training_runs import ROOT, small_recipe
+from support.training_runs import small_recipe
+from support.warm_process import run_warm
 
 from rewards import Reward, RewardError, RewardSpec, RewardSuite
 from rewards.remote.wire import ScoreRequest
@@ -142,10 +141,7 @@ def test_a_run_does_not_end_as_if_it_were_done(nano_checkpoint, tmp_path, name, 
     recipe["rewards"] = [{"use": f"{tmp_path / 'leaves.py'}:{name}"}]
     recipe["trainer"] |= {"max_steps": 1}
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
-    command = [sys.executable, "-m", "rl.train", str(tmp_path / "recipe.yaml")]
-    done = subprocess.run(
-        command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300
-    )
+    done = run_warm("-m", "rl.train", tmp_path / "recipe.yaml")
     assert done.returncode == code, done.stderr[-3000:]
     assert "raised SystemExit: 0" in done.stderr
     assert "Traceback" not in done.stderr

@@ -1,10 +1,8 @@
 import math
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
+from support.warm_process import run_warm
 
 from rewards import RewardSpec, RewardSuite
 from rl.data.prompts import PromptRecord
@@ -107,9 +105,7 @@ def test_large_shares_go_to_the_main_process_alone(tmp_path):
         "found = shares_at_main({processes.process_index: b'x' * (1 + processes.process_index)}, processes)\n"
         "print(f'rank {processes.process_index}: {found}', flush=True)\n"
     )
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", str(script)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(launcher, capture_output=True, text=True, timeout=300, env=environment)
+    done = run_warm(script, processes=2)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "rank 0: [{0: b'x'}, {1: b'xx'}]" in done.stdout
     assert "rank 1: []" in done.stdout

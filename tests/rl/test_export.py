@@ -13,8 +13,8 @@ from peft import PeftModel
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from support.fresh_process import run_fresh
 from support.training_runs import nudge
+from support.warm_process import run_warm
 
 from inference.visual_inputs import prepare_visual_inputs
 from rl.checkpoint.adapters import merge_checkpoint
@@ -230,7 +230,7 @@ def test_model_card_tells_how_it_was_made_and_its_code_runs(run_folder, tmp_path
     assert f"torch {torch.__version__}" in card
     (code,) = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
     assert str(tmp_path) not in card
-    done = run_fresh(code.replace("num_inference_steps=28", "num_inference_steps=1"), tmp_path)
+    done = run_warm("-c", code.replace("num_inference_steps=28", "num_inference_steps=1"), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert Image.open(tmp_path / "circle.png").size == (64, 64)
 

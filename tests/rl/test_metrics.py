@@ -2,16 +2,14 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate import Accelerator
-from support.training_runs import ROOT, changed, logged, run, small_recipe
+from support.training_runs import changed, logged, run, small_recipe
+from support.warm_process import run_warm
 
 from rl.algorithm.losses import METRICS, policy_loss
 from rl.algorithm.metrics import UpdateMetrics
@@ -76,14 +74,7 @@ accelerator.end_training()  # else its threads may be cut off in the middle
 
 def test_two_processes_whose_numbers_differ(tmp_path):
     (tmp_path / "two.py").write_text(TWO)
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-    done = subprocess.run(
-        [sys.executable, *launcher, str(tmp_path / "two.py"), json.dumps(KINDS)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-    )
+    done = run_warm(tmp_path / "two.py", json.dumps(KINDS), processes=2)
     assert done.returncode == 0, done.stderr[-3000:]
     lines = sorted(json.loads(line) for line in done.stdout.splitlines())
     # Means of 15.5 and 16.5 over samples that are 1 to 3; a mean of maxima would be 50.

@@ -1,6 +1,7 @@
 """The snippets of UniAR's model card and of its README's scripts, as text, in processes of their own.
 
-They are as published (understanding, generation; editing as its evaluation does it), in their own order of imports.
+They are as published (understanding, generation; editing as its evaluation does it), each of them once in a fresh
+process, where its own order of imports is what counts.
 What a test changes is in `on`: model path, device and attention, and sizes and counts where time asks for it.
 """
 
@@ -14,6 +15,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 from support.fresh_process import ROOT, run_fresh
+from support.warm_process import run_warm
 from transformers import AutoModelForImageTextToText
 
 from inference.visual_inputs import prepare_visual_inputs
@@ -160,8 +162,8 @@ def checkpoint(request, golden) -> Path:
 each = pytest.mark.parametrize("checkpoint", ["uniar-tiny", "bsq8"], indirect=True)
 
 
-def answer(snippet: str, folder: Path) -> str:
-    done = run_fresh(snippet, folder)
+def answer(snippet: str, folder: Path, fresh: bool = False) -> str:
+    done = run_fresh(snippet, folder) if fresh else run_warm("-c", snippet, cwd=folder)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout.strip()
 
@@ -186,14 +188,14 @@ def test_understanding_a_picture_from_a_file(golden, tmp_path):
     snippet = on(UNDERSTANDING, golden("bsq8").checkpoint, IMAGE="picture.png")
     expected = golden("bsq8").tensors("understanding")["generated"]
     text = golden("bsq8").processor.tokenizer.decode(expected[0], skip_special_tokens=True)
-    assert answer(snippet.replace("bfloat16", "float32"), tmp_path) == text.strip()
+    assert answer(snippet.replace("bfloat16", "float32"), tmp_path, fresh=True) == text.strip()
     assert answer(snippet, tmp_path)
 
 
 @each
 def test_generation(checkpoint, tmp_path):
     """In the size of a decoder that doubles it, and of one that cannot."""
-    answer(on(GENERATION, checkpoint), tmp_path)
+    answer(on(GENERATION, checkpoint), tmp_path, fresh=checkpoint.name == "ckpt")
     with Image.open(tmp_path / "output.png") as image:
         assert image.size == ((128, 128) if checkpoint.name == "ckpt" else (64, 64))
         assert np.asarray(image).std() > 1
@@ -202,7 +204,7 @@ def test_generation(checkpoint, tmp_path):
 @each
 def test_editing(checkpoint, circle, tmp_path):
     ratio = {} if checkpoint.name == "ckpt" else {"upsampling_ratio=2.0": "upsampling_ratio=1.0"}
-    answer(on(EDITING, checkpoint, IMAGE=str(circle), **ratio), tmp_path)
+    answer(on(EDITING, checkpoint, IMAGE=str(circle), **ratio), tmp_path, fresh=checkpoint.name == "ckpt")
     with Image.open(tmp_path / "output.png") as image:
         assert image.size == ((128, 128) if checkpoint.name == "ckpt" else (64, 64))
 

@@ -1,13 +1,11 @@
 """`uniar-rl evaluate`: on one process and on several, with the config of a run, and what it refuses."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from support.training_runs import changed, run, small_recipe
+from support.warm_process import run_warm
 
 from rl.checkpoint.folders import checkpoints
 from rl.cli import main
@@ -49,16 +47,7 @@ def test_a_runs_config_scores_the_same_on_any_number_of_processes(recipe, tmp_pa
 
     command = ["evaluate", str(folder.config), "--output"]
     assert main([*command, str(tmp_path / "one")]) == 0
-    launched = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "3", "--standalone", "-m", "rl.cli"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*launched, *command, str(tmp_path / "three")],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=environment,
-        cwd=ROOT,
-    )
+    done = run_warm("-m", "rl.cli", *command, tmp_path / "three", processes=3)
     assert done.returncode == 0, done.stderr[-3000:]
     one, three = (json.loads((tmp_path / name / "scores.json").read_text())["metrics"] for name in ("one", "three"))
     assert one.pop("eval_seconds") > 0

@@ -2,9 +2,6 @@
 comparing it with what another left."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.warm_process import ROOT, run_warm
 
 from rl.config.recipe import recipe_from_mapping
 from rl.policy.samples import DrawSettings
 from rl.run.folder import RunFolder
 from rl.train import train
 
-ROOT = Path(__file__).parents[2]
 COLOURS = ("red", "blue", "green", "yellow")
 SMALL_DRAWING = DrawSettings(
     height=64,
@@ -78,25 +75,17 @@ def launch(
     variables: Mapping[str, str] | None = None,
     **sections: Any,
 ) -> tuple[RunFolder, str]:
-    """Trains under torchrun; the run's folder, and what was printed to both streams. `fails`: it must not succeed.
-    program: what each process runs; variables: of its environment."""
+    """Trains as under torchrun; the run's folder, and what was printed to stderr, then to stdout. fails: it must not
+    succeed. program: what each process runs; variables: of its environment."""
     recipe = changed(settings, **sections)
     folder = Path(recipe["output_dir"])
     path = folder.with_suffix(".yaml")
     path.write_text(json.dumps(recipe))
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--standalone"]
-    done = subprocess.run(
-        [sys.executable, *launcher, *program, str(path), *more],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=600,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **(variables or {})},
-        cwd=ROOT,
-    )
-    assert (done.returncode != 0) == fails, done.stdout[-5000:]
-    assert "`torch.distributed." not in done.stdout  # a warning for each of DeepSpeed's collectives
-    return RunFolder(folder), done.stdout
+    done = run_warm(*program, path, *more, processes=processes, variables=variables, timeout=600)
+    said = done.stderr + done.stdout
+    assert (done.returncode != 0) == fails, said[-5000:]
+    assert "`torch.distributed." not in said  # a warning for each of DeepSpeed's collectives
+    return RunFolder(folder), said
 
 
 def deepspeed(stage: str) -> str:

@@ -1,13 +1,12 @@
 """Drawing shared among processes, and UniAR's own layout of a folder."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from support.command_line import draw, write_lines
+from support.warm_process import run_warm
 
 from uniar.drawn_files import read_record
 from uniar.placement import choose_device
@@ -27,12 +26,11 @@ def test_several_processes_draw_what_one_draws(nano_checkpoint, tmp_path, capsys
     prompts = write_lines(tmp_path / "prompts.jsonl", LINES)
     options = ["--prompts", prompts, "--images-per-prompt", 2, "--batch-size", 1, "--layout", "uniar", "--output"]
     assert draw(nano_checkpoint, *options, tmp_path / "one") == 0
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "rl.cli"]
     command = ["generate", "--model", nano_checkpoint, "--steps", 2, "--height", 64, "--width", 64, *options]
     shared = tmp_path / "two"
     (shared / "00000" / "samples").mkdir(parents=True)  # as a run that was stopped leaves it
     (shared / "00000" / "samples" / "0001.png").write_bytes((tmp_path / "one/00000/samples/0001.png").read_bytes())
-    done = subprocess.run([*launcher, *map(str, command), str(shared)], capture_output=True, text=True, check=False)
+    done = run_warm("-m", "rl.cli", *command, shared, processes=2)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("6 images in") == 1
     assert "(1 already there)" in done.stdout
