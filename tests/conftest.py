@@ -18,10 +18,21 @@ import torch
 from PIL import Image
 
 import uniar  # noqa: F401  (first: makes torchvision importable)
+from uniar.import_hooks import on_import
 
 torch.set_num_threads(1)
 
 GOLDEN = Path(__file__).parent / "golden"
+
+
+def draw_no_curve(callbacks) -> None:
+    """Of a small run matplotlib takes half the time. metrics.png has an empty panel after those of this process; the
+    whole picture is drawn in tests/rl/test_plot.py, by runs in processes of their own, and with `whole_plots`."""
+    draw = callbacks.plot_metrics
+    callbacks.plot_metrics = lambda lines, path, held_out_as=None: draw([], path)
+
+
+on_import("rl.trainer.callbacks", after=draw_no_curve)
 
 
 def pytest_collection_finish() -> None:
@@ -94,6 +105,14 @@ def nano_decoder(nano_checkpoint: Path):
     from uniar.modeling_decoder import UniARVisualDecoder
 
     return UniARVisualDecoder.from_pretrained(nano_checkpoint, torch_dtype=torch.float32)
+
+
+@pytest.fixture
+def whole_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rl.run.plot import plot_metrics
+    from rl.trainer import callbacks
+
+    monkeypatch.setattr(callbacks, "plot_metrics", plot_metrics)
 
 
 @pytest.fixture

@@ -302,7 +302,7 @@ def drift(folder: RunFolder) -> float:
     return (last - first).abs().mean().item()
 
 
-def test_the_term_keeps_answers_that_drawing_alone_lets_drift(settings, tmp_path, capsys):
+def test_the_term_keeps_answers_that_drawing_alone_lets_drift(settings, tmp_path, capsys, whole_plots):
     free = run(settings, output_dir=str(tmp_path / "free"))
     assert set(dict(free.evaluated("understanding"))) == {0, 3, 6}
     assert not logged(free, "understanding/kl")

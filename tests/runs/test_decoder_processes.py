@@ -13,6 +13,7 @@ import psutil
 import pytest
 import torch
 from support.training_runs import ROOT, changed, deepspeed, launch, logged, run, small_recipe
+from support.warm_process import run_warm
 
 from rl.config.recipe import recipe_from_mapping
 from rl.distributed.process_roles import SIGNALS, Role, take_role
@@ -231,9 +232,7 @@ def test_a_process_that_fails_before_they_connect_leaves_no_socket(tmp_path):
     program += (
         "path = Path(sys.argv[1]); decoding = DecoderProcess(path, 1); assert path.exists(); raise OSError('no disk')"
     )
-    failed = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path / "socket")], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    failed = run_warm("-c", program, tmp_path / "socket")
     assert "OSError: no disk" in failed.stderr
     assert not (tmp_path / "socket").exists()
 

@@ -37,7 +37,7 @@ def settings(nano_checkpoint: Path, tmp_path: Path) -> dict:
     )
 
 
-def test_a_run_leaves_what_it_says(settings):
+def test_a_run_leaves_what_it_says(settings, whole_plots):
     folder = run(settings, evaluate={"at_start": True, "every": 2})
     assert len(logged(folder, "reward")) == 3
     assert len(logged(folder, "eval_reward")) == 3
