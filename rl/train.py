@@ -39,9 +39,11 @@ from rl.distributed.setup import (
 from rl.evaluation.evaluate import held_out_otherwise
 from rl.export.model_card import card_of_run
 from rl.export.writing import export_model
+from rl.plan.summary import summary
 from rl.policy.loading import checkpoint_of, load_config, load_policy, reference_for, trainable
 from rl.policy.samples import DrawSettings
 from rl.run.claim import check_claim, claim_folder
+from rl.run.console import RunConsole, print_head
 from rl.run.data_state import data_state
 from rl.run.finished import note_finished, report
 from rl.run.folder import RunFolder
@@ -74,18 +76,20 @@ from uniar.checkpoint import load_processor
 logger = logging.getLogger(__name__)
 
 
-def train(recipe: Recipe, resume: bool = False) -> RunFolder | None:
+def train(recipe: Recipe, resume: bool = False, *, head: bool = False) -> RunFolder | None:
     """Runs a recipe from start, or with `resume` from its newest good checkpoint, to the exported checkpoint.
+    head: prints first what it is about to do.
 
     Returns the run's folder; None when a signal or `max_runtime` ended it early, saved and ready to be resumed, and in
     a process that decodes for others. Raises UserError for input that cannot work, as far as possible before any weight
     is loaded.
     """
     with FolderLock() as lock:
-        return _train(recipe, resume, lock)
+        return _train(recipe, resume, lock, head)
 
 
-def _train(recipe: Recipe, resume: bool, lock: FolderLock) -> RunFolder | None:
+def _train(recipe: Recipe, resume: bool, lock: FolderLock, head: bool) -> RunFolder | None:
+    processes = world_size()
     with blamed_on(recipe, "decode.processes"):
         role = take_role(recipe.decode.processes)
     decoding = DecoderProcess(role.socket, role.clients) if role is not None and role.decodes else None
@@ -111,6 +115,8 @@ def _train(recipe: Recipe, resume: bool, lock: FolderLock) -> RunFolder | None:
     check_model(recipe, source)
     processor = load_processor(source)
     check_prompts(recipe, processor, records, held_out, [*questions, *kl_questions])
+
+    planned = summary(recipe, source, processes) if head and is_first_process() else None
 
     lists = {
         "rewards": ScoredList(rewards, DrawSettings.for_training(recipe), records),
@@ -150,6 +156,9 @@ def _train(recipe: Recipe, resume: bool, lock: FolderLock) -> RunFolder | None:
         if connection is not None:
             connection.close()
         return folder
+    if planned is not None:
+        print_head(recipe.source, {**planned, "folder": str(folder.path)})
+    console = RunConsole(speaks=args.process_index == 0, bar=not recipe.rollout.show_progress)
     set_seed(recipe.seed)  # adapters start from random values
     evaluator = build_evaluator(recipe, held_out, processor, scorers["eval_rewards"])
     stopper = Stopper(None if recipe.max_runtime is None else recipe.max_runtime * 3600)
@@ -160,6 +169,7 @@ def _train(recipe: Recipe, resume: bool, lock: FolderLock) -> RunFolder | None:
         stopper,
         lock,
         lambda target: export_from_trainer(trainer, source, folder, target),
+        console,
         every=held.every,
         at_start=held.at_start,
         at_end=held.at_end,
@@ -192,7 +202,7 @@ def _train(recipe: Recipe, resume: bool, lock: FolderLock) -> RunFolder | None:
     for theirs in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(theirs)
     try:
-        with writing_records(folder.path), Peers(), stopper, reporting(args):
+        with writing_records(folder.path), Peers(), stopper, reporting(args), console.shown():
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     finally:
         if args.process_index == 0:
@@ -234,7 +244,7 @@ def export_from_trainer(
 
 
 def run(arguments: argparse.Namespace) -> None:
-    folder = train(load_recipe(arguments.recipe, arguments.overrides), resume=arguments.resume)
+    folder = train(load_recipe(arguments.recipe, arguments.overrides), resume=arguments.resume, head=True)
     if folder is not None and PartialState().is_main_process:
         report(folder)
 

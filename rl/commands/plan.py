@@ -7,6 +7,7 @@ from rl.plan.estimate import GIB, RESERVE, RESERVED_SHARE, Plan, make_plan
 from rl.plan.model_states import PHASES
 from rl.plan.planned_model import planned_model
 from rl.plan.simulation import Simulation
+from rl.plan.summary import millions
 from uniar.errors import UserError
 
 LEVERS = (
@@ -52,8 +53,8 @@ def describe(plan: Plan, name: str, memory: float, reward_memory: float = 0.0) -
         f"{name} on {gpus} of {memory:g} GiB {verdict}: {plan.peak / GIB:.1f} GiB at its peak ({plan.peak_phase}), "
         f"{plan.usable / GIB:.1f} to use",
         f"model: {plan.origin}",
-        f"parameters: policy {_millions(plan.parameters['policy'])}, of which "
-        f"{_millions(plan.parameters['trained'])} trained; decoder {_millions(plan.parameters['decoder'])}",
+        f"parameters: policy {millions(plan.parameters['policy'])}, of which "
+        f"{millions(plan.parameters['trained'])} trained; decoder {millions(plan.parameters['decoder'])}",
         f"an update: {plan.images_an_update} images, {plan.images_an_update * plan.bits_per_image:,} bits "
         f"({plan.bits_per_image:,} per image)",
         f"a rollout: {plan.images_a_rollout} images of {plan.prompts_a_rollout} prompts, for "
@@ -85,7 +86,3 @@ def _table(plan: Plan) -> str:
     totals = [f"{plan.held(phase) / size:.2f}" for phase in phases]
     rows.append(f"{'together':<{width}}" + "".join(f"{total:>10}" for total in totals))
     return "\n".join(row.rstrip() for row in rows)
-
-
-def _millions(number: int) -> str:
-    return f"{number / 1e9:.2f}B" if number >= 1e9 else f"{number / 1e6:.2f}M"

@@ -67,6 +67,7 @@ def _panel(axis: Axes, title: str, lines: Lines, curves: Sequence[tuple[str, str
     axis.tick_params(labelsize=8)
     last = max([line["step"] for line in lines] + [1])
     axis.set_xlim(-0.02 * last, 1.02 * last)
+    axis.locator_params(axis="x", integer=True)
     for key, label, colour in curves:
         steps, values = series(lines, key)
         if key.startswith("eval_"):

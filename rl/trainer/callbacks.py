@@ -19,6 +19,7 @@ from rl.evaluation.understanding import Examiner
 from rl.policy.samples import Sample
 from rl.records.mirror import to_tensorboard, to_wandb
 from rl.report.page import write_report
+from rl.run.console import RunConsole
 from rl.run.folder import RunFolder
 from rl.run.pictures import sample_grid
 from rl.run.plot import plot_metrics
@@ -51,6 +52,7 @@ class RunCallback(TrainerCallback):
         stopper: Stopper,
         lock: FolderLock,
         export: Callable[[Path], None],
+        console: RunConsole,
         *,
         every: int | None,
         at_start: bool,
@@ -63,7 +65,7 @@ class RunCallback(TrainerCallback):
         None where nothing is held out to draw, or to ask. every, examine_every: updates between two evaluations of
         either. held_out_as: see `plot_metrics`."""
         self.folder, self.evaluator, self.stopper = folder, evaluator, stopper
-        self.lock, self.export = lock, export
+        self.lock, self.export, self.console = lock, export, console
         self.every, self.at_start, self.at_end = every, at_start, at_end
         self.examiner, self.examine_every = examiner, examine_every
         self.held_out_as = held_out_as
@@ -90,11 +92,13 @@ class RunCallback(TrainerCallback):
                 self.folder.save_questions(self.examiner.questions, self.trainer.recipe.records.picture_size)
         drawn, asked = broadcast_object_list(done)
         self._drawn_step, self._asked_step = (state.global_step if it else None for it in (drawn, asked))
+        self.console.at(state.global_step, state.max_steps)
         if self.at_start and state.global_step == 0:
             self._evaluate(args, state, control)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.lock.require_there()
+        self.console.at(state.global_step, state.max_steps)
         draw, ask = (every and state.global_step % every == 0 for every in (self.every, self.examine_every))
         if draw or ask:
             self._evaluate(args, state, control, draw=bool(draw), ask=bool(ask))
@@ -125,8 +129,7 @@ class RunCallback(TrainerCallback):
             samples, table = self._scored
             self.folder.append_details(state.global_step, [sample.record.prompt for sample in samples], table)
             self._scored = None
-        if line := _console_line(state, logs):
-            print(line, flush=True)
+        self.console.log(state.global_step, state.max_steps, logs)
         if state.global_step % PLOT_EVERY == 0 or any(name.startswith("eval_") for name in logs):
             plot_metrics(self.folder.read(), self.folder.plot, self.held_out_as)
 
@@ -201,25 +204,3 @@ class RunCallback(TrainerCallback):
         for callback in self.trainer.callback_handler.callbacks:
             if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:
                 yield callback.tb_writer
-
-
-def _console_line(state: TrainerState, logs: dict[str, float]) -> str:
-    """One line per log: progress, reward, KL, entropy and the seconds of each phase; "" for what needs no line."""
-    head = f"[{state.global_step}/{max(state.max_steps, state.global_step)}]"  # max_steps may have been lowered
-    held_out = []
-    if "eval_reward" in logs:
-        held_out.append(f"held-out reward {logs['eval_reward']:.4f} ± {logs['eval_reward_se']:.4f}")
-    if "eval_understanding/exact_match" in logs:
-        exact, p_answer, p_token = (logs[f"eval_understanding/{key}"] for key in ("exact_match", "p_answer", "p_token"))
-        held_out.append(f"questions: {exact:.1%} exact, P(answer) {p_answer:.3g}, per token {p_token:.3g}")
-    if held_out:
-        return "  ".join([head, *held_out])
-    if "reward" not in logs:
-        return ""
-    parts = [f"{head} reward {logs['reward']:.4f}"]
-    shown = {"kl": "kl", "understanding/kl": "text kl", "grad_norm": "grad_norm"}
-    parts += [f"{name} {logs[key]:.2e}" for key, name in shown.items() if logs.get(key) is not None]
-    if logs.get("entropy") is not None:
-        parts.append(f"entropy {logs['entropy']:.4f}")
-    seconds = [f"{key.split('/')[1]} {value:.1f}s" for key, value in logs.items() if key.startswith("seconds/")]
-    return "  ".join([*parts, "| " + " ".join(seconds)])

@@ -47,8 +47,9 @@ def no_update(monkeypatch) -> None:
 
 
 def timeless(folder: RunFolder) -> list[dict]:
+    """The metrics without what depends on the machine: times, and the memory of this process."""
     return [
-        {key: value for key, value in line.items() if "second" not in key and "time" not in key}
+        {key: value for key, value in line.items() if not any(word in key for word in ("second", "time", "memory"))}
         for line in folder.read()
     ]
 
