@@ -10,6 +10,7 @@ COMMANDS = {
     "list": ("rewards.commands.listing", "the rewards there are, what each needs and whether it is there"),
     "describe": ("rewards.commands.description", "what a reward measures, and its parameters"),
     "score": ("rewards.commands.scoring", "score pictures with a reward"),
+    "new": ("rewards.commands.scaffold", "write a reward of your own to begin with: a plug-in file and its test"),
     "check": ("rewards.commands.checking", "try a reward of your own against the contract"),
     "serve": ("rewards.commands.serving", "serve rewards to training runs on other machines or environments"),
 }

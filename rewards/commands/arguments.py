@@ -1,6 +1,7 @@
 """What the commands under `uniar-rl rewards` take. Loads no library."""
 
 import argparse
+from pathlib import Path
 
 from rewards.commands import COMMANDS
 from uniar.reading.files import user_path
@@ -80,6 +81,17 @@ def _score(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _new(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", help="name of the file, such as my_reward")
+    parser.add_argument(
+        "--output",
+        type=user_path,
+        default=Path(),
+        metavar="FOLDER",
+        help="folder to write to; default: this one",
+    )
+
+
 def _check(parser: argparse.ArgumentParser) -> None:
     parser.epilog, parser.formatter_class = CHECK_EXAMPLES, argparse.RawDescriptionHelpFormatter
     parser.add_argument("file", help="a .py file, checked for all its rewards; file.py:Name, or any name of a reward")
@@ -128,4 +140,4 @@ def _serve(parser: argparse.ArgumentParser) -> None:
     )
 
 
-DECLARE = {"list": _list, "describe": _describe, "score": _score, "check": _check, "serve": _serve}
+DECLARE = {"list": _list, "describe": _describe, "score": _score, "new": _new, "check": _check, "serve": _serve}

@@ -1,0 +1,31 @@
+"""argparse for `uniar-rl`: what is not known is named together with what is nearest to it."""
+
+import argparse
+import re
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from uniar.errors import did_you_mean
+
+_CHOICE = re.compile(r"invalid choice: '(.*?)' \(choose from (.*)\)")
+
+
+class Parser(argparse.ArgumentParser):
+    """Its subparsers are of its kind, and refuse options themselves, so that each hint is of the command's own."""
+
+    def parse_known_args(  # type: ignore[override]  # typeshed's has overloads by the kind of namespace
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> Any:
+        """The namespace, and words that no argument takes and that are no options."""
+        found, rest = super().parse_known_args(args, namespace)
+        for word in rest:
+            if word.startswith("-"):
+                known = re.findall(r"(?<![\w-])--?[a-zA-Z][\w-]*", self.format_help())
+                self.error(f"unrecognized arguments: {word}.{did_you_mean(word.partition('=')[0], known)}")
+        return found, rest
+
+    def error(self, message: str) -> NoReturn:
+        if choice := _CHOICE.search(message):
+            hint = did_you_mean(choice[1], re.findall(r"[\w.-]+", choice[2]))
+            message += f".{hint}"
+        super().error(message)

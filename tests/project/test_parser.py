@@ -1,0 +1,40 @@
+"""What is typed wrongly is named together with what is nearest to it."""
+
+import pytest
+
+from rl.cli import main
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("generat --prompt x", "no command is called 'generat'. Did you mean 'generate'?"),
+        ("rewards lst", "Did you mean 'list'?"),
+        (
+            "train recipe.yaml --resum-now",
+            "uniar-rl train: error: unrecognized arguments: --resum-now. Did you mean '--resume'?",
+        ),
+        ("evaluate recipe.yaml --ouput=x", "unrecognized arguments: --ouput=x. Did you mean '--output'?"),
+        (
+            "rewards score ocr --image a --batchsize 3",
+            "unrecognized arguments: --batchsize. Did you mean '--batch-size'?",
+        ),
+        ("generate --model a --prompt b --output c --layout uniarr", "Did you mean 'uniar'?"),
+        ("report a --zzz", "unrecognized arguments: --zzz."),
+        ("export a --output b surplus", "unrecognized arguments: surplus"),
+    ],
+)
+def test_hints(words, said, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(words.split())
+    assert ended.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert said in last
+    assert ("Did you mean" in last) == ("Did you mean" in said)
+
+
+def test_overrides_may_stand_after_options(tmp_path, capsys):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("model: {preset: nano}\n")
+    assert main(["plan", str(recipe), "--gpus", "2", "rollout.nothing=1"]) == 2
+    assert "unknown key 'rollout.nothing'" in capsys.readouterr().err
