@@ -1,9 +1,10 @@
-"""Writes docs/config.md from the help texts of rl/config/sections.py:
+"""Writes docs/config.md and configs/recipe.schema.json from the help texts of rl/config/sections.py:
 
 python -m docs.config_page
 """
 
 import dataclasses
+import json
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,12 +12,14 @@ from pathlib import Path
 from rewards.contract.spec import RewardSpec
 from rl.config import sections as config
 from rl.config import trainer_arguments
+from rl.config.schema import recipe_schema
 from rl.data.prompts import MixEntry
 from uniar.reading import prompt_files
 from uniar.reading.settings import expected, nested_settings, settings_of
 from uniar.reading.yaml_files import dump_yaml
 
 PATH = Path(__file__).with_name("config.md")
+SCHEMA = PATH.parents[1] / "configs" / "recipe.schema.json"
 
 HEAD = """\
 # Recipe settings
@@ -34,8 +37,15 @@ uniar-rl train configs/quickstart.yaml seed=3 rollout.guidance_scale=2.5 rewards
 ```
 
 Items of a list go by their index. A value replaces what was there: to go from a preset to a checkpoint, set both
-`model.preset=null` and `model.path=…`. Relative paths start from the current folder, except where a help text says
-otherwise. Plain values follow YAML 1.2: `1e-5` is a number, and only `true` and `false` are booleans.
+`model.preset=null` and `model.path=…`. A relative path of what is read starts from the folder of the recipe that has
+it, or else from the current one, or else it is a file that comes with uniar-rl, as this page names them
+(`configs/deepspeed/zero2.json`); `model.path: tiny` is UniAR-Tiny. Plug-ins and mixes start from the current folder
+first; `output_dir` and paths on the command line start there alone. Plain values follow YAML 1.2: `1e-5` is a number,
+and only `true` and `false` are booleans.
+
+Editors with a YAML language server complete and check keys by [the JSON Schema of
+recipes](../configs/recipe.schema.json), which a recipe names in its first line:
+`# yaml-language-server: $schema=recipe.schema.json`.
 """
 
 TRAINER = """\
@@ -87,6 +97,11 @@ def render() -> str:
     parts += ["## Prompt files\n", f"{prompt_files.__doc__.partition(FORMS)[2].strip()}\n"]
     parts += ["## Prompt mixes\n", MIX, _table(MixEntry, "")]
     return "\n".join(parts)
+
+
+def render_schema() -> str:
+    """The JSON Schema of recipes as a file."""
+    return json.dumps(recipe_schema(), indent=1, ensure_ascii=False) + "\n"
 
 
 def _doc(section: type) -> str:
@@ -146,4 +161,5 @@ def _by_reason(reasons: Mapping[str, str]) -> list[tuple[str, str]]:
 
 if __name__ == "__main__":
     PATH.write_text(render(), encoding="utf-8")
-    print(f"wrote {PATH}")
+    SCHEMA.write_text(render_schema(), encoding="utf-8")
+    print(f"wrote {PATH} and {SCHEMA}")
