@@ -31,6 +31,7 @@ from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
 
 from uniar.errors import UserError
 from uniar.reading.files import HUB_ID, read_object, reason_of, user_path
+from uniar.shipped_files import shipped_model
 from uniar.weight_files import DIFFUSERS, MODEL, stored_tensors, weight_files
 
 if TYPE_CHECKING:
@@ -65,9 +66,12 @@ _WEIGHT_ENDINGS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.inde
 
 
 def resolve_checkpoint(path: str | Path) -> Path:
-    """A folder as it is; a hub id ("owner/name") downloaded to the hub's cache. Raises UserError for neither: what
-    cannot be a hub id, because it begins with a folder that is here or has another form, is not asked for."""
+    """A folder as it is; "tiny", or its place in a clone: UniAR-Tiny; a hub id ("owner/name") downloaded to the hub's
+    cache. Raises UserError for none of them: what cannot be a hub id, because it begins with a folder that is here or
+    has another form, is not asked for."""
     folder, name = user_path(path), str(path)
+    if (comes_along := shipped_model(name)) is not None:
+        return comes_along
     if folder.is_dir():
         return folder
     if folder.is_file():

@@ -3,8 +3,9 @@
 import copy
 import dataclasses
 import functools
+import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from uniar.reading.files import user_path
 from uniar.reading.plugins import from_current_folder
 from uniar.reading.settings import Origins, build, home_expanded, key_of, nested_settings, origin_of, settings_of
 from uniar.reading.yaml_files import parse_yaml, read_yaml
+from uniar.shipped_files import shipped, shipped_model
 
 _HOME = re.compile(r"~/|\$\{?\w+\}?/")
 _RETIRED = {("model", "lora", "dropout"): 0.0}
@@ -31,6 +33,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises UserError naming the file and line (or the override), what was found and what is valid.
     """
     path = user_path(path)
+    path = path if path.exists() else shipped(str(path)) or path
     mapping, origins = _read_with_base(path, ())
     for override in overrides:
         _override(mapping, origins, override)
@@ -42,6 +45,7 @@ def recipe_from_mapping(mapping: Mapping[str, Any], source: str = "recipe", orig
     `output_dir`, gives the run folder its name."""
     origins = origins or {(): source}
     mapping = _without_retired(mapping)
+    _locate(mapping, lambda text: None if os.path.exists(text) else shipped(text))
     for section in ("rewards", "eval_rewards"):  # a bare name is short for {use: name}
         if isinstance(mapping.get(section), list):
             mapping[section] = [{"use": item} if isinstance(item, str) else item for item in mapping[section]]
@@ -117,6 +121,7 @@ def _read_with_base(path: Path, children: tuple[Path, ...]) -> tuple[dict[str, A
     mapping, origins = read_yaml(path, "recipe")
     if not isinstance(mapping, dict):
         raise UserError(f"{path}: a recipe is a mapping of sections; found {type(mapping).__name__}.")
+    _locate(mapping, lambda text: _if_there(path.parent / text))
     base = mapping.pop("base", None)
     if base is None:
         return mapping, origins
@@ -124,6 +129,7 @@ def _read_with_base(path: Path, children: tuple[Path, ...]) -> tuple[dict[str, A
     if not isinstance(base, str):
         raise UserError(f"{where}: base is {base!r}, expected the path of a recipe.")
     base_path = path.parent / home_expanded(base, ("base",), origins)
+    base_path = base_path if base_path.exists() else shipped(base) or base_path
     chain = (*children, path.resolve())
     if base_path.resolve() in chain:
         raise UserError(f"{where}: the base '{base}' builds on this recipe itself.")
@@ -132,6 +138,32 @@ def _read_with_base(path: Path, children: tuple[Path, ...]) -> tuple[dict[str, A
     merged, base_origins = _read_with_base(base_path, chain)
     _merge(merged, mapping)
     return merged, base_origins | origins
+
+
+def _locate(mapping: dict[str, Any], find: Callable[[str], Path | None]) -> None:
+    """Replaces the paths of what a recipe has read by what `find` says, where it finds something."""
+    for key in _paths_read():
+        *sections, name = key.split(".")
+        section: Any = mapping
+        for part in sections:
+            section = section.get(part) if isinstance(section, dict) else None
+        text = section.get(name) if isinstance(section, dict) else None
+        if isinstance(text, str) and text.strip() and not text.startswith(("~", "datasets:")):
+            found = shipped_model(text) if key == "model.path" else None
+            if (found := find(text) or found) is not None:
+                section[name] = str(found)
+
+
+def _if_there(path: Path) -> Path | None:
+    """Without `..`, as it is shown and kept."""
+    return Path(os.path.normpath(path)) if os.path.exists(path) else None
+
+
+@functools.cache
+def _paths_read() -> tuple[str, ...]:
+    """Keys of files and folders that a run reads."""
+    paths = (key for key, field, _ in nested_settings(Recipe) if field.metadata["path"])
+    return (*(key for key in paths if key != "output_dir"), "trainer.deepspeed")
 
 
 def _merge(into: dict[str, Any], over: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ GENERATE_EXAMPLES = """\
 examples:
   uniar-rl generate --model CHECKPOINT --prompt "a red circle" --output circle.png
   uniar-rl generate --model CHECKPOINT --prompts prompts.jsonl --images-per-prompt 4 --output drawn/
-  uniar-rl generate --model assets/uniar-tiny --prompt "a photo of a red circle" --output circle.png
+  uniar-rl generate --model tiny --prompt "a photo of a red circle" --output circle.png
 
 A line of the JSONL file may have a height and a width of its own. Run the same command again to go on with a folder.
 Several GPUs share the work, and draw the same images: torchrun --nproc_per_node 8 -m rl.cli generate …
