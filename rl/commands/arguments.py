@@ -1,4 +1,4 @@
-"""What `uniar-rl train`, `evaluate`, `report`, `compare`, `plan` and `export` take. Loads no library."""
+"""What `uniar-rl train`, `evaluate`, `report`, `compare`, `init`, `plan` and `export` take. Loads no library."""
 
 import argparse
 
@@ -70,6 +70,16 @@ def plan(parser: argparse.ArgumentParser) -> None:
         metavar="GIB",
         help="memory to leave free for rewards whose size is not known here (default: 0)",
     )
+
+
+def init(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", type=user_path, help="file to write")
+    parser.add_argument("--model", help="a checkpoint folder or hub id; tiny: UniAR-Tiny")
+    parser.add_argument("--prompts", help="prompts to train on, see data.prompts in docs/config.md")
+    parser.add_argument("--rewards", metavar="NAME,…", help="rewards to train on, see `uniar-rl rewards list`")
+    parser.add_argument("--gpus", metavar="N", help="how many, one process each")
+    parser.add_argument("--memory", metavar="GIB", help="of each GPU")
+    parser.add_argument("--held-out", metavar="FILE", help="held-out prompts, which are not asked for; default: none")
 
 
 def export(parser: argparse.ArgumentParser) -> None:
