@@ -24,8 +24,9 @@ find_python() {
     return 1
 }
 
-# prepare_environment EXTRAS: .venv with the project and its EXTRAS ("" or "[dev]"), installed again only after
-# pyproject.toml has changed. The stamp in .venv is the pyproject.toml that was last installed.
+# prepare_environment EXTRAS: .venv with the project and its EXTRAS ("[train,rewards]" or "[dev]"), installed again only after
+# pyproject.toml has changed: with uv where that is there, else with pip, whose lines are shown only where it fails. The
+# stamp in .venv is the pyproject.toml that was last installed.
 prepare_environment() {
     local extras="$1" python
     local stamp=".venv/installed${extras}.toml"
@@ -36,11 +37,15 @@ prepare_environment() {
         python="$(find_python)"
         echo "Making .venv with $("$python" --version) ..."
         "$python" -m venv --clear .venv
+    fi
+    local log=".venv/install.log" installer=(.venv/bin/python -m pip install --disable-pip-version-check)
+    if command -v uv >/dev/null; then
+        installer=(uv pip install --python .venv/bin/python)
     elif ! .venv/bin/python -c 'import pip' >/dev/null 2>&1; then
         # An interrupted first run leaves an environment without pip.
         .venv/bin/python -m ensurepip --default-pip
     fi
-    echo "Installing uniar-rl$extras into .venv (some minutes the first time) ..."
-    .venv/bin/python -m pip install --disable-pip-version-check -e ".$extras"
+    echo "Installing uniar-rl$extras into .venv (some minutes the first time; its lines go to $log) ..."
+    "${installer[@]}" -e ".$extras" >"$log" 2>&1 || { local status=$?; cat "$log" >&2; return "$status"; }
     cp pyproject.toml "$stamp"
 }

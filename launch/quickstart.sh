@@ -8,6 +8,6 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/environment.sh
-prepare_environment ""
+prepare_environment "[train,rewards]"
 
 exec .venv/bin/uniar-rl train configs/quickstart.yaml "$@"

@@ -1,8 +1,8 @@
 """The command `uniar-rl`: one subcommand a job. Bad input prints one sentence and exits with 2."""
 
-import argparse
 import atexit
 import os
+import re
 import select
 import sys
 import threading
@@ -10,9 +10,10 @@ import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from typing import NoReturn
 
+from rl.parser import Parser
 from uniar.errors import RunError, UserError, did_you_mean
 from uniar.import_hooks import on_import
 
@@ -21,6 +22,7 @@ COMMANDS = {
     "evaluate": ("rl.commands", "rl.commands.evaluate", "draw and score held-out prompts with any checkpoint"),
     "report": ("rl.commands", "rl.commands.report", "write one page of runs: verdict, warnings, curves, pictures"),
     "compare": ("rl.commands", "rl.commands.compare", "compare two evaluations sample by sample"),
+    "init": ("rl.commands", "rl.commands.init", "write a recipe from five questions, checked with plan"),
     "plan": ("rl.commands", "rl.commands.plan", "say what a recipe needs, and whether it fits"),
     "export": ("rl.commands", "rl.commands.export", "turn a training checkpoint into a self-contained folder"),
     "chat": ("uniar.commands", "uniar.commands.chat", "ask about images"),
@@ -62,7 +64,7 @@ def main(argv: Sequence[str] | None = None, *, is_program: bool | None = None) -
 
 def _run(argv: Sequence[str] | None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(prog="uniar-rl", description="RL post-training for UniAR.")
+    parser = Parser(prog="uniar-rl", description="RL post-training for UniAR.")
     parser.add_argument("--version", action="version", version=f"uniar-rl {_version()}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (room, _, summary) in COMMANDS.items():
@@ -74,7 +76,7 @@ def _run(argv: Sequence[str] | None) -> int:
         parser.error(f"no command is called {arguments[0]!r}.{hint}")
     parsed, rest = parser.parse_known_args(arguments)
     # argparse takes no further positionals after an option; overrides may stand anywhere.
-    overrides = [word for word in rest if "=" in word and not word.startswith("-")]
+    overrides = [word for word in rest if "=" in word]
     if len(overrides) < len(rest) or (rest and not hasattr(parsed, "overrides")):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
@@ -84,6 +86,15 @@ def _run(argv: Sequence[str] | None) -> int:
         _quiet_libraries()
         status = command.run(parsed)
         sys.stdout.flush()
+    except ModuleNotFoundError as error:
+        if (extra := _extra_with(error.name or "")) is None:
+            raise
+        print(
+            f"uniar-rl {parsed.command}: {error.name} is not installed; install it with "
+            f"`pip install 'uniar-rl[{extra}]'` (in a clone: pip install -e '.[{extra}]').",
+            file=sys.stderr,
+        )
+        return 2
     except BrokenPipeError:
         if not _reader_is_gone():
             raise  # of a socket, not of the output
@@ -108,6 +119,17 @@ def _version() -> str:
         return version("uniar-rl")
     except PackageNotFoundError:
         return "of a folder that is not installed"
+
+
+def _extra_with(module: str) -> str | None:
+    """The extra of this package that a module comes with."""
+    name = {"open_clip": "open_clip_torch"}.get(module.partition(".")[0], module.partition(".")[0])
+    extras: dict[str, str] = {}
+    with suppress(PackageNotFoundError):
+        for requirement in requires("uniar-rl") or ():
+            if found := re.match(r"([\w-]+).*extra == ['\"](\w+)['\"]", requirement):
+                extras.setdefault(found[1].replace("-", "_").lower(), found[2])
+    return extras.get(name.lower())
 
 
 def _in_group() -> bool:

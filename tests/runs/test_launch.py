@@ -29,7 +29,7 @@ if [ "$1 $2" = "-m venv" ]; then
   cp "$0" "$last/bin/python"
   cp "$0" "$last/bin/uniar-rl"
 fi
-if [ "$1 $2" = "-m pip" ]; then exit "${PIP_EXIT:-0}"; fi
+if [ "$1 $2" = "-m pip" ] || [ "$1" = pip ]; then echo "Collecting torch"; exit "${PIP_EXIT:-0}"; fi
 """
 
 
@@ -111,21 +111,33 @@ def test_first_run_installs_second_run_does_not(clone: Path) -> None:
 def test_quickstart_trains_with_the_users_overrides(clone: Path) -> None:
     command = "uniar-rl train configs/quickstart.yaml trainer.max_steps=2"
     assert run(clone, "launch/quickstart.sh", "trainer.max_steps=2").returncode == 0
-    assert log(clone)[1:] == ["python -m pip install --disable-pip-version-check -e .", command]
+    assert log(clone)[1:] == ["python -m pip install --disable-pip-version-check -e .[train,rewards]", command]
 
     # The tests need more than what is there; the quickstart is content with what the tests installed.
     assert run(clone, "launch/test.sh").returncode == 0
     assert log(clone)[0].endswith("-e .[dev]")
-    (clone / ".venv" / "installed.toml").unlink()
+    (clone / ".venv" / "installed[train,rewards].toml").unlink()
     assert run(clone, "launch/quickstart.sh").returncode == 0
     assert log(clone) == ["uniar-rl train configs/quickstart.yaml"]
 
 
 def test_a_failed_installation_is_tried_again(clone: Path) -> None:
-    assert run(clone, "launch/quickstart.sh", PIP_EXIT="3").returncode == 3
+    failed = run(clone, "launch/quickstart.sh", PIP_EXIT="3")
+    assert (failed.returncode, failed.stderr) == (3, "Collecting torch\n")
     assert [line.split()[2] for line in log(clone)] == ["venv", "pip"]
-    assert run(clone, "launch/quickstart.sh").returncode == 0
+    again = run(clone, "launch/quickstart.sh")
+    assert (again.returncode, again.stderr) == (0, "")
+    assert "Collecting" not in again.stdout
     assert [line.split()[2] for line in log(clone)] == ["pip", "configs/quickstart.yaml"]
+
+
+def test_uv_installs_where_it_is_there(clone: Path) -> None:
+    write_executable(clone.parent / "bin" / "uv", FAKE_PYTHON)
+    assert run(clone, "launch/quickstart.sh", NO_PIP="1").returncode == 0
+    assert log(clone)[1:] == [
+        "uv pip install --python .venv/bin/python -e .[train,rewards]",
+        "uniar-rl train configs/quickstart.yaml",
+    ]
 
 
 def test_an_environment_without_pip_gets_one(clone: Path) -> None:
