@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from rl.config.checks import check_batches
 from rl.config.recipe import load_recipe
 from rl.plan.estimate import GIB, Plan, make_plan
 from rl.plan.planned_model import planned_model
@@ -103,11 +104,13 @@ def _first_that_fits(target: Path, answers: dict[str, Any]) -> tuple[str, Plan]:
         write_whole(target, _text(target, base, more, answers))
         recipe = load_recipe(target)
         if simulation is None:  # the same for all
-            build_rewards(recipe, "rewards", training_prompts(recipe))
+            records = training_prompts(recipe)
+            build_rewards(recipe, "rewards", records)
             held_out_prompts(recipe)
             simulation = Simulation(planned_model(recipe.model))
         plan = make_plan(recipe, simulation, answers["gpus"], memory)
         if plan.fits:
+            check_batches(recipe, answers["gpus"], len(records))
             return base, plan
         smallest = min(smallest or plan, plan, key=lambda one: one.most)
     assert smallest is not None
