@@ -16,7 +16,7 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(  # type: ignore[override]  # typeshed's has overloads by the kind of namespace
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> Any:
-        """The namespace, and words that no argument takes and that are no options."""
+        """The namespace, and words that no argument takes, options not among them."""
         found, rest = super().parse_known_args(args, namespace)
         for word in rest:
             if word.startswith("-"):
