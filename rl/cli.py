@@ -20,6 +20,7 @@ from uniar.import_hooks import on_import
 COMMANDS = {
     "train": ("rl.commands", "rl.train", "train a checkpoint as a recipe says"),
     "evaluate": ("rl.commands", "rl.commands.evaluate", "draw and score held-out prompts with any checkpoint"),
+    "benchmark": ("rl.commands", "rl.commands.benchmark", "draw and score a public benchmark with any checkpoint"),
     "report": ("rl.commands", "rl.commands.report", "write one page of runs: verdict, warnings, curves, pictures"),
     "compare": ("rl.commands", "rl.commands.compare", "compare two evaluations sample by sample"),
     "init": ("rl.commands", "rl.commands.init", "write a recipe from five questions, checked with plan"),

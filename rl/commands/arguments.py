@@ -1,4 +1,5 @@
-"""What `uniar-rl train`, `evaluate`, `report`, `compare`, `init`, `plan` and `export` take. Loads no library."""
+"""What `uniar-rl train`, `evaluate`, `benchmark`, `report`, `compare`, `init`, `plan` and `export` take. Loads no
+library."""
 
 import argparse
 
@@ -109,3 +110,75 @@ def export(parser: argparse.ArgumentParser) -> None:
         "--push-to-hub", metavar="OWNER/NAME", help="upload it to this repository of the Hugging Face hub"
     )
     parser.add_argument("--private", action="store_true", help="a repository that --push-to-hub makes is private")
+
+
+def benchmark(parser: argparse.ArgumentParser) -> None:
+    from rl.benchmarks.catalog import BENCHMARKS  # which loads no library either
+
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    width = max(map(len, BENCHMARKS))
+    listed = "\n".join(f"  {name:<{width}}  {one.title}" for name, one in BENCHMARKS.items())
+    parser.epilog = f"benchmarks, see docs/benchmarks.md:\n{listed}\n\n{_BENCHMARK_EXAMPLES}"
+    parser.add_argument("name", metavar="NAME", choices=BENCHMARKS, help=f"one of {', '.join(BENCHMARKS)}")
+    parser.add_argument("--model", required=True, help="as in `uniar-rl evaluate`, or preset:NAME")
+    parser.add_argument(
+        "--prompts",
+        metavar="FILE",
+        help="the benchmark's own file or folder of prompts, or the id of a data set on the hub",
+    )
+    parser.add_argument(
+        "--image-root", type=user_path, metavar="FOLDER", help="folder of the pictures to edit; default: the file's own"
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="use only the first prompts, this many")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say what would be drawn, and what is missing; draw nothing"
+    )
+    parser.add_argument(
+        "--baseline",
+        metavar="MODEL",
+        help="another model, drawn with the same noise and compared image by image; or a folder of this command's",
+    )
+    parser.add_argument(
+        "--output",
+        type=user_path,
+        metavar="FOLDER",
+        help="default: runs/benchmark-NAME; the same again goes on with it",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="draw again what is there already, and replace it")
+    group = parser.add_argument_group("scores")
+    group.add_argument(
+        "--reward",
+        action="append",
+        metavar="YAML",
+        help="a reward as in a recipe, such as '{use: remote, url: …}', in place of the benchmark's own; repeatable",
+    )
+    group.add_argument("--judge", metavar="URL", help="ask a model behind this OpenAI-compatible address (vlm_judge)")
+    group.add_argument(
+        "--no-scores", action="store_true", help="only draw, and lay out the images for the official scorer"
+    )
+    group = parser.add_argument_group("drawing, in place of the benchmark's own settings")
+    for name, kind, what in (
+        ("height", int, "in pixels, as the AR model draws"),
+        ("width", int, "in pixels"),
+        ("images-per-prompt", int, "images of each prompt"),
+        ("cfg", float, "scale of classifier-free guidance; 1: none"),
+        ("temperature", float, "sampling temperature; 0: the likeliest bits"),
+        ("upsampling-ratio", float, "size of the image over height × width, 1 to 2"),
+        ("steps", int, "denoising steps of the visual decoder"),
+        ("decoder-guidance", float, "guidance of the visual decoder"),
+        ("batch-size", int, "images drawn at once"),
+    ):
+        group.add_argument(f"--{name}", type=kind, help=what)
+    group.add_argument("--seed", type=int, default=0, help="seed of the noise; default: %(default)s")
+    group = parser.add_argument_group("model")
+    group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, …; default: a GPU if there is one")
+    group.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"])
+    group.add_argument("--attention", default="auto", choices=["auto", "eager", "sdpa", "flash_attention_2"])
+
+
+_BENCHMARK_EXAMPLES = """\
+examples:
+  uniar-rl benchmark shapes --model runs/quickstart/final --baseline assets/uniar-tiny
+  uniar-rl benchmark geneval --model PATH --prompts geneval_long.jsonl --dry-run
+  torchrun --nproc_per_node 8 -m rl.cli benchmark geneval --model PATH --prompts evaluation_metadata.jsonl
+"""

@@ -13,7 +13,7 @@ the file's own, and seed the noise of rollouts.
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,8 @@ class PromptRecord:
     id: str = ""
     where: str = field(default="", compare=False, repr=False)
     """file and line, for errors"""
+    row: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    """the fields as they were read"""
 
     def load_image(self) -> Image.Image | None:
         """The picture to edit in RGB, or None. Raises UserError if it cannot be read."""
@@ -111,7 +113,22 @@ def load_prompts(
     if not name.startswith(DATASETS):
         name = str(user_path(name))
     mix = Path(name).suffix in (".yaml", ".yml")
-    rows = _mix_rows(Path(name), image_root, seed, keys) if mix else _rows(name, image_root, keys)
+    rows = _mix_rows(Path(name), image_root, seed, keys) if mix else _rows(read_lines(name), name, image_root, keys)
+    return _with_ids(rows, name)
+
+
+def read_lines(name: str) -> list[JsonLine]:
+    """The rows of a prompt file, a folder of `.txt` files or a dataset, with whatever fields they have. Raises
+    UserError as `load_prompts` does."""
+    return list(read_dataset(name.removeprefix(DATASETS))) if is_dataset(name) else read_prompt_file(Path(name))
+
+
+def prompts_of(lines: Sequence[JsonLine], name: str, image_root: str | Path | None = None) -> list[PromptRecord]:
+    """The prompts in rows that were read from `name`, and perhaps rewritten. Raises as `load_prompts` does."""
+    return _with_ids(_rows(lines, name, image_root, Keys()), name)
+
+
+def _with_ids(rows: Sequence[_Row], name: str) -> list[PromptRecord]:
     if not rows:
         raise UserError(f"the prompts '{name}' are empty; at least one prompt is needed.")
     counts: Counter[str] = Counter()
@@ -143,12 +160,11 @@ def check_drawable(
 # Files ---------------------------------------------------------------------------------------------------------------
 
 
-def _rows(name: str, image_root: str | Path | None, keys: Keys, id_prefix: str = "") -> list[_Row]:
-    """The rows of one file, folder or dataset."""
-    if dataset := is_dataset(name):
-        lines = list(read_dataset(name.removeprefix(DATASETS)))
-    else:
-        lines = read_prompt_file(Path(name))
+def _rows(
+    lines: Sequence[JsonLine], name: str, image_root: str | Path | None, keys: Keys, id_prefix: str = ""
+) -> list[_Row]:
+    """The records in the rows of one file, folder or dataset."""
+    dataset = is_dataset(name)
     places: dict[str, str] = {}
 
     def read(line: JsonLine) -> _Row:
@@ -168,7 +184,8 @@ def _rows(name: str, image_root: str | Path | None, keys: Keys, id_prefix: str =
         if image is not None:
             content = image.content() if isinstance(image, StoredPicture) else image
             check_picture(content, f"{line.where}: {picture_name(image)}")
-        return _Row(key, PromptRecord(found.prompt, found.task, found.metadata, image, where=line.where))
+        record = PromptRecord(found.prompt, found.task, found.metadata, image, where=line.where, row=line.values)
+        return _Row(key, record)
 
     return read_all(lines, read)
 
@@ -193,7 +210,7 @@ def _mix_rows(path: Path, image_root: str | Path | None, seed: int, keys: Keys) 
         names[name] = where
         own_keys = Keys(entry.prompt_key or keys.prompt, entry.image_key or keys.image)
         try:
-            found = _rows(source, image_root, own_keys, f"{name}/")
+            found = _rows(read_lines(source), source, image_root, own_keys, f"{name}/")
             rows += _take(found, entry.sampled_ratio, seed)
         except UserError as error:
             raise error if str(path) in str(error) else UserError(f"{where}: {error}") from error

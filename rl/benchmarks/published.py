@@ -1,0 +1,120 @@
+"""Prompts of a benchmark in the forms they are published in, read as UniAR's own lines are:
+
+    {"idx": 0, "prompt": "…", "meta": {…}}
+
+A line of another form becomes such a line: `idx` is its place, `meta` all that it says. So a prompt has the same noise
+whichever of its files it comes from.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rl.benchmarks.catalog import BENCHMARKS
+from rl.data.dataset_rows import DATASETS, is_dataset
+from rl.data.prompts import PromptRecord, prompts_of, read_lines
+from uniar.errors import UserError
+from uniar.reading.files import HUB_ID, read_json, user_path
+from uniar.reading.json_lines import JsonLine, as_object
+
+PROMPTS = ("prompt", "instruction", "prompt_en", "text")
+"""fields that files call their prompt, the first that is a string"""
+ONEIG_TEXT = ("Text_Rendering", "text_rendering", "text")
+
+
+def read_benchmark(
+    name: str, source: str, image_root: Path | None = None, limit: int | None = None
+) -> list[PromptRecord]:
+    """The prompts of the benchmark `name`, its metadata on one level.
+
+    source: a prompt file, a folder of `.txt` files, `datasets:NAME[:SPLIT]`, or a data set's id on the hub. image_root:
+    the folder that paths of pictures start from; None: that of the file. limit: only the first ones.
+    Raises UserError naming file and line, also for prompts of another benchmark's kind.
+    """
+    source = _named(source)
+    lines = _lines(name, source)[:limit]
+    if not BENCHMARKS[name].own_prompts:
+        lines = [_uniar_line(line, place) for place, line in enumerate(lines)]
+    records = [replace(record, metadata=_flat(record.metadata)) for record in prompts_of(lines, source, image_root)]
+    edits = BENCHMARKS[name].edits
+    for record in records:
+        if (record.image is not None) != edits:
+            said = "it has no picture to edit" if edits else "it has a picture to edit"
+            raise UserError(f"{record.where}: {said}, and {name} {'edits' if edits else 'draws'}.")
+    return records
+
+
+def _named(source: str) -> str:
+    """The source, `datasets:` before a bare id of the hub."""
+    if is_dataset(source) or user_path(source).exists() or not HUB_ID.fullmatch(source):
+        return source if is_dataset(source) else str(user_path(source))
+    return source if Path(source).suffix or Path(source.split("/")[0]).exists() else DATASETS + source
+
+
+def _lines(name: str, source: str) -> list[JsonLine]:
+    if name == "imgedit" and (lines := _by_name(Path(source))):
+        return lines
+    lines = read_lines(source)
+    if name == "oneig":
+        kept = [line for line in lines if _said(line, "category") in (None, *ONEIG_TEXT)]
+        if not kept:
+            raise UserError(f"the prompts '{source}' have none of the category {ONEIG_TEXT[0]}.")
+        return kept
+    return list(_first_of_each(lines, "item_id")) if name == "dpg" else lines
+
+
+def _by_name(path: Path) -> list[JsonLine]:
+    """The edits of basic_edit.json: one object, which names each; `id` is the picture's path. None of another file."""
+    if path.suffix.lower() != ".json" or not path.is_file():
+        return []
+    content = read_json(path, "prompt file")
+    if not isinstance(content, dict) or "prompt" in content:
+        return []
+    lines = []
+    for number, (key, value) in enumerate(content.items(), start=1):
+        where = f"{path}, '{key}'"
+        said = as_object(value, where)
+        lines.append(JsonLine(path, number, {**said, "original_id": key, "input_image": said.get("id")}, where))
+    return lines
+
+
+def _first_of_each(lines: Iterable[JsonLine], key: str) -> Iterable[JsonLine]:
+    """Of rows that share a key, a question each, the first; all rows that have none."""
+    seen = set()
+    for line in lines:
+        identity = line.values.get(key)
+        if identity is None:
+            yield line
+        elif identity not in seen:
+            seen.add(identity)
+            yield replace(line, values={"id": identity, "text": line.values.get("text")})
+
+
+def _uniar_line(line: JsonLine, place: int) -> JsonLine:
+    values = line.values
+    if isinstance(values.get("meta"), dict):
+        return line if "idx" in values else replace(line, values={"idx": place, **values})
+    said = {**_nested(values, "metadata"), **{key: value for key, value in values.items() if key != "metadata"}}
+    key = next((key for key in PROMPTS if isinstance(values.get(key), str)), None)
+    if key is None:
+        return line  # which reading refuses, with what is missing
+    prompt = values[key]
+    if key == "text":  # elsewhere that is what to write
+        del said[key]
+    picture = {key: said.pop(key) for key in ("image", "input_image") if key in said}
+    return replace(line, values={"idx": place, "prompt": prompt, "meta": said, **picture})
+
+
+def _flat(metadata: dict[str, Any]) -> dict[str, Any]:
+    """Without a second level, as ImgEdit's lines have one."""
+    return {**{key: value for key, value in metadata.items() if key != "metadata"}, **_nested(metadata, "metadata")}
+
+
+def _said(line: JsonLine, key: str) -> Any:
+    return _nested(line.values, "meta").get(key, _nested(line.values, "metadata").get(key, line.values.get(key)))
+
+
+def _nested(values: Mapping[str, Any], key: str) -> dict[str, Any]:
+    found = values.get(key)
+    return dict(found) if isinstance(found, dict) else {}
