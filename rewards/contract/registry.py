@@ -20,7 +20,9 @@ _BUILT_IN = {
     "diversity": "rewards.pixels.diversity:Diversity",
     "exact_match": "rewards.written.exact_match:ExactMatch",
     "geneval": "rewards.geneval.reward:GenEval",
+    "geneval2": "rewards.vqa.geneval2:GenEval2",
     "hpsv2": "rewards.models.hpsv2:HPSv2",
+    "hpsv3": "rewards.models.hpsv3:HPSv3",
     "image_reward": "rewards.models.image_reward:ImageReward",
     "ocr": "rewards.ocr.reward:OCR",
     "pickscore": "rewards.models.pickscore:PickScore",
@@ -28,6 +30,7 @@ _BUILT_IN = {
     "remote": "rewards.remote.reward:Remote",
     "self_vqa": "rewards.vqa.self_vqa:SelfVQA",
     "sharpness": "rewards.pixels.sharpness:Sharpness",
+    "text_rendering": "rewards.ocr.text_rendering:TextRendering",
     "vlm_judge": "rewards.judge.vlm_judge:VLMJudge",
     "vqa_score": "rewards.vqa.vqa_score:VQAScore",
 }

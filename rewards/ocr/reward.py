@@ -2,7 +2,7 @@
 
 import logging
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -83,12 +83,9 @@ class OCR(Reward):
             targets = [target for target in target_texts(prompt, metadata, self.text_key) if normalize(target)]
         except UserError as error:
             return error
-        unknown = sorted({letter for target in targets for letter in normalize(target)} - self._alphabet)
-        letters = [character for character in unknown if unicodedata.category(character)[0] in "LMN"]
-        if letters:
-            why = f"{' '.join(letters)}: the reader does not know these letters"
-            logger.warning("no ocr score for %r: %s.", " ".join(targets), why)
-            return {"score": None, "why": why}
+        unknown, refusal = self.unknown_to_reader(targets)
+        if refusal is not None:
+            return refusal
         # A symbol that cannot be read must not cost marks that nobody could have got.
         targets = [normalize(target).translate(dict.fromkeys(map(ord, unknown))) for target in targets]
         if not any(targets):
@@ -98,6 +95,17 @@ class OCR(Reward):
             "score": text_score(readings, targets, any_order=self.order == "any"),
             "why": f"read {readings[0]!r}" if readings[0] else "no text read",
         }
+
+    def unknown_to_reader(self, targets: Sequence[str]) -> tuple[list[str], dict[str, Any] | None]:
+        """The characters of the targets that the reader does not know, and where letters are among them, why there is
+        no score."""
+        unknown = sorted({letter for target in targets for letter in normalize(target)} - self._alphabet)
+        letters = [character for character in unknown if unicodedata.category(character)[0] in "LMN"]
+        if not letters:
+            return unknown, None
+        why = f"{' '.join(letters)}: the reader does not know these letters"
+        logger.warning("no %s score for %r: %s.", self.name, " ".join(targets), why)
+        return unknown, {"score": None, "why": why}
 
     def read(self, image: Image.Image) -> list[str]:
         """All text in the image, its pieces joined by a space; once for each order in which these may be meant to be

@@ -25,6 +25,12 @@ def text_score(readings: Sequence[str], targets: Sequence[str], any_order: bool 
         any_order: whether the targets may come in any order: the nearest counts. Beyond 6 targets these are only the
             given order and the one in which they seem to occur.
     """
+    distance, length = text_distance(readings, targets, any_order)
+    return 1 - min(distance, length) / length
+
+
+def text_distance(readings: Sequence[str], targets: Sequence[str], any_order: bool = False) -> tuple[int, int]:
+    """d and n of `text_score`, characters."""
     from rapidfuzz.distance import Levenshtein
 
     readings = dict.fromkeys(normalize(reading) for reading in readings)
@@ -33,8 +39,7 @@ def text_score(readings: Sequence[str], targets: Sequence[str], any_order: bool 
     if length == 0:
         raise ValueError("the targets are blank; there is nothing to compare with.")
     orders = {reading: _orders(reading, targets) if any_order else ["".join(targets)] for reading in readings}
-    distance = min(Levenshtein.distance(reading, order) for reading in readings for order in orders[reading])
-    return 1 - min(distance, length) / length
+    return min(Levenshtein.distance(reading, order) for reading in readings for order in orders[reading]), length
 
 
 def _orders(reading: str, targets: list[str]) -> list[str]:

@@ -1,12 +1,12 @@
 """`vqa_score` with a tiny random Qwen3-VL, against a plain forward pass a sample."""
 
-import json
 import math
 import shutil
 
 import pytest
 import torch
 from support.reference_towers import random_images
+from support.tiny_qwen import save_qwen3
 
 from rewards import RewardBatch, RewardError, RewardSuite
 from rewards.vqa.yes_no import ANSWERS, QUESTION, Answers, Question, single_tokens, yes_probability
@@ -19,26 +19,7 @@ YES, NO = ["Y", "y"], ["N", "n", "no way"]  # the tiny tokenizer has no "Yes"
 
 @pytest.fixture(scope="session")
 def qwen(nano_checkpoint, tmp_path_factory):
-    """A Qwen3-VL of the preset's sizes, with its processor."""
-    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
-
-    folder = tmp_path_factory.mktemp("qwen")
-    for file in nano_checkpoint.iterdir():
-        if file.is_file() and file.suffix != ".safetensors":
-            shutil.copy(file, folder)
-    config = json.loads((nano_checkpoint / "config.json").read_text())
-    config["model_type"] = "qwen3_vl"
-    config["text_config"]["model_type"] = "qwen3_vl_text"
-    config["vision_config"]["model_type"] = "qwen3_vl"
-    for key in ("architectures", "auto_map"):
-        config.pop(key, None)
-    torch.manual_seed(0)
-    model = Qwen3VLForConditionalGeneration(Qwen3VLConfig(**config))
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=0.3)
-    model.save_pretrained(folder)
-    return folder
+    return save_qwen3(nano_checkpoint, tmp_path_factory.mktemp("qwen"))
 
 
 def expected_probabilities(folder, batch, questions, yes, no=None):
