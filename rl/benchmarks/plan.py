@@ -116,7 +116,8 @@ def reward_entries(arguments: argparse.Namespace) -> list[Mapping[str, Any]]:
     memory while images are drawn. Raises UserError for what is not YAML."""
     entries: list[Any] = [parse_yaml(text, "--reward", lines=False)[0] for text in arguments.reward or ()]
     if arguments.judge is not None:
-        entries.append({"use": "vlm_judge", "name": "judge", "url": arguments.judge})
+        preset = {"preset": "edit"} if BENCHMARKS[arguments.name].edits else {}
+        entries.append({"use": "vlm_judge", "name": "judge", "url": arguments.judge, **preset})
     if arguments.no_scores:
         if entries:
             raise UserError("--no-scores goes with neither --reward nor --judge.")

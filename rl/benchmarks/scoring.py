@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm import tqdm
 
-from rewards import RewardBatch, RewardSuite, RewardTable
+from rewards import RewardSuite, RewardTable
 from rl.benchmarks.folder import BenchmarkFolder
 from rl.data.prompts import PromptRecord
 from rl.distributed.sharing import fixed_batches, in_order, share_of, shares_at_main
 from rl.evaluation.evaluate import Evaluation, require_free_names, samples_at_once, total_scores
 from rl.policy.samples import DrawSettings, Sample
 from rl.records.rows import picture_of, sample_rows
-from rl.scoring.groups import comparing, groups_of, joined
+from rl.scoring.groups import comparing, groups_of, joined, reward_batch
 from uniar.errors import UserError
 
 if TYPE_CHECKING:
@@ -68,13 +68,7 @@ def score_images(
 
 @torch.no_grad()
 def _scored(rewards: RewardSuite, samples: Sequence[Sample], images: Sequence[Any]) -> RewardTable:
-    records = [sample.record for sample in samples]
-    batch = RewardBatch(
-        [record.prompt for record in records],
-        list(images),
-        [record.task for record in records],
-        [record.metadata for record in records],
-    )
+    batch = reward_batch(samples, images)
     compared, groups = comparing(rewards), groups_of(samples)
     table = rewards.score(batch, only=[name for name in rewards.names if name not in compared])
     if not compared:

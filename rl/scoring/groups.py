@@ -39,7 +39,7 @@ def joined(
     return table
 
 
-def reward_batch(samples: Sequence[Sample], images: Sequence[Image.Image], bits: Tensor) -> RewardBatch:
+def reward_batch(samples: Sequence[Sample], images: Sequence[Image.Image], bits: Tensor | None = None) -> RewardBatch:
     """What rewards see of decoded samples. Raises UserError for a picture to edit that cannot be read."""
     sources: dict[tuple[str, tuple[int, int]], Image.Image] = {}  # a group has one
     for sample, image in zip(samples, images, strict=True):
@@ -51,7 +51,7 @@ def reward_batch(samples: Sequence[Sample], images: Sequence[Image.Image], bits:
         images=list(images),
         tasks=[sample.record.task for sample in samples],
         metadata=[sample.record.metadata for sample in samples],
-        bits=bits.cpu(),
+        bits=None if bits is None else bits.cpu(),
         source_images=[
             [sources[key]] if (key := (sample.record.id, image.size)) in sources else []
             for sample, image in zip(samples, images, strict=True)

@@ -284,13 +284,18 @@ def test_one_command_draws_scores_compares_and_goes_on(nano_checkpoint, tmp_path
     assert (status, "is of other prompts or another seed" in said) == (2, True)
 
 
-def test_without_scores_the_images_are_laid_out_alone(nano_checkpoint, tmp_path, capsys):
+def test_edits_are_laid_out_without_scores_and_scored_beside_their_pictures(nano_checkpoint, tmp_path, capsys):
     prompts = published("imgedit", tmp_path)
     options = [*SMALL[:-2], "--no-scores", "--output", str(tmp_path / "out"), "--limit", "1"]
-    assert main(["benchmark", "imgedit", "--model", str(nano_checkpoint), "--prompts", str(prompts), *options]) == 0
+    command = ["benchmark", "imgedit", "--model", str(nano_checkpoint), "--prompts", str(prompts)]
+    assert main([*command, *options]) == 0
     assert [file.name for file in (tmp_path / "out/official").iterdir()] == ["17.png"]
     assert read_rows(tmp_path / "out/evaluations/step-000000.parquet")["total"].to_pylist() == [None]
     assert "for the official scorer" in capsys.readouterr().out
+    options.remove("--no-scores")
+    assert main([*command, *options, "--reward", "{use: preservation}"]) == 0  # which sees what was edited
+    assert "(1 were there)" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out/table.json").read_text())["total"]["scores"]["preservation"] is not None
 
 
 def test_a_dry_run_says_all_that_is_missing(tmp_path, capsys):
