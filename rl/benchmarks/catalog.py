@@ -6,8 +6,9 @@ there are none of UniAR's; they have GenEval's.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
+
+from uniar.shipped_files import SHIPPED
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Benchmark:
     """images drawn at once, where nothing else is said"""
 
 
-SHAPES_PROMPTS = Path(__file__).parents[2] / "configs/prompts/shapes/held_out.jsonl"
+SHAPES_PROMPTS = SHIPPED / "configs/prompts/shapes/held_out.jsonl"
 _GENEVAL = Drawing(512, 512, images=4, guidance=2.5, upsampling_ratio=2.0)
 _TEXT = Drawing(704, 1280, images=4, guidance=2.0)
 

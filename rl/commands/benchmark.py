@@ -35,6 +35,7 @@ from uniar.errors import UserError
 from uniar.placement import choose_device
 from uniar.reading.files import user_path, write_whole, writing
 from uniar.shareable import shareable
+from uniar.shipped_files import shipped_model
 
 _PATIENCE = timedelta(days=2)
 """for the slowest process; one that ends early is noticed by the launcher, which ends the others"""
@@ -172,7 +173,7 @@ def _dry_run(arguments: argparse.Namespace) -> int:
 
 def _missing_of(name: str, arguments: argparse.Namespace, plan: BenchmarkPlan | None) -> list[str]:
     """Of a model, or of a folder to compare with. Downloads nothing."""
-    if not name.startswith("preset:") and not user_path(name).exists():
+    if not (name.startswith("preset:") or shipped_model(name) or user_path(name).exists()):
         return [f"the model {name} is not here; where it is a hub id, it would be downloaded"]
     if plan is not None and _drawn_before(name, plan) is None:
         _model(arguments, name, choose_device(arguments.device)).check(plan.records, plan.settings)
