@@ -54,7 +54,7 @@ class BenchmarkFolder:
 
     def image(self, sample: Sample) -> Path:
         """The file of a sample."""
-        return self.prompt_folder(sample.record) / "samples" / f"{sample.index:04d}.png"
+        return self.prompt_folder(sample.record) / f"samples/{sample.index:04d}.png"
 
     def claim(self) -> None:
         """Makes the folder. Raises UserError for one that is a run's, or cannot be made."""
