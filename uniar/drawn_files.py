@@ -30,9 +30,10 @@ def read_record(path: Path) -> dict[str, Any] | None:
     """The record in a PNG; None for a file that `write_image` did not write."""
     try:
         with Image.open(path, formats=("PNG",)) as image:
-            return json.loads(image.info[PNG_KEY]) if PNG_KEY in image.info else None
-    except (OSError, SyntaxError, ValueError):
+            record = json.loads(image.info.get(PNG_KEY, "null"))
+    except Exception:  # Pillow's readers raise anything on broken files
         return None
+    return record if isinstance(record, dict) else None
 
 
 def write_image(image: Image.Image, path: Path, record: dict[str, Any]) -> None:

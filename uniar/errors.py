@@ -31,7 +31,8 @@ def did_you_mean(name: str, known: Iterable[str], elsewhere: Mapping[str, str] |
     """A hint to append to an error: " Did you mean 'x'?" with the nearest known name, or "".
 
     elsewhere: names that are known in other places -> what they are called from here. The same name in another place is
-    nearer than a similar one; abbreviations ("lr") and parts ("batch_size") of a name come last.
+    nearer than a similar one; abbreviations ("lr") and parts ("batch_size") of a name come last. Names by which
+    nothing is called here are looked for as they are.
     """
     names = {one: one for one in known}
     others = elsewhere or {}
@@ -41,6 +42,7 @@ def did_you_mean(name: str, known: Iterable[str], elsewhere: Mapping[str, str] |
         return name == "".join(word[:1] for word in words) or set(name.split("_")) <= set(words)
 
     found = others.get(name)
+    others = {one: full for one, full in others.items() if full.rpartition(".")[2] == one}
     for named in (names, others):
         matches = difflib.get_close_matches(name, list(named), n=1, cutoff=0.6 if named is names else 0.8)
         found = found or (named[matches[0]] if matches else None)

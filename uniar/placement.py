@@ -11,11 +11,14 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto`: the GPU if there is one. Raises UserError for a device that torch cannot put a tensor on."""
+    """`auto`: the GPU if there is one. Raises UserError for a device that is not here, or that holds no tensor."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and "LOCAL_RANK" in os.environ:  # of several processes each has a GPU of its own
         name = f"cuda:{os.environ['LOCAL_RANK']}"
+    gpus = [f"cuda:{number}" for number in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    if name not in (there := ["cpu", *(["cuda"] if gpus else []), *gpus]):
+        raise UserError(f"--device {name} is not here: there is {', '.join(there)}; auto takes the first GPU.")
     try:
         device = torch.device(name)
         torch.empty(1, device=device)

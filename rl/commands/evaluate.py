@@ -41,7 +41,7 @@ from uniar.checkpoint import load_processor
 from uniar.errors import UserError
 from uniar.inspection import inspect_checkpoint
 from uniar.placement import choose_device
-from uniar.reading.files import remove_unfinished, write_whole, writing
+from uniar.reading.files import remove_unfinished, require_writable, write_whole, writing
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -57,6 +57,7 @@ def run(arguments: argparse.Namespace) -> None:
                 f"--output {arguments.output} is the folder of a run, whose own evaluations this one would replace; "
                 "name another folder."
             )
+        require_writable(arguments.output)
         with writing(arguments.output):
             arguments.output.mkdir(parents=True, exist_ok=True)
             remove_unfinished(arguments.output, "*", "*/*")

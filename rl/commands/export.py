@@ -14,7 +14,7 @@ from rl.export.writing import export_adapter, export_checkpoint
 from rl.policy.evaluated import source_of
 from uniar.checkpoint import resolve_checkpoint
 from uniar.errors import UserError
-from uniar.reading.files import reason_of
+from uniar.reading.files import reason_of, require_writable
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -25,6 +25,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError(f"{checkpoint} is a run's folder; name one of its checkpoints, such as {saved[-1]}.")
     if (checkpoint / MANIFEST).is_file() and (wrong := fault(checkpoint)) is not None:
         raise UserError(f"{checkpoint} is damaged: {wrong}.")
+    require_writable(output.parent)
     max_shard_size = parse_size(arguments.max_shard_size)
     average = arguments.ema
     origin = origin_of(checkpoint, arguments.source, average=average)

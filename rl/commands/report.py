@@ -9,12 +9,13 @@ from pathlib import Path
 
 from rl.checkpoint.layout import REPORT
 from rl.report.page import write_report
-from uniar.reading.files import writing
+from uniar.reading.files import require_writable, writing
 
 
 def run(arguments: argparse.Namespace) -> None:
     alone = len(arguments.runs) == 1
     target = arguments.output or (arguments.runs[0] / REPORT if alone else Path(REPORT))
+    require_writable(target.parent)
     with writing(target):
         write_report(arguments.runs, target)
     print(f"written to {target} ({target.stat().st_size / 1e6:.1f} MB)")

@@ -26,6 +26,9 @@ def check_choices(recipe: Recipe, origins: Origins) -> None:
         raise UserError(f"{origin_of(tuple(key.split('.')), origins)}: {sentence}")
 
     model, rollout, algorithm = recipe.model, recipe.rollout, recipe.algorithm
+    if model.path is not None and model.path.startswith("preset:"):
+        name = model.path.removeprefix("preset:")
+        refuse("model.path", f"model.path is {model.path!r}; set model.preset to {name!r} and model.path to null.")
     if (model.path is None) == (model.preset is None):
         found = "neither is given" if model.path is None else f"found path {model.path!r} and preset {model.preset!r}"
         refuse("model", f"model needs exactly one of path and preset; {found}. Set the other one to null.")

@@ -12,12 +12,22 @@ from typing import Any
 
 from rl.algorithm.losses import loss_named
 from rl.config.checks import check_choices, check_rewards, check_rollout_boundaries
+from rl.config.habits import HABITS
 from rl.config.sections import Recipe
 from rl.config.trainer_arguments import TAKEN, check_trainer_arguments
 from uniar.errors import UserError
 from uniar.reading.files import user_path
 from uniar.reading.plugins import from_current_folder
-from uniar.reading.settings import Origins, build, home_expanded, key_of, nested_settings, origin_of, settings_of
+from uniar.reading.settings import (
+    Origins,
+    build,
+    home_expanded,
+    key_of,
+    nested_settings,
+    origin_of,
+    settings_of,
+    shown_value,
+)
 from uniar.reading.yaml_files import parse_yaml, read_yaml
 from uniar.shipped_files import shipped, shipped_model
 
@@ -98,11 +108,11 @@ def load_loss(recipe: Recipe) -> None:
 
 @functools.cache
 def _names() -> dict[str, str]:
-    """The last part of each setting's key, where only one has it -> that key: for hints."""
+    """The last part of each setting's key, where only one has it, and names by habit -> that key: for hints."""
     keys: dict[str, list[str]] = {name: [f"trainer.{name}"] for name in TAKEN}
     for key, field, _ in nested_settings(Recipe):
         keys.setdefault(field.name, []).append(key)
-    return {name: found[0] for name, found in keys.items() if len(found) == 1}
+    return HABITS | {name: found[0] for name, found in keys.items() if len(found) == 1}
 
 
 def _with_homes(value: Any, path: tuple[str, ...], origins: Origins) -> Any:
@@ -120,7 +130,7 @@ def _with_homes(value: Any, path: tuple[str, ...], origins: Origins) -> Any:
 def _read_with_base(path: Path, children: tuple[Path, ...]) -> tuple[dict[str, Any], Origins]:
     mapping, origins = read_yaml(path, "recipe")
     if not isinstance(mapping, dict):
-        raise UserError(f"{path}: a recipe is a mapping of sections; found {type(mapping).__name__}.")
+        raise UserError(f"{path}: a recipe is a mapping of sections; found {shown_value(mapping)}.")
     _locate(mapping, lambda text: _if_there(path.parent / text))
     base = mapping.pop("base", None)
     if base is None:

@@ -12,6 +12,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from rl.config.habits import HABITS
 from uniar.errors import UserError, did_you_mean
 from uniar.reading.settings import Origins, check_type, home_expanded, origin_of
 
@@ -227,7 +228,8 @@ def check_trainer_arguments(arguments: dict[str, Any], origins: Origins) -> dict
             refuse(name, f"is set under {OWNED[name]}")
         if name not in hints:
             known = [one for one in hints if one in TAKEN]
-            hint = did_you_mean(name, known)
+            named = HABITS.get(f"trainer.{name}")
+            hint = f" Did you mean {named!r}?" if named else did_you_mean(name, known)
             where = origin_of(path, origins)
             raise UserError(f"{where}: unknown key 'trainer.{name}', not an argument of TRL's GRPOConfig.{hint}")
         default = hints[name][1]
@@ -237,7 +239,7 @@ def check_trainer_arguments(arguments: dict[str, Any], origins: Origins) -> dict
             continue
         taken = TAKEN[name]
         kind = kind_of(name)
-        checked[name] = value if kind is None else check_type(value, kind, path, origins, taken.bounds)
+        checked[name] = value if kind is None else check_type(value, kind, path, origins, taken.bounds, HABITS)
         if isinstance(value, str) and value in taken.without:
             refuse(name, f"{value} is not offered here: {taken.without[value]}")
     if isinstance(checked.get("deepspeed"), str):
@@ -249,6 +251,9 @@ def check_trainer_arguments(arguments: dict[str, Any], origins: Origins) -> dict
 def _check_together(arguments: dict[str, Any], refuse: Any) -> None:
     if arguments.get("max_steps") == 0:
         refuse("max_steps", "is 0, which trains nothing; expected a whole number ≥ 1, or -1 to go by num_train_epochs")
+    for part in (arguments.get("optim_args") or "=").split(","):
+        if part.count("=") != 1:
+            refuse("optim_args", f"is {arguments['optim_args']!r}, expected name=value, or several with commas between")
     for name in ("warmup_steps", "logging_steps"):
         if (value := arguments.get(name, 0)) > 1 and value != int(value):
             refuse(name, f"is {value:g}; above 1 it is a whole number of updates, below 1 a share of the run")

@@ -3,14 +3,16 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
 
 from rl.config.model import LoraSection, ModelSection
 from rl.config.sections import Recipe
 from rl.policy.reference import AdapterCopy, AdapterOff, FrozenCopy, Reference
 from uniar.checkpoint import require_model_type, resolve_checkpoint
 from uniar.configuration_uniar import UniARConfig
-from uniar.errors import UserError
+from uniar.errors import UserError, did_you_mean
 from uniar.inspection import inspect_checkpoint
 from uniar.modeling_uniar import UniARForConditionalGeneration
 from uniar.placement import DTYPES
@@ -62,6 +64,13 @@ def trainable(
     if lora is None:
         model.set_trainable()
         return model
+    layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    for target in lora.target_modules or ():
+        if not any(f".{layer}".endswith(f".{target}") for layer in layers):
+            hint = did_you_mean(target, sorted({layer.rpartition(".")[2] for layer in layers}))
+            raise UserError(
+                f"model.lora.target_modules has {target!r}, which no linear layer of the model is called.{hint}"
+            )
     config = LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]  # peft divides it by r, whole or not
@@ -75,6 +84,13 @@ def trainable(
         raise UserError(
             f"model.lora.target_modules {lora.target_modules} match no layer of the model: {error}"
         ) from error
+
+
+def check_adapters(section: ModelSection, folder: Path) -> None:
+    """Raises UserError for adapters that the model of `folder` cannot have. Loads no weight."""
+    if section.lora is not None and section.lora.target_modules is not None:
+        with torch.device("meta"):
+            trainable(UniARForConditionalGeneration._from_config(load_config(folder)), section.lora)
 
 
 def reference_for(recipe: Recipe, folder: Path) -> Reference | None:

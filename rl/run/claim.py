@@ -40,6 +40,8 @@ def check_claim(recipe: Recipe, resume: bool) -> None:
     with blamed_on(recipe, "output_dir"):
         require_writable(Path(recipe.output_dir))
         folder = RunFolder.chosen(recipe, resume=goes_on)
+        if not folder.was_begun and Path().resolve().is_relative_to(folder.path.resolve()):
+            raise UserError(f"'{folder.path}' is the current folder or one above it; name a folder for the run alone.")
     for saved in reversed(checkpoints(folder.path) if goes_on else []):
         try:
             check_resumed(recipe, saved)

@@ -15,6 +15,7 @@ from rl.data.prompts import PromptRecord, check_drawable, load_prompts
 from rl.data.questions import QuestionRecord, load_questions
 from rl.evaluation.evaluate import Evaluator, require_free_names, samples_at_once
 from rl.evaluation.understanding import Examiner
+from rl.policy.loading import check_adapters
 from rl.policy.samples import DrawSettings
 from rl.policy.text_kl import TextKL
 from rl.scoring.scorer import Scorer
@@ -146,7 +147,7 @@ def load_decoder(recipe: Recipe, source: Path, device: torch.device | str) -> Un
 
 def check_model(recipe: Recipe, source: Path) -> None:
     """Raises UserError for a size that the checkpoint in `source` cannot draw, or its decoder not at this ratio, and
-    for an attention that is not installed. Loads configs alone."""
+    for adapters that the model cannot have and an attention that is not installed. Loads configs alone."""
     rollout, ratio, sizes = recipe.rollout, recipe.decode.upsampling_ratio, DecoderSizes.of_checkpoint(source)
     for side in ("height", "width"):
         with blamed_on(recipe, f"rollout.{side}"):
@@ -155,6 +156,8 @@ def check_model(recipe: Recipe, source: Path) -> None:
     larger = "rollout.height" if rollout.height >= rollout.width else "rollout.width"
     with blamed_on(recipe, larger if ratio == 1 else "decode.upsampling_ratio"):
         sizes.output(rollout.height, rollout.width, ratio)
+    with blamed_on(recipe, "model.lora.target_modules"):
+        check_adapters(recipe.model, source)
     if recipe.model.attention == "flash_attention_2" and find_spec("flash_attn") is None:
         raise UserError(
             f"{recipe.where('model.attention')}: model.attention is flash_attention_2, and flash-attn is "

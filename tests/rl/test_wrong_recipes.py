@@ -24,6 +24,7 @@ from wrong_recipes import (
 
 import rl.train
 from rl.cli import main
+from rl.config.habits import HABITS
 
 
 class Loaded(BaseException):
@@ -94,6 +95,12 @@ def test_generated(part, recipe, attempt):
 @pytest.mark.parametrize("table", [MISSPELT, TOGETHER, LIBRARIES], ids=["misspelt", "together", "libraries"])
 def test_written_down(table, recipe, attempt):
     require_refused(table, recipe, attempt)
+
+
+def test_names_by_habit_lead_to_settings_and_are_none_themselves():
+    known = {key for key, _, _ in [*settings(), *arguments()]} | {"adamw_torch"}
+    assert set(HABITS.values()) <= known
+    assert not known & set(HABITS)
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from support.command_line import draw, write_lines
 from support.warm_process import run_warm
 
-from uniar.drawn_files import read_record
+from uniar.drawn_files import PNG_KEY, read_record
 from uniar.placement import choose_device
 
 LINES = [
@@ -93,8 +94,17 @@ def test_a_layout_needs_a_folder(nano_checkpoint, tmp_path, capsys):
     assert "name a folder for the layout uniar" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("text", ["3", "[]", '"a"', "null", "{", "[" * 9999])
+def test_a_record_that_is_none_is_somebody_elses_picture(tmp_path, text):
+    marks = PngInfo()
+    marks.add_itxt(PNG_KEY, text)
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png", pnginfo=marks)
+    assert read_record(tmp_path / "a.png") is None
+
+
 def test_each_process_has_its_own_gpu(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
     monkeypatch.setattr("torch.empty", lambda *_, **__: None)
     monkeypatch.setenv("LOCAL_RANK", "3")
     assert [str(choose_device(name)) for name in ("auto", "cuda", "cuda:1", "cpu")] == [

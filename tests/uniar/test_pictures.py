@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from uniar.errors import UserError
 from uniar.reading.pictures import MOST_PIXELS, check_picture, in_rgb, load_picture, picture_to_edit
@@ -130,6 +130,39 @@ def test_pictures_stand_as_their_exif_data_say(tmp_path):
     assert load_picture(saved(tmp_path / "three.jpg", photo, exif=turned(3))).getpixel((5, 5))[0] > 200
     nonsense = load_picture(saved(tmp_path / "nonsense.jpg", photo, exif=turned(99)))
     assert nonsense.size == (40, 20)
+
+
+BROKEN_EXIF = [
+    b"",
+    b"Exif",
+    b"II*\0",
+    b"MM\0*\xff\xff\xff\xff",
+    b"Exif\0\0II*\0\x08\0\0\0\xff\xff",
+    b"\0" * 64,
+    b"<x/>" * 99,
+]
+BROKEN_EXIF += [
+    b"II*\0\x08\0\0\0\x01\0\x12\x01" + kind + b"\xff\xff\xff\x7f\x06\0\0\0" for kind in (b"\x02\0", b"\x0c\0")
+]
+
+
+@pytest.mark.parametrize("exif", BROKEN_EXIF)
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
+def test_broken_exif_data_say_nothing(tmp_path, exif, suffix):
+    path = tmp_path / f"a.{suffix}"
+    Image.new("RGB", (8, 4), "blue").save(path, exif=exif)
+    check_picture(path)
+    assert load_picture(path).size == (8, 4)
+    assert load_picture(path).getpixel((0, 0))[2] > 200
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tiff"])
+def test_every_orientation_is_pillows(tmp_path, orientation, suffix):
+    picture = Image.fromarray(np.arange(8 * 16 * 3, dtype=np.uint8).reshape(8, 16, 3))
+    path = saved(tmp_path / f"a.{suffix}", picture, exif=turned(orientation))
+    with Image.open(path) as stored:
+        assert load_picture(path).tobytes() == ImageOps.exif_transpose(stored).convert("RGB").tobytes()
 
 
 def test_other_modes_and_the_first_frame(tmp_path):

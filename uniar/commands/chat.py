@@ -12,6 +12,7 @@ from uniar.commands.loading import Checkpoint, check_number
 from uniar.commands.processes import Processes
 from uniar.commands.requests import Question, read_questions
 from uniar.errors import UserError
+from uniar.reading.files import require_writable
 from uniar.reading.pictures import load_picture
 from uniar.reading.prompt_text import check_text
 from uniar.seeds import seed_of
@@ -25,6 +26,8 @@ def run(arguments: argparse.Namespace) -> None:
     check_number("--temperature", arguments.temperature, 0)
     if (arguments.prompts is None) != (arguments.output is None):
         raise UserError("--prompts and --output go together: a file of questions, and the file for their answers.")
+    if arguments.output is not None:
+        require_writable(arguments.output.parent)
     given_pictures = tuple(arguments.image)
     asked = arguments.prompt is not None or arguments.prompts is not None
     questions = read_questions(arguments, given_pictures) if asked else []

@@ -22,7 +22,7 @@ from uniar.drawn_files import check_manifest, difference, read_record, write_ima
 from uniar.errors import UserError
 from uniar.generation import draw_noise, rollout
 from uniar.processing import build_visual_prompt
-from uniar.reading.files import remove_unfinished
+from uniar.reading.files import remove_unfinished, require_writable
 from uniar.reading.pictures import picture_to_edit
 from uniar.seeds import seed_of
 from uniar.shareable import shareable
@@ -219,6 +219,8 @@ def _claim(output: Output) -> None:
     """Makes the folder. Raises UserError if something of another kind is in the way."""
     if not output.is_folder and output.path.is_dir():
         raise UserError(f"--output {output.path} is a folder; name a file in it, or a folder whose name has no .png.")
+    if not (output.folder.exists() and not output.folder.is_dir()):
+        require_writable(output.folder)
     try:
         output.folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):

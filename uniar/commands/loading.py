@@ -120,6 +120,7 @@ def memory_advice(what: str, advice: str) -> Iterator[None]:
 def check_number(option: str, value: float, lowest: float, *, above: bool = False) -> None:
     """Raises UserError unless `value` is finite and at least `lowest` (with `above`: more than it)."""
     if not math.isfinite(value) or value < lowest or (above and value == lowest):
+        finite = "finite, " if value == math.inf else ""
         raise UserError(
-            f"{option} is {value}; it must be {'above ' if above else ''}{lowest}{'' if above else ' or more'}."
+            f"{option} is {value}; it must be {finite}{'above ' if above else ''}{lowest}{'' if above else ' or more'}."
         )

@@ -8,6 +8,7 @@ import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import psutil
@@ -167,8 +168,8 @@ def read_object(path: Path, what: str = "file") -> dict[str, Any]:
 
 
 def require_writable(folder: Path) -> None:
-    """Raises UserError where a folder is not there and cannot be made, or is there and not to be written to. Makes
-    nothing."""
+    """Raises UserError where a folder is not there and cannot be made, or is there and not to be written to. Leaves
+    nothing behind."""
     try:
         above = folder
         while not above.exists():  # raises OSError for a name that is too long
@@ -177,6 +178,8 @@ def require_writable(folder: Path) -> None:
             raise UserError(f"'{folder}' cannot be made: '{above}' is not a folder.")
         if not os.access(above, os.W_OK | os.X_OK):
             raise UserError(f"'{folder}' cannot be written: no permission to write into '{above}'.")
+        with writing(folder), TemporaryFile(dir=above):  # root may write anywhere, though not into every file system
+            pass
         for part in folder.relative_to(above).parts:
             if len(os.fsencode(part)) > os.pathconf(above, "PC_NAME_MAX"):
                 raise UserError(f"'{folder}' cannot be made: a name in it is too long.")

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, features
+from PIL import ExifTags, Image, features
 
 from uniar.errors import UserError, shortened
 from uniar.reading.files import ADDRESS, reason_of, user_path
@@ -27,6 +27,16 @@ LARGEST_ASPECT = 200
 """longer over shorter side; the processor of Qwen2-VL refuses more"""
 
 _ENDS = {"PNG": b"IEND\xaeB`\x82", "JPEG": b"\xff\xd9", "GIF": b";"}
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation -> what makes the picture upright"""
 _LARGEST_SAMPLE = (281, 341)
 """the tags of TIFF that say which value is white: MaxSampleValue, SMaxSampleValue"""
 
@@ -89,9 +99,9 @@ def in_rgb(image: Image.Image, name: str = "the image") -> Image.Image:
     `check_shape` refuses, that cannot be decoded, or whose white is not known."""
     check_shape(*image.size, name)
     with _as_sentences(name):
-        if image.mode == "RGB" and not image.has_transparency_data and not image.getexif():
-            return image.convert("RGB")
-        upright = ImageOps.exif_transpose(image)
+        image.load()  # which turns a TIFF
+        turn = _turn(image)
+        upright = image.copy() if turn is None else image.transpose(turn)
         if upright.mode[0] in "IF":
             return Image.fromarray(_in_8_bits(upright, _white(image), name)).convert("RGB")
         key = upright.info.get("transparency")
@@ -101,6 +111,14 @@ def in_rgb(image: Image.Image, name: str = "the image") -> Image.Image:
             return upright.convert("RGB")
         layers = upright.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers).convert("RGB")
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """That makes it upright, as the EXIF data say; None where they say nothing, or are broken."""
+    try:
+        return _TURNS[image.getexif()[ExifTags.Base.Orientation]]
+    except Exception:  # Pillow's readers raise anything from struct.error to SyntaxError on broken data
+        return None
 
 
 def check_shape(

@@ -111,19 +111,21 @@ def build(
     """`data`, a plain mapping, as an instance of the dataclass `cls`.
 
     path: the keys that lead to `data`, for messages. origins: where each key was written. elsewhere: names of settings
-    of other sections -> their full keys, for hints.
+    of other sections, and names that nothing has here, with their section or without -> full keys, for hints.
     Raises UserError for an unknown or missing key, a wrong type, a value out of range.
     """
     origins, elsewhere = origins or {}, elsewhere or {}
     where = origin_of(path, origins)
     data = {} if data is None else data  # a section header with nothing under it
     if not isinstance(data, Mapping):
-        raise UserError(f"{where}: {_subject(path)} is {_show(data)}, expected a mapping of settings.")
+        raise UserError(f"{where}: {_subject(path)} is {shown_value(data)}, expected a mapping of settings.")
     fields = {field.name: field for field in settings_of(cls)}
     for name in data:
         if name not in fields:
             full = (*path, str(name))
-            hint = did_you_mean(str(name), fields, elsewhere) or f" Valid here: {', '.join(fields)}."
+            named = elsewhere.get(key_of(full))  # in just this place
+            hint = f" Did you mean {named!r}?" if named else did_you_mean(str(name), fields, elsewhere)
+            hint = hint or f" Valid here: {', '.join(fields)}."
             raise UserError(f"{origin_of(full, origins)}: unknown key '{key_of(full)}'.{hint}")
     return cls(**checked_values(cls, data, path, origins, elsewhere))
 
@@ -188,9 +190,10 @@ def check_type(
         if option is Path and isinstance(value, str | Path):
             return Path(value)
     choices = [str(choice) for option in options if typing.get_origin(option) is Literal for choice in option.__args__]
-    hint_text = did_you_mean(value, choices) if isinstance(value, str) else ""
+    named = (elsewhere or {}).get(f"{key_of(path)}={value}")
+    hint_text = f" Did you mean {named!r}?" if named else did_you_mean(value, choices) if isinstance(value, str) else ""
     where = origin_of(path, origins)
-    said = f"{key_of(path)} is {_show(value)}, expected {expected(hint, metadata)}.{hint_text}"
+    said = f"{key_of(path)} is {shown_value(value)}, expected {expected(hint, metadata)}.{hint_text}"
     raise UserError(f"{where}: {said}" if where else said)
 
 
@@ -263,7 +266,7 @@ def _subject(path: tuple[str, ...]) -> str:
     return key_of(path) or "the content"
 
 
-def _show(value: Any) -> str:
+def shown_value(value: Any) -> str:
     """A found value and its kind, short enough for one sentence."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
