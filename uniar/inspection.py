@@ -43,13 +43,13 @@ _DECODER_MODELS = {
 def inspect_checkpoint(folder: Path, *, decoder: bool) -> None:
     """Raises UserError, naming the file, for a checkpoint that would not load or whose parts do not fit together. What
     was found good is not looked at again while its files stay as they are."""
+    require_parts(folder, decoder=decoder)  # before a whole home folder is looked through
     files = [(file, file.stat()) for file in sorted(folder.rglob("*")) if file.is_file()]
     _inspect(folder, decoder, tuple((file, stat.st_size, stat.st_mtime_ns) for file, stat in files))
 
 
 @lru_cache
 def _inspect(folder: Path, decoder: bool, state: tuple[tuple[Path, int, int], ...]) -> None:
-    require_parts(folder, decoder=decoder)
     config = _inspect_model(UniARForConditionalGeneration, folder)
     _inspect_processor(folder, config)
     if decoder:

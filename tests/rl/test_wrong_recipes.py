@@ -77,9 +77,9 @@ def require_refused(cases, recipe, attempt) -> None:
     wrong = []
     for override, key in cases:
         said = attempt(recipe, override)
-        place = f"command line ({' '.join(override.split())}): "
+        place = f"command line ({' '.join(override.split())}): "[:60]  # a long one is cut
         at_home = said is not None and (said.startswith(place) or str(recipe) in said)
-        if not at_home or key not in said.removeprefix(place):
+        if not at_home or key not in (said.partition("): ")[2] if said.startswith(place) else said):
             wrong.append((override, said))
     assert not wrong
 

@@ -28,6 +28,15 @@ JSON_LINES = (".jsonl", ".ndjson", ".jsonlines")
 SUFFIXES = (*JSON_LINES, ".json", ".txt", ".csv", ".tsv", ".parquet")
 MOST_UNPACKED = 2**30
 """bytes of a file that gzip packed: a small file can unpack to more than the memory holds"""
+_MISTAKEN = {
+    b"version https://git-lfs": "a pointer of Git LFS, not the file itself; fetch it with `git lfs pull`",
+    b"PK\x03\x04": "a zip archive or an Excel workbook; unpack it, or save it as CSV",
+    b"PAR1": "Parquet; end its name in .parquet",
+    b"\x1f\x8b": "packed by gzip; end its name in .gz",
+    b"\xff\xfe": "not text in UTF-8 but in UTF-16; save it as UTF-8",
+    b"\xfe\xff": "not text in UTF-8 but in UTF-16; save it as UTF-8",
+}
+"""How files begin that are not what their names say -> what they are"""
 _SEPARATORS = (",", ";", "\t", "|")
 _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\s*?(?:\n|\r|\Z)', re.IGNORECASE)
 _LOOKS_LIKE_JSON = re.compile(r'\{\s*(?:"|\Z)|\[\s*(?:["{[]|\Z)')
@@ -72,9 +81,15 @@ def _rows(path: Path) -> list[JsonLine]:
 
 
 def _content(path: Path) -> bytes:
+    content = _unpacked(path) if path.suffix == ".gz" else read_regular(path, "prompt file")
+    for beginning, what in _MISTAKEN.items():
+        if content.startswith(beginning) and not (beginning == b"PAR1" and _kind(path) == ".parquet"):
+            raise UserError(f"the prompt file '{path}' is {what}.")
+    return content
+
+
+def _unpacked(path: Path) -> bytes:
     content = read_regular(path, "prompt file")
-    if path.suffix != ".gz":
-        return content
     try:
         with gzip.open(io.BytesIO(content)) as file:
             content = file.read(MOST_UNPACKED + 1)

@@ -1,5 +1,6 @@
 """What a prompt, a question or an answer may not hold."""
 
+import unicodedata
 from collections.abc import Iterable
 from typing import Any
 
@@ -24,7 +25,7 @@ def reserved_tokens(processor: Any) -> tuple[str, ...]:
 def check_text(text: str, where: str, tokens: Iterable[str] = RESERVED) -> None:
     """Raises UserError, which begins with `where`, for text that is empty, not Unicode, or that `refuse_tokens`
     refuses."""
-    if not text.strip():
+    if all(one.isspace() or unicodedata.category(one) == "Cf" for one in text):
         raise UserError(f"{where} is empty.")
     if not is_unicode(text):
         raise UserError(f"{where} is not text in UTF-8.")
