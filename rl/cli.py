@@ -1,6 +1,7 @@
 """The command `uniar-rl`: one subcommand a job. Bad input prints one sentence and exits with 2."""
 
 import atexit
+import errno
 import os
 import re
 import select
@@ -14,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from typing import NoReturn
 
 from rl.parser import Parser
-from uniar.errors import RunError, UserError, did_you_mean
+from uniar.errors import RunError, UserError, did_you_mean, shortened
 from uniar.import_hooks import on_import
 
 COMMANDS = {
@@ -34,6 +35,9 @@ COMMANDS = {
 }
 """A room whose `arguments` has a function of the command's name, which says what it takes and loads no library; the
 module with `run(arguments)`, imported only to be run; a summary."""
+
+_OF_A_NAME = {errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR}
+"""what the system says of names that a user gave, where no command has said it better"""
 
 LAST_WORDS = 60.0
 """seconds for what libraries do when Python ends, after an error among several processes"""
@@ -104,6 +108,12 @@ def _run(argv: Sequence[str] | None) -> int:
         # One line, whatever a library or a key put into the sentence.
         print(f"uniar-rl {parsed.command}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
+    except OSError as error:
+        if error.filename is None or error.errno not in _OF_A_NAME:
+            raise
+        name = shortened(os.fsdecode(error.filename), 100, 40) if isinstance(error.filename, str | bytes) else "a file"
+        print(f"uniar-rl {parsed.command}: '{name}' cannot be used: {error.strerror}.", file=sys.stderr)
+        return 2
     except SystemExit as error:  # of a plug-in: no command ends in this way itself, least of all as if all were well
         from rewards.contract.protocol import described  # brings torch, which is loaded by now
 

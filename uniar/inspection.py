@@ -43,14 +43,18 @@ _DECODER_MODELS = {
 def inspect_checkpoint(folder: Path, *, decoder: bool) -> None:
     """Raises UserError, naming the file, for a checkpoint that would not load or whose parts do not fit together. What
     was found good is not looked at again while its files stay as they are."""
-    require_parts(folder, decoder=decoder)  # before a whole home folder is looked through
+    if not (folder / "config.json").is_file():  # nor is a whole home folder looked through
+        require_parts(folder, decoder=decoder)
     files = [(file, file.stat()) for file in sorted(folder.rglob("*")) if file.is_file()]
     _inspect(folder, decoder, tuple((file, stat.st_size, stat.st_mtime_ns) for file, stat in files))
 
 
 @lru_cache
 def _inspect(folder: Path, decoder: bool, state: tuple[tuple[Path, int, int], ...]) -> None:
+    require_parts(folder, decoder=decoder)
     config = _inspect_model(UniARForConditionalGeneration, folder)
+    if (file := folder / "generation_config.json").is_file():
+        read_object(file)
     _inspect_processor(folder, config)
     if decoder:
         for part, model_class in _DECODER_MODELS.items():

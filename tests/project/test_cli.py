@@ -1,5 +1,6 @@
 """What `uniar-rl` costs to start, how it ends when nobody reads what it prints, and the names that can be imported."""
 
+import errno
 import os
 import resource
 import subprocess
@@ -12,7 +13,7 @@ from support.warm_process import run_warm
 
 import rewards.commands
 import uniar
-from rl.cli import COMMANDS
+from rl.cli import COMMANDS, main
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
@@ -33,6 +34,22 @@ def processor_seconds(*words: str) -> tuple[float, str]:
     done = subprocess.run([sys.executable, "-m", "rl.cli", *words], capture_output=True, text=True, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, done.stdout
+
+
+@pytest.mark.parametrize(("number", "status"), [(errno.ENAMETOOLONG, 2), (errno.EACCES, 2), (errno.ENOENT, None)])
+def test_what_the_system_says_of_a_name_is_a_sentence(number, status, monkeypatch, capsys):
+    def refuse(_: object) -> None:
+        raise OSError(number, os.strerror(number), "x" * 300)
+
+    monkeypatch.setattr("rl.commands.compare.run", refuse)
+    if status is None:
+        with pytest.raises(OSError, match="No such file"):
+            main(["compare", "a", "b"])
+        return
+    assert main(["compare", "a", "b"]) == status
+    said = capsys.readouterr().err
+    assert said.endswith(f"' cannot be used: {os.strerror(number)}.\n")
+    assert len(said) < 200
 
 
 def test_help_and_version_load_no_library():

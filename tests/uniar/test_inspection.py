@@ -97,6 +97,19 @@ def test_wrong_files(checkpoint, file, content):
     with pytest.raises(UserError, match=Path(file).parent.name or Path(file).name) as raised:
         inspect_checkpoint(checkpoint, decoder=True)
     assert "\n" not in str(raised.value)
+    assert len(str(raised.value)) < 700
+
+
+def test_a_generation_config_that_is_cut(checkpoint):
+    (checkpoint / "generation_config.json").write_text('{"temp')
+    with pytest.raises(UserError, match=r"generation_config.json' is not whole, valid JSON"):
+        inspect_checkpoint(checkpoint, decoder=False)
+
+
+def test_a_folder_that_is_no_checkpoint_is_not_looked_through(tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "rglob", lambda *_: pytest.fail("looked through"))
+    with pytest.raises(UserError, match=r"has no config\.json"):
+        inspect_checkpoint(tmp_path, decoder=True)
 
 
 def test_what_is_good_is_looked_at_once(checkpoint, monkeypatch):

@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from uniar.errors import UserError
+from uniar.errors import UserError, shortened
 from uniar.reading.machine import machine
 
 HUB_ID = re.compile(r"[\w.-]*\w/[\w.-]*\w")
@@ -26,6 +26,7 @@ LONGEST = 255
 """bytes of a file's name, on most file systems"""
 
 _LONGEST_PATH = 4096
+_LONGEST_REASON = 300
 
 ADDRESS = re.compile(r"data:|[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
 """How what is not a path begins; Path makes one slash of two."""
@@ -189,7 +190,7 @@ def require_writable(folder: Path) -> None:
 
 def reason_of(error: BaseException) -> str:
     """What a library says went wrong, for the end of a sentence: its first line without the final dot (and the second,
-    where the first ends in a colon), or the kind of error where it says nothing."""
+    where the first ends in a colon), cut where it lists without end, or the kind of error where it says nothing."""
     lines = [line.strip() for line in str(error).strip().splitlines()]
     said = " ".join(lines[:2] if lines and lines[0].endswith(":") else lines[:1])
-    return said.rstrip(" .") or type(error).__name__
+    return shortened(said.rstrip(" ."), _LONGEST_REASON) or type(error).__name__
