@@ -230,8 +230,8 @@ def test_errors_of_overrides_name_the_command_line(write):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "a recipe is a mapping of sections; found NoneType."),
-        ("- a\n", "a recipe is a mapping of sections; found list."),
+        ("", "a recipe is a mapping of sections; found null."),
+        ("- a\n", "a recipe is a mapping of sections; found ['a'] (a list)."),
         ("model: {preset: small}\nrewards: [ocr]\n", "data is missing; expected a mapping."),
         ("model: {preset: small}\ndata:\nrewards: [ocr]\n", "line 2: data.prompts is missing; expected a string."),
         (MINIMAL + "seed: 1\nseed: 2\n", "line 7: the key 'seed' is given twice."),
