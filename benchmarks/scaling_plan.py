@@ -23,7 +23,7 @@ sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__fi
 from rl.config.recipe import load_recipe  # noqa: E402
 from rl.config.sections import Recipe  # noqa: E402
 from rl.plan.estimate import GIB, PREFIX, Plan, cache_bytes, make_plan  # noqa: E402
-from rl.plan.memory import fused_attention  # noqa: E402
+from rl.plan.memory import fused_kernels  # noqa: E402
 from rl.plan.planned_model import planned_model  # noqa: E402
 from rl.plan.simulation import Simulation, denoise, paint, visual_gap  # noqa: E402
 
@@ -85,7 +85,7 @@ def plan(recipe: Recipe, gpus: int) -> Plan:
 
 @contextmanager
 def counted() -> Iterator[FlopCounterMode]:
-    with fused_attention(), FlopCounterMode(display=False) as counter:
+    with fused_kernels(), FlopCounterMode(display=False) as counter:
         yield counter
 
 

@@ -36,8 +36,13 @@ def without_empty_rows(visible: Tensor) -> Tensor:
 def causal_mask(config: Any, inputs_embeds: Tensor, attention_mask: Tensor | None, past_key_values: Any = None) -> Any:
     """transformers' `create_causal_mask` in the form that the attention of `config` wants, without empty rows.
 
-    attention_mask: (B, S), 0 on the padding. Returns None where the kernel's own causality is all that is needed.
+    attention_mask: (B, S), 0 on the padding. Returns None where the kernel's own causality is all that is needed; on a
+    GPU that is not looked for, as the host would wait, and as widths are rounded up nearly every batch has padding.
     """
+    waits = inputs_embeds.device.type != "cpu" and config._attn_implementation == "sdpa"
+    if waits and past_key_values is None and attention_mask is not None and attention_mask.ndim == 2:
+        slots = torch.arange(attention_mask.shape[1], device=attention_mask.device)
+        return without_empty_rows((slots[:, None] >= slots) & attention_mask.bool()[:, None, None])
     mask = create_causal_mask(config, inputs_embeds, attention_mask, past_key_values)
     is_visible = isinstance(mask, Tensor) and mask.dtype == torch.bool and mask.ndim == 4
     return without_empty_rows(mask) if is_visible else mask

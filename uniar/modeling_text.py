@@ -2,6 +2,7 @@
 kind. Parameters have Qwen3-VL's names."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -39,7 +40,9 @@ class RMSNorm(Qwen3VLTextRMSNorm):
         weight = self.weight if hidden.dtype != torch.float32 else self.weight.float()
         if hidden.dtype != weight.dtype:  # half precision by autocast alone; there is no kernel for both
             return super().forward(hidden)
-        return F.rms_norm(hidden, weight.shape, weight, self.variance_epsilon)
+        # Autocast on a GPU would convert what comes and what goes, for a kernel that sums in float32 anyway.
+        with torch.autocast("cuda", enabled=False) if torch.is_autocast_enabled("cuda") else nullcontext():
+            return F.rms_norm(hidden, weight.shape, weight, self.variance_epsilon)
 
 
 class UniARTextLayer(Qwen3VLTextDecoderLayer):

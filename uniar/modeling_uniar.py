@@ -11,10 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.modeling_outputs import CausalLMOutputWithPast
-from transformers.models.qwen3_vl.modeling_qwen3_vl import (
-    Qwen3VLForConditionalGeneration,
-    Qwen3VLModel,
-)
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLForConditionalGeneration, Qwen3VLModel
 
 from uniar import generation
 from uniar.attention import causal_mask
@@ -52,14 +49,18 @@ class UniARModel(Qwen3VLModel):
         )
         return positions
 
-    def embed_images(self, input_ids: Tensor, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Token embeddings with level 0 of `features` (L tensors of (image tokens, H)) at the image positions.
+    def embed_images(
+        self, input_ids: Tensor, features: Sequence[Tensor], places: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Token embeddings with level 0 of `features` (L tensors of (image tokens, H)) at the image positions, of which
+        there are `places` (None: they are counted, and the host waits for it).
 
         Returns (embeddings (B, P, H), mask (B, P) of the image positions). Raises ValueError on a count mismatch.
         """
         image_mask = input_ids == self.config.image_token_id
         embeds = self.get_input_embeddings()(input_ids)
-        if (places := int(image_mask.sum())) != len(features[0]):
+        places = int(image_mask.sum()) if places is None else places
+        if places != len(features[0]):
             raise ValueError(
                 f"input_ids hold {places} image tokens, the images or visual bits give {len(features[0])}."
             )
@@ -253,8 +254,8 @@ class UniARForConditionalGeneration(StrictLoading, Qwen3VLForConditionalGenerati
         image_mask = input_ids == self.config.image_token_id
         from_the_right = image_mask.flip(1).cumsum(1).flip(1)
         drawn = image_mask & (from_the_right <= tokens)
-        if not bool((drawn.sum(1) == tokens).all()):
-            found = image_mask.sum(1).tolist()
+        found = image_mask.sum(1).tolist()  # the one time that the host waits for the GPU
+        if min(found) < tokens:
             raise ValueError(
                 f"every row needs at least {tokens} image tokens for its drawn bits; the rows have {found}."
             )
@@ -270,12 +271,12 @@ class UniARForConditionalGeneration(StrictLoading, Qwen3VLForConditionalGenerati
         if pixel_values is not None or visual_bits is not None:
             features = self._merge_given_images(features, image_mask, drawn, pixel_values, grids, visual_bits)
         (main, *deepstack) = features
-        embeds, _ = self.model.embed_images(input_ids, [main])
+        embeds, _ = self.model.embed_images(input_ids, [main], places=sum(found))
         hidden = self.model.hidden_before_norm(
             embeds, attention_mask, position_ids, image_mask, deepstack, self.visual_decoder_layers
         )
         # The state before a token predicts it.
-        predicting = drawn.nonzero()[:, 1].view(rows, tokens) - 1
+        predicting = drawn.byte().argsort(dim=1, descending=True, stable=True)[:, :tokens] - 1
         hidden = hidden.gather(1, predicting[..., None].expand(-1, -1, hidden.shape[-1]))
         return self.visual_logits(hidden)
 

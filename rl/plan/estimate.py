@@ -17,7 +17,7 @@ from rl.plan.model_states import PHASES, ModelStates, Part
 from rl.plan.reward_sizes import RewardSizes
 from rl.plan.simulation import Simulation
 from rl.policy.loading import base_model
-from uniar.engine.memory import sample_bytes
+from uniar.engine.memory import batch_bytes, sample_bytes
 from uniar.errors import UserError
 from uniar.placement import DTYPES
 from uniar.processing import check_size
@@ -124,7 +124,7 @@ def make_plan(recipe: Recipe, simulation: Simulation, gpus: int, memory: int, pr
         *states.reference_parts(gpus),
         Part("averaged weights", states.average_bytes(gpus) if states.average == "gpu" else 0),
         Part("rollout data", rollout_bytes(recipe, share, bits, generation > accumulation)),
-        *cache_parts(recipe, policy, share, prefix, tokens, draws_both, "rollout"),
+        *cache_parts(recipe, policy, share, rollout.samples_per_prompt, prefix, tokens, draws_both, "rollout"),
         Part("replay activations", simulation.replay(recipe, micro, prefix, tokens), frozenset({"replay"})),
         Part("activations", simulation.update(recipe, micro, prefix, tokens), frozenset({"update"})),
     ]
@@ -133,9 +133,9 @@ def make_plan(recipe: Recipe, simulation: Simulation, gpus: int, memory: int, pr
         kept = simulation.text(recipe, asked, prefix + tokens + ANSWER, ANSWER)
         parts.append(Part("text-KL activations", kept, frozenset({"update"})))
     if recipe.evaluate.prompts is not None:
-        guided = recipe.evaluate.guidance_scale != 1
-        samples = samples_at_once(recipe.evaluate.samples_per_prompt, decode.batch_size)
-        parts += cache_parts(recipe, policy, samples, prefix, tokens, guided, "evaluate")
+        guided, group = recipe.evaluate.guidance_scale != 1, recipe.evaluate.samples_per_prompt
+        samples = samples_at_once(group, decode.batch_size)
+        parts += cache_parts(recipe, policy, samples, group, prefix, tokens, guided, "evaluate")
         if recipe.evaluate.ema:  # the average takes the place of the policy's own weights, which wait beside it
             aside = states.trained_bytes // gpus
             parts.append(Part("policy weights set aside", aside, frozenset({"evaluate", "decode"})))
@@ -150,6 +150,8 @@ def make_plan(recipe: Recipe, simulation: Simulation, gpus: int, memory: int, pr
     if not decoders:
         parts += scoring
     host = states.host(gpus)
+    # Weights of the files' type stay in the files, which are mapped; others are converted in memory.
+    mapped = model.is_stored_as(DTYPES[recipe.model.dtype])
     if not decoders:
         host += rewards.host + (0 if decode.device == "gpu" else decoder.weights)
     return Plan(
@@ -165,7 +167,7 @@ def make_plan(recipe: Recipe, simulation: Simulation, gpus: int, memory: int, pr
         updates_a_rollout=max(1, generation * recipe.algorithm.num_iterations // accumulation),
         states=states,
         host=host,
-        host_loading=host + states.whole * (2 if states.has_reference else 1),
+        host_loading=host + (0 if mapped else states.whole * (1 + states.has_reference)),
         decoding_gpus=decoders,
         decoding=sum(part.bytes for part in scoring) if decoders else 0,
         not_counted=rewards.unknown,
@@ -197,18 +199,20 @@ def cache_bytes(model: nn.Module, slots: int) -> int:
 
 
 def cache_parts(
-    recipe: Recipe, policy: nn.Module, samples: int, prefix: int, tokens: int, guided: bool, phase: str
+    recipe: Recipe, policy: nn.Module, samples: int, group: int, prefix: int, tokens: int, guided: bool, phase: str
 ) -> list[Part]:
-    """Keys and values of the samples that the engine draws at once, and its other buffers, as it counts them itself."""
+    """Keys and values of the samples that the engine draws at once, in groups of a prompt each, and its other buffers,
+    as it counts them itself."""
     model, branches = base_model(policy), 2 if guided else 1
     sample = sample_bytes(model, prefix, tokens, branches)
     budget = recipe.rollout.memory_budget_gb
     at_once = samples if budget is None else max(1, min(samples, int(budget * 1e9) // sample))
     caches = at_once * branches * cache_bytes(model, prefix + tokens)
+    held = batch_bytes(model, prefix, tokens, branches, at_once, -(-at_once // group))
     where = "" if phase == "rollout" else " of evaluations"
     return [
         Part(f"KV caches{where}", caches, frozenset({phase})),
-        Part(f"engine buffers{where}", at_once * sample - caches, frozenset({phase})),
+        Part(f"engine buffers{where}", held - caches, frozenset({phase})),
     ]
 
 

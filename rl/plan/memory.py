@@ -2,7 +2,7 @@
 for this machine, on the meta device, where tensors have shapes and nothing else."""
 
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Self
 
@@ -34,10 +34,11 @@ class PeakBytes(TorchDispatchMode):
                 self._count(tensor.untyped_storage())
         return made
 
-    def _count(self, storage: torch.UntypedStorage) -> None:
+    def _count(self, storage: torch.UntypedStorage, size: int | None = None) -> None:
+        """size: bytes that it takes, where those are not its own."""
         if storage in self._sizes:
             return
-        size = self._sizes[storage] = storage.nbytes()
+        size = self._sizes[storage] = storage.nbytes() if size is None else size
         weakref.finalize(storage, self._free, size)
         self.held += size
         self.peak = max(self.peak, self.held)
@@ -47,15 +48,20 @@ class PeakBytes(TorchDispatchMode):
 
 
 @contextmanager
-def fused_attention() -> Iterator[None]:
-    """Lets attention on the meta device hold what a GPU's fused kernel does: without it, torch would write out all
-    scores there."""
-    original = F.scaled_dot_product_attention
-    F.scaled_dot_product_attention = _fused_attention
+def fused_kernels() -> Iterator[None]:
+    """Lets attention and RMSNorm on the meta device hold what a GPU's fused kernels do: without it, torch would write
+    out all scores there, and every step of the norm."""
+    originals = F.scaled_dot_product_attention, F.rms_norm
+    F.scaled_dot_product_attention, F.rms_norm = _fused_attention, fused_rms_norm
     try:
         yield
     finally:
-        F.scaled_dot_product_attention = original
+        F.scaled_dot_product_attention, F.rms_norm = originals
+
+
+def fused_rms_norm(hidden: Tensor, shape: Sequence[int], weight: Tensor | None = None, eps: float = 1e-6) -> Tensor:
+    """A layer norm in its place: also one kernel, which keeps its input and a number or two per row."""
+    return F.layer_norm(hidden, shape, weight, None, eps)
 
 
 def _fused_attention(
@@ -96,7 +102,7 @@ class Measured:
             if parameter.requires_grad:
                 self._exits.callback(parameter.register_post_accumulate_grad_hook(_drop_gradient).remove)
         if any(parameter.is_meta for parameter in parameters):
-            self._exits.enter_context(fused_attention())
+            self._exits.enter_context(fused_kernels())
         self._exits.enter_context(self._bytes)
         return self
 

@@ -50,6 +50,10 @@ class PlannedModel:
             )
             return trainable(model, section.lora)
 
+    def is_stored_as(self, dtype: torch.dtype) -> bool:
+        """Whether the checkpoint's files have weights of this type, as its config says."""
+        return getattr(self.config, "dtype", None) in (dtype, str(dtype).removeprefix("torch."))
+
     def sd3_transformer(self, dtype: torch.dtype) -> SD3Transformer2DModelWithSigLIP:
         with self._refusals(), torch.device("meta"), _plain_dtype(dtype):
             return SD3Transformer2DModelWithSigLIP.from_config(self.transformer).requires_grad_(False)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from rl.algorithm.losses import LossInputs, policy_loss
@@ -94,6 +95,7 @@ def update_bytes(policy: nn.Module, recipe: Recipe, rows: int, prefix: int, toke
     model.train()
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
+    adapters_under_autocast(policy)
     with Measured(policy) as measured:
         gap = visual_gap(model, rows * branches, prefix, tokens)
         loss = _loss(gap[:rows] if branches == 1 else gap[:rows] + (gap[rows:] - gap[:rows]), recipe)
@@ -109,11 +111,23 @@ def text_bytes(policy: nn.Module, rows: int, length: int, answer: int, *, checkp
     model.train()
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
+    adapters_under_autocast(policy)
     with Measured(policy) as measured:
         divergence = text_divergence(model, rows, length, answer)
         held = measured.held
         del divergence
     return held
+
+
+def adapters_under_autocast(policy: nn.Module) -> None:
+    """The meta device has no autocast. On a GPU it converts what enters a float32 adapter of a model of half precision
+    to a copy of the model's type, which is kept for the backward pass; products are of that type."""
+    dtype = base_model(policy).dtype
+    for module in policy.modules():
+        for adapter in (module.lora_A, module.lora_B) if isinstance(module, LoraLayer) else ():
+            for linear in adapter.to(dtype).values():
+                if adapter is module.lora_A and dtype != torch.float32:
+                    linear.register_forward_pre_hook(lambda _, given: tuple(tensor.clone() for tensor in given))
 
 
 def replay_bytes(policy: nn.Module, recipe: Recipe, rows: int, prefix: int, tokens: int) -> int:

@@ -56,6 +56,12 @@ def released() -> PlannedModel:
     return planned_model(load_recipe(ROOT / "configs" / "uniar_sft_512.yaml").model)
 
 
+def test_weights_of_another_type_than_the_files_are_converted_in_memory(released_simulation):
+    recipe = load_recipe(RECIPES["uniar_sft_lora"], ["model.dtype=float32"])
+    plan = make_plan(recipe, released_simulation, 1, 200 * GIB)
+    assert plan.host_loading - plan.host == plan.states.whole > 0
+
+
 def test_released_size(released):
     assert "written down in rl/plan/released.json" in released.origin
     policy = released.policy(load_recipe(ROOT / "configs" / "uniar_sft_512.yaml").model)
@@ -83,6 +89,7 @@ def test_shipped_recipes_say_their_memory(name, released_simulation):
     plan = make_plan(load_recipe(RECIPES[name]), released_simulation, gpus, 80 * GIB)
     assert plan.fits
     assert plan.peak / GIB == pytest.approx(peak, abs=0.05)
+    assert plan.host_loading == plan.host  # bfloat16 files, mapped
 
 
 @pytest.mark.gpu

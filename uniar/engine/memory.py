@@ -34,11 +34,18 @@ def batch_size(
 
 
 def sample_bytes(model: DrawingModel, prefix: int, tokens: int, branches: int, patches: int = 0) -> int:
-    """Bytes that a sample takes in the engine when no other shares its prompt, from above.
+    """`batch_bytes` of a sample that shares its prompt with no other."""
+    return batch_bytes(model, prefix, tokens, branches, 1, 1, patches)
 
-    Keys and values of the prefix, and then either what a layer holds during prefill (of the vision tower, over the
-    `patches` of images to edit, or of the backbone), or keys and values of all slots, the thresholds, bits and gaps,
-    and what a step holds.
+
+def batch_bytes(
+    model: DrawingModel, prefix: int, tokens: int, branches: int, samples: int, prompts: int, patches: int = 0
+) -> int:
+    """Bytes that `samples` of so many prompts take in the engine, from above.
+
+    Keys and values of the prefixes, and then either what a layer holds during prefill (of the vision tower, over the
+    `patches` of a prompt's images to edit, or of the backbone), or keys and values of all slots, the thresholds, bits
+    and gaps, and what a step holds.
     """
     text, vision = model.config.text_config, model.config.vision_config
     size = torch.finfo(model.dtype).bits // 8
@@ -52,6 +59,6 @@ def sample_bytes(model: DrawingModel, prefix: int, tokens: int, branches: int, p
     patch = (4 * vision.intermediate_size + (8 + 2 * levels) * vision.hidden_size + projection) * size + 4 * pixels
     step = position + 2 * bits * (size + 8) + levels * spatial * projection * size
     drawn = tokens * bits * (4 + 1 + 8 + 8 * branches)
-    return branches * prefix * slot + max(
-        patches * patch + prefix * (position + mask), branches * ((prefix + tokens) * slot + step) + drawn
-    )
+    prefill = prompts * (patches * patch + prefix * (position + mask))
+    stepping = samples * (branches * ((prefix + tokens) * slot + step) + drawn)
+    return prompts * branches * prefix * slot + max(prefill, stepping)
