@@ -21,6 +21,7 @@ import uniar  # noqa: F401  (first: makes torchvision importable)
 from uniar.import_hooks import on_import
 
 torch.set_num_threads(1)
+gc.disable()  # until all is collected: what test files import is no garbage
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -39,6 +40,7 @@ def pytest_collection_finish() -> None:
     """The libraries are imported by now, and stay: a garbage collection, of which each run has several, need not look
     at their millions of objects again. It takes two fifths off a small run."""
     gc.freeze()
+    gc.enable()
 
 
 class Golden:
