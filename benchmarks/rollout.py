@@ -7,6 +7,7 @@ that this machine's memory bandwidth and arithmetic set for a step.
 
     python benchmarks/rollout.py                      # 512×512, hidden 256, 8 + 4 layers, 8 rows, float32, 2 threads
     python benchmarks/rollout.py --size 256 --repeats 1
+    python benchmarks/rollout.py --compiled           # the compiled engine too, which must draw the same bits
 
 Exits with 1 where bits differ by more than rounding explains, the engine is less than 4 times as fast, or the late step
 costs over 1.3 times the early one. Needs no checkpoint. Times are the least of the repeats, which alternate between
@@ -196,8 +197,7 @@ def step_seconds(
     def four_steps(token: int) -> None:
         for _ in range(4):
             steps.cursor.fill_(token)
-            steps.sample()
-            steps.advance()
+            steps.step()
 
     for token in at:
         four_steps(token)
@@ -247,22 +247,27 @@ def measure_floor(model: UniARForConditionalGeneration, sizes: Sizes) -> Floor:
 
 
 def compare(
-    model: UniARForConditionalGeneration, sizes: Sizes, scale: float, repeats: int, seed: int
+    model: UniARForConditionalGeneration, sizes: Sizes, scale: float, repeats: int, seed: int, compiled: bool = False
 ) -> tuple[dict[str, float], int, int]:
-    """(seconds of each, bits that differ, those of them that rounding does not explain)."""
+    """(seconds of each, bits that differ, those of them that rounding does not explain). Compiling is not counted."""
     prompt = build_prompt(model, sizes)
     noise = draw_noise(range(seed, seed + sizes.samples), sizes.tokens, model.config.vision_config.code_shape)
     cached: list[Rollout] = []
     plain: list[tuple[Tensor, int]] = []
-    times = alternate(
-        {
-            "cached": lambda: cached.append(rollout(model, prompt, noise, guidance_scale=scale)),
-            "plain": lambda: plain.append(plain_rollout(model, prompt, noise, scale, cached[0].bits)),
-        },
-        repeats,
-    )
+    engines: dict[str, Callable[[], object]] = {
+        "cached": lambda: cached.append(rollout(model, prompt, noise, guidance_scale=scale)),
+        "plain": lambda: plain.append(plain_rollout(model, prompt, noise, scale, cached[0].bits)),
+    }
+    others: list[Rollout] = []
+    if compiled:
+        engines["compiled"] = lambda: others.append(
+            rollout(model, prompt, noise, guidance_scale=scale, engine="compiled")
+        )
+        engines["compiled"]()
+    times = alternate(engines, repeats)
     bits, clear = plain[0]
-    return times, int((bits != cached[0].bits).sum()), clear
+    differ = sum(int((found != cached[0].bits).sum()) for found in (bits, *(other.bits for other in others[:1])))
+    return times, differ, clear
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -277,6 +282,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--guidance", type=float, default=2.0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=2, help="of both whole rollouts, alternating")
+    parser.add_argument("--compiled", action="store_true", help="measure the compiled engine too")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
@@ -292,7 +298,9 @@ def main(argv: list[str] | None = None) -> int:
     model = build_model(sizes)
     early, late = min(10, sizes.tokens // 4), sizes.tokens - 6
 
-    times, differ, clear = compare(model, sizes, arguments.guidance, arguments.repeats, arguments.seed)
+    times, differ, clear = compare(
+        model, sizes, arguments.guidance, arguments.repeats, arguments.seed, arguments.compiled
+    )
     prompt = build_prompt(model, sizes)
     noise = draw_noise(range(sizes.samples), sizes.tokens, model.config.vision_config.code_shape)
     steps = step_seconds(model, prompt, noise, arguments.guidance, (early, late))
@@ -311,6 +319,12 @@ def main(argv: list[str] | None = None) -> int:
         (f"  {floor.megaflops:.0f} MFLOP at {floor.rate:.0f} GFLOP/s, ms", f"{computes:.2f}"),
         (f"bits that differ, of {noise.numel()}", f"{differ} ({clear} beyond rounding)"),
     ]
+    if arguments.compiled:
+        ratio = times["cached"] / times["compiled"]
+        lines[2:2] = [
+            ("compiled engine, seconds", f"{times['compiled']:.2f}"),
+            ("times as fast as the cached engine", f"{ratio:.2f}"),
+        ]
     print(
         f"{sizes.tokens} tokens, hidden {sizes.hidden}, {sizes.layers} + {sizes.decoder_layers} layers, "
         f"{2 * sizes.samples} rows, float32, {arguments.threads} threads, torch {torch.__version__}"

@@ -1,10 +1,11 @@
-"""What a position of the AR model may see, and which kernels may serve it: for replay, engine and answers alike.
+"""What a position of the AR model may see, which kernels may serve it, in which precision: for replay, engine and
+answers alike.
 
 Shapes: B rows · Q new positions · S positions that they may see.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -22,6 +23,13 @@ def policy_kernels() -> Iterator[None]:
     """
     with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
         yield
+
+
+def without_autocast(hidden: Tensor) -> AbstractContextManager[object]:
+    """Inside, `hidden` is computed with in its own precision."""
+    kind = hidden.device.type  # `plan` computes on the meta device, which has no autocast
+    active = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.autocast(kind, enabled=False) if active else nullcontext()
 
 
 def without_empty_rows(visible: Tensor) -> Tensor:

@@ -14,8 +14,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from uniar.drawing_model import DrawingModel
+from uniar.engine import Engine
 from uniar.engine.memory import batch_size
 from uniar.engine.prefix import prefill
+from uniar.engine.running import check_engine, run
 from uniar.engine.steps import Rollout, Steps
 from uniar.processing import VisualPrompt
 from uniar.quantizer import bits_to_indices
@@ -40,6 +42,7 @@ def rollout(
     return_gaps: bool = False,
     show_progress: bool = False,
     memory_budget: int | None = None,
+    engine: Engine = "eager",
 ) -> Rollout:
     """Draws B images from their uniforms `noise` (B, T, L, S, K).
 
@@ -48,10 +51,11 @@ def rollout(
     `guidance_scale` None runs the conditional branch alone; otherwise `prompt.unconditional` must be there, and both
     branches read the same bits. `memory_budget` (bytes) bounds caches and activations: samples are drawn in as many
     batches as it takes. In float32 the bits are the same; in bfloat16 logits depend in their last digits on the size of
-    the batch, so about one bit in a thousand is another. Returned tensors live on the model's device.
+    the batch, so about one bit in a thousand is another. `engine` says how steps
+    are run (uniar/engine/running.py). Returned tensors live on the model's device.
 
-    Raises UserError when the budget does not hold one sample, ValueError for noise, prompt indices or prompts that
-    don't fit.
+    Raises UserError for an engine that the device has not and when the budget does not hold one sample, ValueError for
+    noise, prompt indices or prompts that don't fit.
     """
     tokens, code_shape = prompt.image_token_num, model.config.vision_config.code_shape
     samples, prompts = len(noise), len(prompt)
@@ -63,6 +67,7 @@ def rollout(
         raise ValueError(f"{samples} samples cannot be divided over {prompts} prompts as {list(prompt_index)}.")
     if noise.shape[1:] != (tokens, *code_shape):
         raise ValueError(f"noise is {tuple(noise.shape)}; it must be {(samples, tokens, *code_shape)}.")
+    check_engine(engine, model.device)
     if temperature < 0:
         raise ValueError(f"temperature is {temperature}; it must be 0 (greedy) or more.")
     branches = [replace(prompt, unconditional=None)]
@@ -85,12 +90,7 @@ def rollout(
             temperature,
             keep_gaps=return_gaps,
         )
-        for _ in range(tokens - 1):
-            steps.sample()
-            steps.advance()
-            progress.update()
-        steps.sample()
-        progress.update()
+        run(steps, engine, progress.update)
         return steps.result()
 
     # A prompt's samples go together: its prefix is prefilled once, or twice where a batch ends inside them.

@@ -2,7 +2,6 @@
 kind. Parameters have Qwen3-VL's names."""
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import (
     Qwen3VLTextRotaryEmbedding,
 )
 
-from uniar.attention import causal_mask, policy_kernels
+from uniar.attention import causal_mask, policy_kernels, without_autocast
 
 
 def residual_stream(embeds: Tensor, layers: Sequence[nn.Module]) -> Tensor:
@@ -32,16 +31,17 @@ class RMSNorm(Qwen3VLTextRMSNorm):
     """Qwen3-VL's in one kernel instead of eight, in the precision of its weights whatever the stream's. In float32 both
     have the same bits on a CPU."""
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        return self.normed(hidden).to(self.weight.dtype)
+    def forward(self, hidden: Tensor, scale: Tensor | None = None) -> Tensor:
+        """`scale`: the weights in float32, from a caller that keeps them so."""
+        return self.normed(hidden, scale).to(self.weight.dtype)
 
-    def normed(self, hidden: Tensor) -> Tensor:
+    def normed(self, hidden: Tensor, scale: Tensor | None = None) -> Tensor:
         """In the precision of `hidden`, if that is not less than the weights'."""
-        weight = self.weight if hidden.dtype != torch.float32 else self.weight.float()
+        weight = self.weight if hidden.dtype != torch.float32 else self.weight.float() if scale is None else scale
         if hidden.dtype != weight.dtype:  # half precision by autocast alone; there is no kernel for both
             return super().forward(hidden)
-        # Autocast on a GPU would convert what comes and what goes, for a kernel that sums in float32 anyway.
-        with torch.autocast("cuda", enabled=False) if torch.is_autocast_enabled("cuda") else nullcontext():
+        # Autocast would have the kernel, which computes in float32 anyway, read and write float32.
+        with without_autocast(hidden):
             return F.rms_norm(hidden, weight.shape, weight, self.variance_epsilon)
 
 

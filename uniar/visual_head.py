@@ -1,11 +1,10 @@
 """The head that predicts visual bits (docs/checkpoint-format.md, 2 and 3)."""
 
-from contextlib import nullcontext
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from uniar.attention import without_autocast
 from uniar.configuration_uniar import UniARConfig
 from uniar.modeling_text import RMSNorm
 
@@ -22,16 +21,15 @@ class HeadProduct(nn.Linear):
     def forward(self, hidden: Tensor) -> Tensor:
         if self.weight.dtype == torch.float32:
             return super().forward(hidden)
-        kind = hidden.device.type  # `plan` computes on the meta device, which has no autocast
-        with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
+        with without_autocast(hidden):
             return F.linear(hidden.float(), self.weight.float())
 
 
 class HeadNorm(RMSNorm):
     """Directly before the last product, and rounded no earlier."""
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        return self.normed(hidden if self.weight.dtype == torch.float32 else hidden.float())
+    def forward(self, hidden: Tensor, scale: Tensor | None = None) -> Tensor:
+        return self.normed(hidden if self.weight.dtype == torch.float32 else hidden.float(), scale)
 
 
 def visual_head(config: UniARConfig) -> nn.Module:

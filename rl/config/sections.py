@@ -14,6 +14,7 @@ from typing import Any, Literal
 from rl.algorithm.guidance import CONVENTIONS, GuidanceSettings
 from rl.config.algorithm import AlgorithmSection
 from rl.config.model import LARGEST_SEED, ModelSection, Place
+from uniar.engine import Engine
 from uniar.reading.settings import Origins, origin_of, setting, settings_of
 from uniar.reading.yaml_files import dump_yaml
 
@@ -99,6 +100,13 @@ class RolloutSection:
         "in float32 with the same bits, in bfloat16 with about one in a thousand changed. null: one part.",
         None,
         gt=0,
+    )
+    engine: Engine = setting(
+        "How a step of the rollout runs. eager: operator by operator. graph: captured as a CUDA graph, with the same "
+        "kernels and bits. compiled: layers compiled by torch.compile, and captured on a GPU; needs a C++ compiler and "
+        "rounds otherwise in the last digit. auto: on a GPU, graph where its first tokens have eager's bits, else "
+        "eager with a warning; on a CPU, eager.",
+        "auto",
     )
     show_progress: bool = setting("Show a progress bar over the visual tokens of each rollout.", False)
 

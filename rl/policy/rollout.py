@@ -61,6 +61,7 @@ def draw(
         return_gaps=return_gaps,
         show_progress=settings.show_progress,
         memory_budget=settings.memory_budget,
+        engine=settings.engine,
     )
     return Drawn(*_branches(model, prompt, prompt_index), drawn)
 

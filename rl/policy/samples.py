@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rl.data.prompts import PromptRecord
+from uniar.engine import Engine
 from uniar.seeds import seed_of
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class DrawSettings:
     memory_budget: int | None = None
     """bytes"""
     show_progress: bool = False
+    engine: Engine = "eager"
 
     @classmethod
     def for_training(cls, recipe: "Recipe") -> "DrawSettings":
@@ -69,6 +71,7 @@ class DrawSettings:
             same_noise_per_group=decode.same_noise_per_group,
             memory_budget=None if budget is None else int(budget * 1e9),
             show_progress=drawn.show_progress,
+            engine=drawn.engine,
         )
 
     def bits_seed(self, sample: Sample, step: int) -> int:

@@ -21,6 +21,7 @@ from rl.policy.text_kl import TextKL
 from rl.scoring.scorer import Scorer
 from uniar.configuration_uniar import UniARConfig
 from uniar.decoder_sizes import DecoderSizes
+from uniar.engine.running import check_engine
 from uniar.errors import UserError
 from uniar.modeling_decoder import UniARVisualDecoder
 from uniar.placement import DTYPES
@@ -146,8 +147,9 @@ def load_decoder(recipe: Recipe, source: Path, device: torch.device | str) -> Un
 
 
 def check_model(recipe: Recipe, source: Path) -> None:
-    """Raises UserError for a size that the checkpoint in `source` cannot draw, or its decoder not at this ratio, and
-    for adapters that the model cannot have and an attention that is not installed. Loads configs alone."""
+    """Raises UserError for a size that the checkpoint in `source` cannot draw, or its decoder not at this ratio, for
+    adapters that the model cannot have, an engine without the device that it needs, and an attention that is not
+    installed. Loads configs alone."""
     rollout, ratio, sizes = recipe.rollout, recipe.decode.upsampling_ratio, DecoderSizes.of_checkpoint(source)
     for side in ("height", "width"):
         with blamed_on(recipe, f"rollout.{side}"):
@@ -158,6 +160,8 @@ def check_model(recipe: Recipe, source: Path) -> None:
         sizes.output(rollout.height, rollout.width, ratio)
     with blamed_on(recipe, "model.lora.target_modules"):
         check_adapters(recipe.model, source)
+    with blamed_on(recipe, "rollout.engine"):
+        check_engine(rollout.engine, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     if recipe.model.attention == "flash_attention_2" and find_spec("flash_attn") is None:
         raise UserError(
             f"{recipe.where('model.attention')}: model.attention is flash_attention_2, and flash-attn is "

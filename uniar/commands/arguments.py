@@ -1,7 +1,9 @@
 """What `uniar-rl chat`, `generate` and `edit` take. Loads no library."""
 
 import argparse
+from typing import get_args
 
+from uniar.engine import Engine
 from uniar.reading.files import user_path
 from uniar.reading.prompt_forms import SUFFIXES
 
@@ -169,6 +171,13 @@ def _drawing_options(parser: argparse.ArgumentParser) -> None:
         metavar="GB",
         help="memory for drawing visual tokens; a batch that needs more is drawn in parts, which may change "
         "some bits in bfloat16; default: no limit",
+    )
+    group.add_argument(
+        "--engine",
+        choices=get_args(Engine),
+        default="auto",
+        help="how visual tokens are drawn: operator by operator (eager), with layers compiled first, as CUDA graphs, "
+        "or as CUDA graphs where their first bits are eager's (auto; on a CPU that is eager); default: %(default)s",
     )
 
 

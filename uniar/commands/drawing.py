@@ -19,6 +19,8 @@ from uniar.commands.loading import Checkpoint, check_number, memory_advice
 from uniar.commands.processes import Processes
 from uniar.commands.requests import Request
 from uniar.drawn_files import check_manifest, difference, read_record, write_image
+from uniar.engine import Engine
+from uniar.engine.running import check_engine
 from uniar.errors import UserError
 from uniar.generation import draw_noise, rollout
 from uniar.processing import build_visual_prompt
@@ -101,6 +103,7 @@ def draw_requests(arguments: argparse.Namespace, checkpoint: Checkpoint, request
     """
     if not checkpoint.config().vistok_pred:
         raise UserError(f"{checkpoint.folder} has vistok_pred false: it reads images but has no head to draw them.")
+    check_engine(arguments.engine, checkpoint.device)
     settings = DrawingOptions(
         seed=arguments.seed,
         cfg=arguments.cfg,
@@ -129,7 +132,7 @@ def draw_requests(arguments: argparse.Namespace, checkpoint: Checkpoint, request
         processes.wait()  # until all have seen what is there
         try:
             if own := batches[processes.rank :: processes.count]:
-                for sample, image in _draw_batches(checkpoint, own, settings, budget):
+                for sample, image in _draw_batches(checkpoint, own, settings, budget, arguments.engine):
                     if sample.path not in there:
                         write_image(image, sample.path, records[sample.path])
             processes.wait()
@@ -146,6 +149,7 @@ def _draw_batches(
     batches: Sequence[Sequence[RequestedImage]],
     settings: DrawingOptions,
     memory_budget: int | None,
+    engine: Engine,
 ) -> Iterator[tuple[RequestedImage, Image.Image]]:
     """Loads the checkpoint and yields each sample with its image. Sizes are looked at before the AR model is loaded."""
     decoder = checkpoint.load_decoder()
@@ -162,6 +166,7 @@ def _draw_batches(
                 batch,
                 settings,
                 memory_budget=memory_budget,
+                engine=engine,
                 show_progress=checkpoint.show_progress and not several,
             )
         yield from zip(batch, images, strict=True)
@@ -175,6 +180,7 @@ def draw_batch(
     settings: DrawingOptions,
     *,
     memory_budget: int | None = None,
+    engine: Engine = "eager",
     show_progress: bool = False,
 ) -> list[Image.Image]:
     """Draws samples of one size, edits or not but not both; `memory_budget` is in bytes."""
@@ -202,6 +208,7 @@ def draw_batch(
         temperature=settings.temperature,
         show_progress=show_progress,
         memory_budget=memory_budget,
+        engine=engine,
     )
     return decoder.decode(
         drawn.bits,

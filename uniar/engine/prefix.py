@@ -7,7 +7,7 @@ from torch import Tensor
 
 from uniar.attention import without_empty_rows
 from uniar.drawing_model import DrawingModel
-from uniar.engine.layers import empty_cache, layers_of, run_layers
+from uniar.engine.layers import Rotary, empty_cache, layers_of, run_layers, stream_scales
 from uniar.processing import VisualPrompt
 
 
@@ -47,7 +47,9 @@ def prefill(model: DrawingModel, prompt: VisualPrompt) -> Prefix:
     valid = prompt.attention_mask.bool()
     slots = torch.arange(width, device=embeds.device)
     visible = without_empty_rows((slots[:, None] >= slots) & valid[:, None, :])
-    rotary = backbone.language_model.rotary_emb(embeds, prompt.position_ids[:, :, :width])
+    rotary = Rotary.of(model, prompt.position_ids[:, :, :width])
     keys, values = empty_cache(model, rows, width), empty_cache(model, rows, width)
-    hidden = run_layers(layers_of(model), embeds, rotary, added, keys, values, slots, visible[:, None])
+    layers, caches = layers_of(model), list(zip(keys, values, strict=True))
+    visible = visible[:, None].repeat(1, 1, layers[0].self_attn.num_key_value_groups, 1)
+    hidden = run_layers(layers, stream_scales(layers), embeds, rotary, added, caches, slots, visible)
     return Prefix(keys, values, hidden[:, -1], valid, prompt.position_ids[:, :, width:])

@@ -1,0 +1,154 @@
+"""How the steps of a batch are run: operator by operator, compiled, or as CUDA graphs."""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache, partial
+from typing import get_args
+from weakref import WeakKeyDictionary
+
+import torch
+
+from uniar.engine import Engine
+from uniar.engine.cuda_graphs import CudaCapture
+from uniar.engine.layers import run_layer
+from uniar.engine.steps import Steps
+from uniar.errors import RunError, UserError
+from uniar.reading.files import reason_of
+
+logger = logging.getLogger(__name__)
+Step = Callable[[int], None]
+"""takes how many slots attention reads"""
+
+GPU = "cuda"
+STRIDE = 64
+"""Attention reads this many slots more at a time, so that the shapes of a rollout stay few."""
+CHECKED = 4
+"""Tokens that `auto` compares: a step that warms up, one that is captured, and two that are replayed."""
+GRAPHS = 64
+"""Compiled forms of a layer that may exist: torch's own limit, 8, is soon reached by batches of several sizes."""
+
+
+def run(steps: Steps, engine: Engine, drawn: Callable[[], object]) -> None:
+    """Draws all tokens; `drawn` is called after each.
+
+    eager and graph run the same kernels. Compiled layers, of which CUDA graphs are made where the model is on a GPU,
+    round otherwise in the last digit. auto is graph on a GPU, once its first tokens have had eager's bits, else eager.
+
+    Raises RunError where `engine` is compiled and the layers do not compile.
+    """
+    with _stepping(steps, engine) as (step, done):
+        for token in range(len(steps.bits) - 1):
+            if token >= done:
+                step(filled(steps, token))
+            drawn()
+        steps.sample()
+        drawn()
+
+
+def check_engine(engine: Engine, device: torch.device) -> None:
+    """Raises UserError for an engine that is none, or that this device has not."""
+    if engine not in get_args(Engine):
+        raise UserError(f"the rollout engine is {engine!r}; it must be one of {', '.join(get_args(Engine))}.")
+    if engine == "graph" and device.type != GPU:
+        raise UserError(
+            f"the rollout engine graph needs a CUDA GPU and the model is on {device}; take auto, eager or compiled "
+            "(rollout.engine of a recipe, --engine)."
+        )
+
+
+def filled(steps: Steps, token: int) -> int:
+    """Slots that attention reads when this token is fed: those in use, in strides."""
+    used = steps.prefix_width + token + 1
+    return min(-(-used // STRIDE) * STRIDE, len(steps.slots))
+
+
+@contextmanager
+def _stepping(steps: Steps, engine: Engine) -> Iterator[tuple[Step, int]]:
+    """The step, and how many tokens are drawn already."""
+    device, step = steps.hidden.device, steps.step
+    if engine == "compiled":
+        step = partial(_compiled_step, steps)
+    if engine == "eager" or device.type != GPU:
+        yield step, 0
+        return
+    with CudaCapture(device) as capture:
+        graphs = Graphs(step, capture)
+        yield checked(steps, graphs) if engine == "auto" else (graphs, 0)
+
+
+class Graphs:
+    """A step, run as it is the first time that it has a shape, captured the second time, and replayed from then on."""
+
+    def __init__(self, step: Step, capture: Callable[[Callable[[], None]], Callable[[], None]]) -> None:
+        """capture: notes what a function does, without doing it, and returns what does it."""
+        self.step, self.capture = step, capture
+        self.replays: dict[int, Callable[[], None] | None] = {}
+
+    def __call__(self, slots: int) -> None:
+        if slots not in self.replays:
+            self.replays[slots] = None
+            self.step(slots)
+            return
+        replay = self.replays[slots] = self.replays[slots] or self.capture(partial(self.step, slots))
+        replay()
+
+
+_found_right: WeakKeyDictionary[object, dict[tuple[int, int], bool]] = WeakKeyDictionary()
+
+
+def checked(steps: Steps, graphs: Step) -> tuple[Step, int]:
+    """`graphs`, if it draws the first tokens as the eager step does and raises nothing, else the eager step with a
+    warning; and how many tokens are drawn. What was found of a model and shape is not looked for again."""
+    known = _found_right.setdefault(steps.model, {})
+    shape = len(steps.hidden), len(steps.slots)
+    if False in known.values():
+        return steps.step, 0
+    count = min(CHECKED, len(steps.bits) - 1)
+    if known.get(shape) or not count:
+        return graphs, 0
+    start = steps.hidden.clone()
+
+    def first(step: Step) -> torch.Tensor:
+        steps.rewind(start)
+        for token in range(count):
+            step(filled(steps, token))
+        return steps.bits[:count].clone()
+
+    expected = first(steps.step)
+    try:
+        found = first(graphs)
+        differ = int((found != expected).sum())
+        reason = f"{differ} of {expected.numel()} bits differ" if differ else None
+    except Exception as error:  # whatever a driver, a capture or an operator may say
+        reason = reason_of(error)
+    known[shape] = reason is None
+    if reason is None:
+        return graphs, count
+    logger.warning("The rollout engine is eager from here on, as its CUDA graphs do not serve: %s.", reason)
+    steps.rewind(start)
+    return steps.step, 0
+
+
+@cache
+def _compiled(kind: str) -> tuple[Callable[..., object], Callable[..., torch.Tensor]]:
+    """`Steps.begin` and a layer, compiled for a kind of device: all layers share what one was compiled to."""
+    options = {"cpp_wrapper": True} if kind == "cpu" else None  # else Python calls the kernels, which costs more there
+    return (
+        torch.compile(Steps.begin, fullgraph=True, options=options),
+        torch.compile(run_layer, fullgraph=True, options=options),
+    )
+
+
+def _compiled_step(steps: Steps, slots: int) -> None:
+    from torch._dynamo import config  # a second of imports, which only this needs
+    from torch._dynamo.exc import TorchDynamoException
+
+    begin, one = _compiled(steps.hidden.device.type)
+    try:
+        with config.patch(recompile_limit=GRAPHS):
+            steps.step(slots, begin, one)
+    except TorchDynamoException as error:
+        raise RunError(
+            f"the layers do not compile: {reason_of(error)} (take rollout.engine eager or auto; --engine)."
+        ) from error
