@@ -109,22 +109,18 @@ def difference(after: Figures, before: Figures) -> Figures:
 def rollout(name: str, guided: bool) -> Figures:
     """64 samples of 4 prompts; `step` counts one step of them."""
     recipe, samples, seen = recipe_of(name, guided=guided), 64, []
-    original = Steps.sample, Steps.advance
+    original = Steps.step
 
-    def sample(steps: Steps) -> None:
+    def step(steps: Steps, *how: Any) -> None:
         seen.append(figures(counts, before))
         if len(seen) <= STEPS:
-            original[0](steps)
-
-    def advance(steps: Steps) -> None:
-        if len(seen) <= STEPS:
-            original[1](steps)
+            original(steps, *how)
 
     with policy_on_gpu(recipe, 4, guided) as (counts, model, prompt):
         shape = released().config.vision_config.code_shape
         before = counts.begin()
         with (
-            patch.multiple(Steps, sample=sample, advance=advance),
+            patch.object(Steps, "step", step),
             torch.no_grad(),
             torch.autocast(GPU, torch.bfloat16),
         ):

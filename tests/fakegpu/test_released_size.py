@@ -24,10 +24,10 @@ pytestmark = [
 ]
 
 LAUNCHES = {
-    "rollout of 64": 6599,
-    "rollout of 64, step": 1551,
-    "rollout of 64, guided": 8442,
-    "rollout of 64, guided, step": 1554,
+    "rollout of 64": 5247,
+    "rollout of 64, step": 1147,
+    "rollout of 64, guided": 6869,
+    "rollout of 64, guided, step": 1154,
     "replay, micro-batch 2": 1538,
     "update, micro-batch 2": 5282,
     "update, micro-batch 8": 5282,
