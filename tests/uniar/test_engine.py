@@ -191,6 +191,7 @@ def test_engines_that_are_not_there_are_refused(golden):
 
 
 @needs_a_compiler
+@pytest.mark.slow
 def test_compiled_layers_draw_the_same_bits(golden, strides):
     """One layer is compiled for all, and once more where attention reads more slots."""
     model, prompt = golden("bsq8").model(), text_prompt(golden("bsq8"), 64, 128)
