@@ -23,7 +23,7 @@ from transformers import PrinterCallback, ProgressCallback, set_seed
 from rl.checkpoint.folder_lock import FolderLock
 from rl.checkpoint.folders import writing_records
 from rl.checkpoint.resume import load_weights, only_weights_of
-from rl.config.checks import check_batches, refresh_risk, rounding_risk
+from rl.config.checks import check_batches, precision_risk, refresh_risk, rounding_risk
 from rl.config.grpo_config import grpo_config
 from rl.config.recipe import blamed_on, load_loss, load_recipe
 from rl.config.sections import Recipe
@@ -99,7 +99,7 @@ def _train(recipe: Recipe, resume: bool, lock: FolderLock, head: bool) -> RunFol
         check_claim(recipe, resume)
     records = training_prompts(recipe)
     check_batches(recipe, world_size(), len(records))
-    for risk in (rounding_risk(recipe), refresh_risk(recipe)):
+    for risk in (precision_risk(recipe), rounding_risk(recipe), refresh_risk(recipe)):
         if risk is not None and is_first_process():
             logger.warning("WARNING: %s", risk)
     held_out = held_out_prompts(recipe)

@@ -29,6 +29,12 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether products of bfloat16 have kernels there. A CPU needs AVX-512 for them; others take ten to a hundred times
+    as long as for float32."""
+    return device.type != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def choose_precision(device: torch.device, dtype: str, attention: str) -> tuple[str, str]:
     """The type of weights and the attention, with `auto` settled. Raises UserError for an attention that does not run
     so."""

@@ -56,6 +56,7 @@ def recipe_from_mapping(mapping: Mapping[str, Any], source: str = "recipe", orig
     origins = origins or {(): source}
     mapping = _without_retired(mapping)
     _locate(mapping, lambda text: None if os.path.exists(text) else shipped(text))
+    _settle_precision(mapping)
     for section in ("rewards", "eval_rewards"):  # a bare name is short for {use: name}
         if isinstance(mapping.get(section), list):
             mapping[section] = [{"use": item} if isinstance(item, str) else item for item in mapping[section]]
@@ -87,6 +88,18 @@ def _without_retired(mapping: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(section, dict) and section.get(key) == only:
             del section[key]
     return kept
+
+
+def _settle_precision(mapping: dict[str, Any]) -> None:
+    """Replaces `auto`, so that config.yaml says what a run computes in, and a resumed one goes on with it."""
+    for section, key, fast, safe in (("decode", "dtype", "bfloat16", "float32"), ("trainer", "bf16", True, False)):
+        if isinstance(found := mapping.get(section), dict) and found.get(key) == "auto":
+            from uniar.placement import (  # late: most recipes need no torch to be read
+                choose_device,
+                multiplies_bfloat16,
+            )
+
+            found[key] = fast if multiplies_bfloat16(choose_device("auto")) else safe
 
 
 @contextmanager

@@ -124,7 +124,11 @@ class DecodeSection:
     num_inference_steps: int = setting("Denoising steps.", 14, ge=1)
     guidance_scale: float = setting("The decoder's own guidance; 1: none, at half the cost.", 1.0, ge=1)
     batch_size: int = setting("Images decoded at once.", 4, ge=1)
-    dtype: Literal["float32", "bfloat16"] | None = setting("Type of the decoder's weights; null: model.dtype.", None)
+    dtype: Literal["float32", "bfloat16", "auto"] | None = setting(
+        "Type of the decoder's weights; null: model.dtype. auto: bfloat16 where the machine that reads the recipe has "
+        "kernels for it, a GPU or a CPU with AVX-512, else float32; `trainer.bf16: auto` is the same for the update.",
+        None,
+    )
     device: Place = setting("Where the decoder runs: gpu is the training device.", "gpu")
     processes: int = setting(
         "How many of the processes that the launcher starts on each machine only decode and score for the others, at "

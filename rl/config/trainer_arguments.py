@@ -173,7 +173,7 @@ TAKEN = {
     **dict.fromkeys(["adam_beta1", "adam_beta2"], _taken(ge=0, lt=1)),
     "adam_epsilon": _taken(ge=0),
     "max_grad_norm": _taken(ge=0),
-    "bf16": _taken(bool),
+    "bf16": _taken(bool | Literal["auto"]),
     "tf32": _taken(),
     **dict.fromkeys(["activation_checkpointing", "activation_checkpointing_kwargs"], _taken()),
     **dict.fromkeys(["gradient_checkpointing", "gradient_checkpointing_kwargs"], _taken()),
