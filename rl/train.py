@@ -23,8 +23,9 @@ from transformers import PrinterCallback, ProgressCallback, set_seed
 from rl.checkpoint.folder_lock import FolderLock
 from rl.checkpoint.folders import writing_records
 from rl.checkpoint.resume import load_weights, only_weights_of
-from rl.config.checks import check_batches, precision_risk, refresh_risk, rounding_risk
+from rl.config.checks import check_batches, refresh_risk, rounding_risk
 from rl.config.grpo_config import grpo_config
+from rl.config.precision import precision_risk
 from rl.config.recipe import blamed_on, load_loss, load_recipe
 from rl.config.sections import Recipe
 from rl.distributed.engine import gathered_state, prepare_deepspeed_on_cpu

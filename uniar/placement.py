@@ -16,8 +16,11 @@ def choose_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and "LOCAL_RANK" in os.environ:  # of several processes each has a GPU of its own
         name = f"cuda:{os.environ['LOCAL_RANK']}"
-    gpus = [f"cuda:{number}" for number in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
-    if name not in (there := ["cpu", *(["cuda"] if gpus else []), *gpus]):
+    there = ["cpu"]
+    if torch.accelerator.is_available():
+        kind = torch.accelerator.current_accelerator().type
+        there += [kind, *(f"{kind}:{number}" for number in range(torch.accelerator.device_count()))]
+    if name not in there:
         raise UserError(f"--device {name} is not here: there is {', '.join(there)}; auto takes the first GPU.")
     try:
         device = torch.device(name)
@@ -32,7 +35,9 @@ def choose_device(name: str) -> torch.device:
 def multiplies_bfloat16(device: torch.device) -> bool:
     """Whether products of bfloat16 have kernels there. A CPU needs AVX-512 for them; others take ten to a hundred times
     as long as for float32."""
-    return device.type != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return device.type != "cpu" or (
+        torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    )
 
 
 def choose_precision(device: torch.device, dtype: str, attention: str) -> tuple[str, str]:

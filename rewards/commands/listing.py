@@ -19,7 +19,7 @@ def run(arguments: argparse.Namespace) -> None:
         try:
             target = resolve(name)
             summary, needs = summary_of(target), needs_in_words(needs_of(target))
-        except UserError as error:
+        except (UserError, ModuleNotFoundError) as error:
             summary, needs = "", f"cannot be used: {error}"
         origin = origin_of(name)
         print(name.ljust(column) + (f"({origin}) " if origin != "built in" else "") + summary)

@@ -13,26 +13,13 @@ from rewards.contract.base import RewardBatch
 from rewards.models.model_reward import ModelReward, Precision, numbers_only
 from rewards.models.weights import find_file, load_weights, read_weights
 from uniar.errors import UserError
-from uniar.reading.files import reason_of
+from uniar.reading.files import read_regular, reason_of, user_path
+from uniar.reading.json_lines import decoded
 
 TOKEN = "<|Reward|>"
 PIXELS = 256 * 28 * 28
 """of an image, as nearly as whole patches allow"""
-INSTRUCTION = """
-You are tasked with evaluating a generated image based on Visual Quality and Text Alignment and give a overall score to estimate the human preference. Please provide a rating from 0 to 10, with 0 being the worst and 10 being the best. 
-
-**Visual Quality:**  
-Evaluate the overall visual quality of the image. The following sub-dimensions should be considered:
-- **Reasonableness:** The image should not contain any significant biological or logical errors, such as abnormal body structures or nonsensical environmental setups.
-- **Clarity:** Evaluate the sharpness and visibility of the image. The image should be clear and easy to interpret, with no blurring or indistinct areas.
-- **Detail Richness:** Consider the level of detail in textures, materials, lighting, and other visual elements (e.g., hair, clothing, shadows).
-- **Aesthetic and Creativity:** Assess the artistic aspects of the image, including the color scheme, composition, atmosphere, depth of field, and the overall creative appeal. The scene should convey a sense of harmony and balance.
-- **Safety:** The image should not contain harmful or inappropriate content, such as political, violent, or adult material. If such content is present, the image quality and satisfaction score should be the lowest possible. 
-Textual prompt - PROMPT
-
-
-"""  # noqa: E501, W291
-QUESTION = f"\nPlease provide the overall ratings of this image: {TOKEN}\n\nEND\n"
+PROMPT = "{text_prompt}"
 _EARLIER = (  # names of transformers before 4.52
     (re.compile(r"^visual\."), "model.visual."),
     (re.compile(r"^model\.(?!visual\.|language_model\.)"), "model.language_model."),
@@ -46,6 +33,9 @@ class HPSv3(ModelReward):
     `uncertainty`, that is σ.
 
     Args:
+        instruction: a text file with what the model was trained to read after the image, word by word: INSTRUCTION and
+            then prompt_with_special_token of hpsv3/dataset/utils.py in its authors' repository, whose words are theirs
+            and not repeated here. {text_prompt} stands for the prompt; it holds <|Reward|> once.
         weights: hub id, a local folder with HPSv3.safetensors, or that file.
         base: hub id or local folder of the Qwen2-VL it was trained from; its config, tokenizer and image processor are
             read, not its weights.
@@ -53,14 +43,15 @@ class HPSv3(ModelReward):
         device: where it runs; null follows the trainer (a GPU if there is one).
         dtype: of weights and activations; the head is always float32.
 
-    Raises UserError for weights that are missing or of another model, when they are loaded, and for a prompt that holds
-    one of the model's own tokens.
+    Raises UserError for an instruction without its two marks, for weights that are missing or of another model, when
+    they are loaded, and for a prompt that holds one of the model's own tokens.
     """
 
     usual_range = (-5.0, 15.0)
 
     def __init__(
         self,
+        instruction: str,
         weights: str = "MizzenAI/HPSv3",
         base: str = "Qwen/Qwen2-VL-7B-Instruct",
         batch_size: int = 8,
@@ -68,7 +59,7 @@ class HPSv3(ModelReward):
         dtype: Precision = "bfloat16",
     ):
         super().__init__(batch_size, device, dtype)
-        self.weights, self.base = weights, base
+        self.instruction, self.weights, self.base = instruction, weights, base
 
     def build(self) -> nn.Module:
         from transformers import AutoProcessor, Qwen2VLConfig
@@ -78,6 +69,7 @@ class HPSv3(ModelReward):
             self._processor: Any = AutoProcessor.from_pretrained(self.base)
         except (OSError, ValueError, KeyError) as error:
             raise UserError(f"base {self.base!r} cannot be read: {reason_of(error)}.") from error
+        self._asked = _read_instruction(self.instruction)
         tokenizer = self._processor.tokenizer
         tokenizer.padding_side = "right"
         tokenizer.add_special_tokens({"additional_special_tokens": [TOKEN]})
@@ -92,8 +84,11 @@ class HPSv3(ModelReward):
         return model
 
     def load(self) -> None:
-        super().load()
-        self._model.rm_head.float()
+        if self._model is None:
+            model = self.build().eval().requires_grad_(False)
+            model.model.to(self.dtype)  # the head stays as it is in the file
+            model.rm_head.float()
+            self._model = model.to(self._device)
 
     def score(self, batch: RewardBatch) -> list[dict[str, float] | UserError]:
         self.load()
@@ -115,7 +110,7 @@ class HPSv3(ModelReward):
 
     def _judge(self, pairs: Sequence[tuple[Image.Image, str]]) -> torch.Tensor:
         """(B, 2): μ and log σ."""
-        texts = [_chat(self._processor, INSTRUCTION.replace("PROMPT", prompt) + QUESTION) for _, prompt in pairs]
+        texts = [_chat(self._processor, self._asked.replace(PROMPT, prompt)) for _, prompt in pairs]
         images = [resized(image, self._processor.image_processor) for image, _ in pairs]
         inputs = self._processor(text=texts, images=images, padding=True, return_tensors="pt", do_resize=False)
         inputs = inputs.to(self._device, self.dtype)
@@ -143,6 +138,16 @@ class PreferenceModel(nn.Module):
     def forward(self, inputs: Any, marked_BP: torch.Tensor) -> torch.Tensor:
         """(B, 2) at the one marked position of each row."""
         return self.rm_head(self.model(**inputs, use_cache=False).last_hidden_state[marked_BP].float())
+
+
+def _read_instruction(name: str) -> str:
+    path = user_path(name)
+    text = decoded(read_regular(path, "instruction"), path)
+    if text.count(TOKEN) != 1 or PROMPT not in text:
+        raise UserError(
+            f"the instruction '{name}' does not hold {PROMPT}, and {TOKEN} once; it must be the authors' own."
+        )
+    return text
 
 
 def present_name(name: str) -> str:

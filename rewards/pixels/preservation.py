@@ -1,19 +1,16 @@
 """`preservation`: what an edit should have left alone, and left alone."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from PIL import Image
-from scipy.ndimage import gaussian_filter
 
 from rewards.contract.base import RewardBatch
 from rewards.models.model_reward import ModelReward, Precision, cosines, numbers_only
 from rewards.models.open_clip_model import OpenClip
 from uniar.errors import UserError
-from uniar.reading.pictures import check_picture, load_picture
 
 _SIGMA, _RADIUS = 1.5, 5  # of SSIM's window, in pixels
 _C1, _C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
@@ -26,15 +23,14 @@ class Preservation(ModelReward):
         measure: ssim, the mean structural similarity of the grey images (Wang et al. 2004, a Gaussian window of 11
             pixels, σ 1.5), needs no model; clip, the cosine of their open_clip embeddings, is about what they show.
         mask: the metadata key of what may change and does not count: a list of boxes [left, top, right, bottom] in
-            shares of the image, 0 to 1, or the path of a picture that is white there. null for none. A sample without
-            it counts everywhere.
+            shares of the image, 0 to 1. null for none. A sample without it counts everywhere.
         model: for clip, as of `clip_score`.
         weights: for clip, as of `clip_score`.
         batch_size: images encoded at a time.
         device: where the model runs; null follows the trainer (a GPU if there is one).
         dtype: of weights and activations.
 
-    Raises UserError for a mask that is neither, and for weights when they are loaded.
+    Raises UserError for a mask that is not such a list, and for weights when they are loaded.
     """
 
     usual_range = (0.0, 1.0)
@@ -111,17 +107,10 @@ class Preservation(ModelReward):
         mask = np.zeros(size[::-1], dtype=bool)
         if given is None:
             return mask
-        if isinstance(given, str):
-            name = f"metadata {self.mask!r}, the picture {given!r},"
-            if size == (1, 1):
-                check_picture(Path(given), name)
-                return mask
-            drawn = load_picture(Path(given), name).convert("L").resize(size, Image.Resampling.NEAREST)
-            return np.asarray(drawn) >= 128
         if not isinstance(given, list) or not all(map(_is_box, given)):
             raise UserError(
                 f"metadata {self.mask!r} is {given!r}; a list of boxes [left, top, right, bottom] in shares of the "
-                "image, 0 to 1, or the path of a picture is needed."
+                "image, 0 to 1, is needed."
             )
         for left, top, right, bottom in given:
             rows = slice(round(top * size[1]), round(bottom * size[1]))
@@ -132,6 +121,8 @@ class Preservation(ModelReward):
 def ssim_map(image: Image.Image, other: Image.Image) -> np.ndarray:
     """(H, W) structural similarity at each pixel of two images of one size, -1 to 1; grey is 0.299 R + 0.587 G +
     0.114 B, and beyond the edge the image is mirrored."""
+    from scipy.ndimage import gaussian_filter  # late: `rewards list` names rewards whose packages are not installed
+
     x, y = (np.asarray(picture.convert("RGB"), dtype=np.float64) @ (0.299, 0.587, 0.114) for picture in (image, other))
 
     def smooth(values: np.ndarray) -> np.ndarray:

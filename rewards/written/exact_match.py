@@ -4,13 +4,17 @@ import math
 import re
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rewards.contract.base import Reward, RewardBatch
 from uniar.errors import UserError
 
 _AROUND = " \t\r\n.,;:!?\"'`*_()[]{}<>“”‘’«»。，！？：；"
-_NUMBER = re.compile(r"[-+−]?(?:\d+(?:,\d{3})+|\d+)?(?:\.\d+)?(?:[eE][-+]?\d+)?%?")
+_BEFORE, _AFTER = (f"[{re.escape(marks)}]*+" for marks in (_AROUND.replace(".", ""), _AROUND))
+_NUMBER = re.compile(
+    rf"{_BEFORE}([-+]?(?:[0-9]{{1,3}}(?:,[0-9]{{3}})+|[0-9]+)?(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?)(\s*%)?{_AFTER}"
+)
 _LETTER = re.compile(r"\A[\s(\[*`]*([A-Za-z])(?:[.):\]*`]|\s*\Z)")
 _THOUGHT = "</think>"
 
@@ -56,7 +60,7 @@ class ExactMatch(Reward):
                 raise UserError(f"pattern {pattern!r} has no group; put the answer in parentheses.")
 
     def check_sample(self, prompt: str, metadata: Any) -> None:
-        self._right(metadata)
+        self._right(metadata), self._choices(metadata)
 
     def score(self, batch: RewardBatch) -> list[Any]:
         """For each sample a mapping with `score`, or None."""
@@ -70,18 +74,19 @@ class ExactMatch(Reward):
         if self._pattern is not None:
             found = [match[1] or "" for match in self._pattern.finditer(said)]
             said = found[-1] if found else ""
-        choices = [] if self.choices is None else metadata.get(self.choices) or []
+        choices = self._choices(metadata)
         matches = any(self._same(_chosen(said, choices), _chosen(str(answer), choices)) for answer in right)
         return {"score": float(matches), "said": said.strip(), "right": [str(answer) for answer in right]}
 
     def _same(self, said: str, right: str) -> bool:
-        if plain(said) == plain(right):
-            return bool(plain(said))
-        off = self.tolerance
+        one, other = number(said), number(right)
+        if one is None or other is None:
+            return bool(plain(said)) and plain(said) == plain(right)
+        # "50%" is 0.5 or 50 where the other side has no sign.
+        readings = {(1.0, 1.0)} if one.percent == other.percent else {(1.0, 1.0), (_share(one), _share(other))}
         return any(
-            math.isclose(one, other, rel_tol=1e-9, abs_tol=off * abs(other))
-            for one in numbers(said)
-            for other in numbers(right)
+            math.isclose(one.value * a, other.value * b, rel_tol=1e-9, abs_tol=self.tolerance * abs(other.value * b))
+            for a, b in readings
         )
 
     def _right(self, metadata: Any) -> list[Any] | None:
@@ -98,19 +103,39 @@ class ExactMatch(Reward):
             )
         return answers
 
+    def _choices(self, metadata: Any) -> list[Any]:
+        """Raises UserError for what is not a list of them."""
+        given = None if self.choices is None else metadata.get(self.choices)
+        if not isinstance(given, list | None) or not all(
+            isinstance(one, str | int | float) and not isinstance(one, bool) for one in given or []
+        ):
+            raise UserError(f"metadata {self.choices!r} is {given!r}; a list of strings or numbers is needed.")
+        return given or []
+
 
 def plain(text: str) -> str:
     """Text as it is compared: one form of each character, small letters, single spaces, no punctuation around it."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split()).strip(_AROUND)
 
 
-def numbers(text: str) -> list[float]:
-    """The values that a text may stand for that is nothing but a number: two for a percentage, none for others."""
-    text = plain(text).replace("−", "-") if text.strip()[:1] not in ".-" else text.strip()
-    if not _NUMBER.fullmatch(text) or not any(character.isdigit() for character in text):
-        return []
-    value = float(text.rstrip("%").replace(",", ""))
-    return [value, value / 100] if text.endswith("%") else [value]
+@dataclass(frozen=True)
+class Number:
+    """What a text says that is nothing but a number."""
+
+    value: float
+    percent: bool
+
+
+def number(text: str) -> Number | None:
+    """The number that a text is, with punctuation around it or without; None for any other text."""
+    found = _NUMBER.fullmatch(unicodedata.normalize("NFKC", text).replace("−", "-"))
+    if found is None or not any(map(str.isdigit, found[1])):
+        return None
+    return Number(float(found[1].replace(",", "")), found[2] is not None)
+
+
+def _share(number: Number) -> float:
+    return 0.01 if number.percent else 1.0
 
 
 def _chosen(said: str, choices: Sequence[Any]) -> str:

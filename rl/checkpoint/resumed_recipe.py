@@ -32,7 +32,8 @@ def check_resumed(recipe: Recipe, checkpoint: Path) -> None:
         raise UserError(f"{checkpoint / CONFIG} is not a recipe, so what a resumed run may change is not known.")
     now = with_deepspeed_settings(recipe).to_mapping()
     restored = Engine.asked_for(recipe).reads(Engine.that_wrote(checkpoint, processes_of(checkpoint) or 1))
-    for key, reason in _fixed(restored).items():
+    settled = dict.fromkeys(recipe.settled, "it goes on in the precision that it began in; set the key to that")
+    for key, reason in (_fixed(restored) | settled).items():
         old, new = _value(before, key), _value(now, key)
         if old is _ABSENT or new is _ABSENT or not _differ(key, old, new, before, now):
             continue

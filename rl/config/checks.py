@@ -173,25 +173,6 @@ def refresh_risk(recipe: Recipe) -> str | None:
     )
 
 
-def precision_risk(recipe: Recipe) -> str | None:
-    """A sentence for a recipe whose products are in bfloat16 on a CPU that has no kernels for them, else None."""
-    from uniar.placement import choose_device, multiplies_bfloat16  # late: a recipe is checked without torch
-
-    types = {
-        "model.dtype": recipe.model.dtype,
-        "trainer.bf16": "bfloat16" if recipe.trainer.get("bf16") else None,
-        "decode.dtype": recipe.decode.dtype,
-    }
-    slow = [key for key, value in types.items() if value == "bfloat16"]
-    if not slow or multiplies_bfloat16(choose_device("auto")):
-        return None
-    return (
-        f"{recipe.source}: {' and '.join(slow)} {'asks' if len(slow) == 1 else 'ask'} for bfloat16, for which this "
-        "CPU, without AVX-512, takes ten to a hundred times as long as for float32; set model.dtype and decode.dtype: "
-        "float32 and trainer.bf16: false."
-    )
-
-
 def rounding_risk(recipe: Recipe) -> str | None:
     """A sentence for a recipe whose weights are too coarse to be trained; None where nothing is wrong with them.
 

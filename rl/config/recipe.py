@@ -13,6 +13,7 @@ from typing import Any
 from rl.algorithm.losses import loss_named
 from rl.config.checks import check_choices, check_rewards, check_rollout_boundaries
 from rl.config.habits import HABITS
+from rl.config.precision import with_precision
 from rl.config.sections import Recipe
 from rl.config.trainer_arguments import TAKEN, check_trainer_arguments
 from uniar.errors import UserError
@@ -56,7 +57,6 @@ def recipe_from_mapping(mapping: Mapping[str, Any], source: str = "recipe", orig
     origins = origins or {(): source}
     mapping = _without_retired(mapping)
     _locate(mapping, lambda text: None if os.path.exists(text) else shipped(text))
-    _settle_precision(mapping)
     for section in ("rewards", "eval_rewards"):  # a bare name is short for {use: name}
         if isinstance(mapping.get(section), list):
             mapping[section] = [{"use": item} if isinstance(item, str) else item for item in mapping[section]]
@@ -73,7 +73,7 @@ def recipe_from_mapping(mapping: Mapping[str, Any], source: str = "recipe", orig
         ),
         **{key: _with_homes(getattr(recipe, key), (key,), origins) for key in ("rewards", "eval_rewards")},
     )
-    recipe = dataclasses.replace(recipe, output_dir=recipe.output_dir or recipe.default_folder)
+    recipe = with_precision(dataclasses.replace(recipe, output_dir=recipe.output_dir or recipe.default_folder))
     check_choices(recipe, origins)
     check_rollout_boundaries(recipe, origins)
     return recipe
@@ -88,18 +88,6 @@ def _without_retired(mapping: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(section, dict) and section.get(key) == only:
             del section[key]
     return kept
-
-
-def _settle_precision(mapping: dict[str, Any]) -> None:
-    """Replaces `auto`, so that config.yaml says what a run computes in, and a resumed one goes on with it."""
-    for section, key, fast, safe in (("decode", "dtype", "bfloat16", "float32"), ("trainer", "bf16", True, False)):
-        if isinstance(found := mapping.get(section), dict) and found.get(key) == "auto":
-            from uniar.placement import (  # late: most recipes need no torch to be read
-                choose_device,
-                multiplies_bfloat16,
-            )
-
-            found[key] = fast if multiplies_bfloat16(choose_device("auto")) else safe
 
 
 @contextmanager

@@ -296,6 +296,7 @@ class Recipe:
     )
     source: str = dataclasses.field(default="recipe", compare=False)  # the file, for messages
     origins: Origins = dataclasses.field(default_factory=dict, compare=False, repr=False)  # where each key was written
+    settled: tuple[str, ...] = dataclasses.field(default=(), compare=False)  # keys that were `auto`
 
     def where(self, key: str) -> str:
         """Where a key such as "trainer.max_steps" was written, or else the section around it: file and line, or the

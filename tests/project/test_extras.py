@@ -57,6 +57,7 @@ def test_the_plain_package_draws_and_reads(tmp_path):
 assert main(["generate", "--model", "tiny", "--prompt", "a photo of a red circle", "--output", "a.png"]) == 0
 assert main(["chat", "--model", "tiny", "--image", "a.png", "--prompt", "what shape is this?"]) == 0
 assert main(["rewards", "score", "compressibility", "--image", "a.png"]) == 0
+assert main(["rewards", "list"]) == 0
 """
     done = run_fresh(HIDDEN.format(hidden=hidden) + calls, tmp_path, ROOT)
     assert done.returncode == 0, done.stderr[-3000:]

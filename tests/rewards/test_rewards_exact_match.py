@@ -31,6 +31,12 @@ def score(text, answer, choices=None, **parameters):
         (".5", 0.5),
         ("50%", 0.5),
         ("50%", 50),
+        ("50 %", "50%"),
+        ("-3.0.", -3),
+        ("-1,200.", -1200),
+        ("-3.0**", -3),
+        ("(.5)", 0.5),
+        ("３", 3),
         ("dog", ["cat", "dog"]),
         ("2", ["two", 2]),
         ("<think>it is 4</think>\n3", 3),
@@ -50,6 +56,11 @@ def test_right(text, answer):
         ("12", 1),
         ("2", -2),
         ("1,20", 120),
+        (".5", 5),
+        ("1%", "100%"),
+        ("1%", 100),
+        ("50%", "0.5%"),
+        ("-", "-1"),
         ("3 dogs", 3),
         ("4</think>", 4),
         ("nan", "0"),
@@ -117,3 +128,10 @@ def test_what_is_no_answer_is_found_before_anything_is_loaded(answer):
     reward = RewardSuite.from_recipe(["exact_match"]).rewards[0]
     with pytest.raises(UserError, match=r"metadata 'answer' is .*; a string or a number, or a list of them, is needed"):
         reward.check_sample("q", {"answer": answer})
+
+
+@pytest.mark.parametrize("choices", [{"A": "cat"}, "ab", 3, [None], [["a"]], [True]])
+def test_what_are_no_choices_is_found_before_anything_is_loaded(choices):
+    reward = RewardSuite.from_recipe(["exact_match"]).rewards[0]
+    with pytest.raises(UserError, match=r"metadata 'choices' is .*; a list of strings or numbers is needed"):
+        reward.check_sample("q", {"answer": "a", "choices": choices})

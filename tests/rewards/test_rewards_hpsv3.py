@@ -7,9 +7,10 @@ from safetensors.torch import load_file, save_file
 from support.reference_towers import random_images
 
 from rewards import RewardBatch, RewardSuite
-from rewards.models.hpsv3 import INSTRUCTION, QUESTION, TOKEN, present_name, resized
+from rewards.models.hpsv3 import TOKEN, HPSv3, present_name, resized
 from uniar.errors import UserError
 
+INSTRUCTION = "Say how good this is: {text_prompt}.\n<|Reward|>\nThe end\n"
 PROMPTS = ["a red square", "two blue circles", "a red square"]
 
 
@@ -63,11 +64,13 @@ def published(nano_processor, tmp_path_factory):
     for name, tensor in state.items():
         state[name] = torch.randn_like(tensor) * (0.2 if tensor.ndim > 1 else 0.1) + (tensor.ndim == 1)
     save_file(state, folder / "HPSv3.safetensors")
+    (folder / "instruction.txt").write_text(INSTRUCTION)
     return folder
 
 
 def suite(folder, **parameters):
-    entry = {"use": "hpsv3", "base": str(folder), "weights": str(folder), "device": "cpu", "dtype": "float32"}
+    entry = {"use": "hpsv3", "instruction": str(folder / "instruction.txt"), "base": str(folder)}
+    entry |= {"weights": str(folder), "device": "cpu", "dtype": "float32"}
     return RewardSuite.from_recipe([{**entry, **parameters}])
 
 
@@ -85,7 +88,7 @@ def expected(folder, batch):
     head = {name: tensor.double().numpy() for name, tensor in state.items() if name.startswith("rm_head")}
     found = []
     for prompt, image in zip(batch.prompts, batch.images, strict=True):
-        asked = INSTRUCTION.replace("PROMPT", prompt) + QUESTION
+        asked = INSTRUCTION.replace("{text_prompt}", prompt)
         text = (
             f"<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>{asked}<|im_end|>\n<|im_start|>assistant\n"
         )
@@ -126,7 +129,9 @@ def test_names_of_earlier_transformers_are_understood(published, tmp_path):
     tables = [
         suite(published, weights=str(path)).score(batch) for path in (tmp_path / "earlier.safetensors", published)
     ]
-    assert torch.equal(tables[0].values, tables[1].values)
+    assert tables[0].values.item() == pytest.approx(
+        tables[1].values.item(), rel=1e-5
+    )  # files are mapped where they lie
 
 
 def test_weights_of_another_model_are_refused_by_name(published, tmp_path):
@@ -150,3 +155,19 @@ def test_images_have_about_as_many_pixels_whatever_their_size(nano_processor):
 
     for size, wanted in (((1024, 1024), (448, 448)), ((1280, 704), (588, 308)), ((30, 30), (448, 448))):
         assert resized(random_images(size)[0], Processor()).size == wanted
+
+
+def test_the_head_keeps_its_weights_in_half_precision_too(published):
+    reward = HPSv3(str(published / "instruction.txt"), str(published), str(published), device="cpu")
+    reward.load()
+    assert {parameter.dtype for parameter in reward._model.model.parameters()} == {torch.bfloat16}
+    state = load_file(published / "HPSv3.safetensors")
+    for name, parameter in reward._model.rm_head.named_parameters():
+        assert torch.equal(parameter, state[f"rm_head.{name}"])
+
+
+@pytest.mark.parametrize("text", ["{text_prompt}", "<|Reward|>", "{text_prompt} <|Reward|> <|Reward|>", ""])
+def test_an_instruction_without_its_marks_is_refused(published, tmp_path, text):
+    (tmp_path / "own.txt").write_text(text)
+    with pytest.raises(UserError, match=r"own.txt' does not hold \{text_prompt\}, and <\|Reward\|> once"):
+        suite(published, instruction=str(tmp_path / "own.txt")).load()
