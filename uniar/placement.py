@@ -17,9 +17,10 @@ def choose_device(name: str) -> torch.device:
     if name == "cuda" and "LOCAL_RANK" in os.environ:  # of several processes each has a GPU of its own
         name = f"cuda:{os.environ['LOCAL_RANK']}"
     there = ["cpu"]
-    if torch.accelerator.is_available():
-        kind = torch.accelerator.current_accelerator().type
-        there += [kind, *(f"{kind}:{number}" for number in range(torch.accelerator.device_count()))]
+    if torch.cuda.is_available():
+        there += ["cuda", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+    elif (other := torch.accelerator.current_accelerator(check_available=True)) is not None:
+        there.append(other.type)
     if name not in there:
         raise UserError(f"--device {name} is not here: there is {', '.join(there)}; auto takes the first GPU.")
     try:
