@@ -101,10 +101,13 @@ class Remote(Reward):
         """A number, None, a mapping with details, or an exception for each sample; see rewards/remote/wire.py."""
         await asyncio.to_thread(self.load)
         deadline = asyncio.get_running_loop().time() + self.deadline
-        size = self.batch_size if self.pointwise else max(1, len(batch))
-        parts = [range(start, min(start + size, len(batch))) for start in range(0, len(batch), size)]
+        # A sample that neither drew nor wrote is not sent: there is nothing to score.
+        rows = [row for row in range(len(batch)) if batch.images[row] is not None or batch.texts[row]]
+        size = self.batch_size if self.pointwise else max(1, len(rows))
+        parts = [rows[start : start + size] for start in range(0, len(rows), size)]
         results = await asyncio.gather(*(self._score_part(batch.select(part), deadline) for part in parts))
-        return [result for part in results for result in part]
+        found = dict(zip(rows, (result for part in results for result in part), strict=True))
+        return [found.get(row) for row in range(len(batch))]
 
     async def _score_part(self, part: RewardBatch, deadline: float) -> list[Any]:
         def body() -> bytes:

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +22,7 @@ from uniar.reading.pictures import load_picture, picture_digest
 from uniar.shareable import shareable
 
 IMAGES, OFFICIAL, BASELINE = "images", "official", "baseline"
-_HOW = ("decode_batch_size", "memory_budget", "show_progress")
+_HOW = ("decode_batch_size", "engine", "memory_budget", "show_progress")
 """settings that an image does not depend on, but for the last digits"""
 
 
@@ -76,6 +77,18 @@ class BenchmarkFolder:
                 if "include" in record.metadata:
                     write_whole(folder / "metadata.jsonl", _json({**record.metadata, "prompt": record.prompt}) + "\n")
 
+    def prune(self, samples: Sequence[Sample]) -> None:
+        """Removes images of other samples: what is left of an earlier call may be another model's."""
+        images = {self.image(sample) for sample in samples}
+        folders = {self.prompt_folder(record) for record in self.records}
+        with writing(self.images):
+            for folder in self.images.iterdir():
+                if folder.name.isdecimal() and folder not in folders:
+                    shutil.rmtree(folder)
+            for file in self.images.glob("*/samples/*.png"):
+                if file not in images:
+                    file.unlink()
+
     def is_drawn(self, sample: Sample, record: dict[str, Any]) -> bool:
         """Whether its file is there as it would be drawn. Raises UserError for any other file in its place."""
         path = self.image(sample)
@@ -98,9 +111,14 @@ class BenchmarkFolder:
         return load_picture(path, f"the image {path}")
 
 
+def drawn_how(settings: DrawSettings) -> dict[str, Any]:
+    """Settings that an image depends on."""
+    return {name: value for name, value in dataclasses.asdict(settings).items() if name not in _HOW}
+
+
 def image_record(sample: Sample, settings: DrawSettings, dtype: str, weights: str, model: str) -> dict[str, Any]:
     """All that an image depends on, and what its model was called; kept in its file."""
-    how = {name: value for name, value in dataclasses.asdict(settings).items() if name not in _HOW}
+    how = drawn_how(settings)
     record, edited = sample.record, {}
     if isinstance(record.image, str):
         edited = {"sha256": picture_digest(record.image)}

@@ -3,6 +3,7 @@ the metadata.jsonl that is in each of its folders."""
 
 import json
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -27,7 +28,8 @@ def write_official(name: str, folder: BenchmarkFolder, samples: Sequence[Sample]
     groups = [(record, samples[n * each : (n + 1) * each]) for n, record in enumerate(folder.records)]
     target = folder.path / OFFICIAL
     with writing(target):
-        target.mkdir(exist_ok=True)
+        shutil.rmtree(target, ignore_errors=True)  # it is made of the images alone
+        target.mkdir()
         WRITERS[name](folder, groups, target, model)
     return target
 

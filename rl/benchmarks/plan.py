@@ -106,6 +106,7 @@ def settings_of(arguments: argparse.Namespace) -> tuple[DrawSettings, int]:
         decoder_guidance_scale=given["decoder_guidance"],
         decode_batch_size=given["batch_size"],
         seed=arguments.seed,
+        engine="auto",
         same_noise_per_group=images == 1,  # so that a single one is what an evaluation draws
     )
     return settings, images

@@ -110,7 +110,7 @@ def _by_skill(
         skills = known[sample["id"]].metadata.get(_SKILLS) or []
         for reward in rewards:
             atoms = (sample["details"].get(reward) or {}).get(_ATOMS) or []
-            for skill, atom in zip(skills, atoms, strict=False):
+            for skill, atom in zip(skills, atoms, strict=True) if len(skills) == len(atoms) else ():
                 found.setdefault(str(skill), {}).setdefault(reward, []).append(atom)
     lines = [
         Line(skill, max(map(len, atoms.values())), {f"{name} {_ATOMS}": _mean(own) for name, own in atoms.items()})

@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 
 from rl.benchmarks.drawing import draw_missing
-from rl.benchmarks.folder import BASELINE
+from rl.benchmarks.folder import BASELINE, drawn_how
 from rl.benchmarks.model import BenchmarkModel
 from rl.benchmarks.official import write_official
 from rl.benchmarks.plan import BenchmarkPlan, described, missing_needs, planned, reward_entries
@@ -33,7 +33,8 @@ from rl.run.folder import RunFolder
 from rl.run.records import json_ready
 from uniar.errors import UserError
 from uniar.placement import choose_device
-from uniar.reading.files import user_path, write_whole, writing
+from uniar.reading.files import read_regular, user_path, write_whole, writing
+from uniar.reading.json_lines import parse_json
 from uniar.shareable import shareable
 from uniar.shipped_files import shipped_model
 
@@ -87,6 +88,13 @@ def _drawn_before(name: str, plan: BenchmarkPlan) -> Path | None:
             f"--baseline {name} is of other prompts or another seed; draw both with the same --prompts, --limit, "
             "--images-per-prompt and --seed."
         )
+    found = parse_json(read_regular(path / "table.json").decode(errors="replace"), f"{path / 'table.json'}")
+    before = found.get("settings") if isinstance(found, dict) else None
+    own_settings = json_ready(drawn_how(plan.settings))
+    for key, value in own_settings.items():
+        if not isinstance(before, dict) or before.get(key) != value:
+            drawn = before.get(key) if isinstance(before, dict) else None
+            raise UserError(f"--baseline {name} was drawn with {key} {drawn}, not {value}; draw both alike.")
     return path
 
 
@@ -112,6 +120,8 @@ def _measure(
     table = score_table(evaluation.rows, plan.records, plan.benchmark.groups)
     head = {"benchmark": plan.name, "model": name, "prompts": len(plan.records), "settings": settings}
     with writing(path):
+        if overwrite:
+            folder.prune(samples)
         folder.describe()
         official = write_official(plan.name, folder, samples, _short_name(model))
         RunFolder(path).save_evaluation(0, evaluation, None)

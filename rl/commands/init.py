@@ -158,5 +158,7 @@ def _text(target: Path, base: str, more: dict[str, Any], answers: dict[str, Any]
 
 def _from(target: Path, name: str) -> str:
     """A path as it is named in the recipe, whose folder it starts from; any other name is left as it is."""
+    if shipped_model(name):  # `tiny` is a folder in a clone, too
+        return name
     path = user_path(name)
     return os.path.relpath(path, target.parent) if path.exists() and not path.is_absolute() else name

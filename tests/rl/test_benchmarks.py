@@ -282,6 +282,13 @@ def test_one_command_draws_scores_compares_and_goes_on(nano_checkpoint, tmp_path
     assert "a photo of two cups" in page
     status, said = run("--model", other, "--output", after, "--baseline", out, "--limit", 1)
     assert (status, "is of other prompts or another seed" in said) == (2, True)
+    status, said = run("--model", other, "--output", after, "--baseline", out, "--temperature", "0.5")
+    assert (status, "was drawn with temperature 0.1, not 0.5; draw both alike" in said) == (2, True)
+
+    status, said = run("--model", other, "--output", out, "--limit", 1, "--images-per-prompt", 1, "--overwrite")
+    assert status == 0
+    assert list(images_of(out)) == ["images/00000/samples/0000.png"]  # nothing of the other model is left
+    assert [folder.name for folder in (out / "images").iterdir()] == ["00000"]
 
 
 def test_edits_are_laid_out_without_scores_and_scored_beside_their_pictures(nano_checkpoint, tmp_path, capsys):

@@ -48,6 +48,13 @@ def test_what_is_not_given_is_asked(folder, capsys, monkeypatch):
     assert recipe.evaluate.prompts is not None
 
 
+def test_tiny_is_the_model_though_a_folder_has_the_name(folder):
+    (folder / "tiny").mkdir()
+    assert main(["init", "sub/mine.yaml", "--model", "tiny", "--gpus", "1", "--memory", "16"]) == 0
+    assert "path: tiny\n" in (folder / "sub" / "mine.yaml").read_text()
+    assert load_recipe("sub/mine.yaml").model.path.endswith("assets/uniar-tiny")
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

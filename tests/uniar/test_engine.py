@@ -167,6 +167,36 @@ def test_auto_goes_back_to_eager(golden, gpu, caplog, spoiled, said):
             draw(model, prompt, "graph")
 
 
+@torch.no_grad()
+def test_a_capture_that_fails_later_gives_way(golden, gpu, strides, monkeypatch, caplog):
+    model, prompt = golden("bsq8").model(), text_prompt(golden("bsq8"), 64, 192)
+    expected, capture = draw(model, prompt), gpu.__call__
+
+    def second_fails(self, function):
+        if gpu.captures == 1:
+            raise RuntimeError("CUDA out of memory.")
+        return capture(self, function)
+
+    monkeypatch.setattr(gpu, "__call__", second_fails)
+    assert_same(draw(model, prompt, "auto"), expected)
+    (warning,) = caplog.records
+    assert "CUDA out of memory" in warning.getMessage()
+    with pytest.raises(RuntimeError, match="out of memory"):
+        draw(model, prompt, "graph")
+
+
+@pytest.mark.gpu
+@torch.no_grad()
+def test_cuda_graphs_draw_the_same_bits(golden, caplog):
+    if not torch.cuda.is_available():
+        pytest.skip("there is no CUDA GPU")
+    model, prompt = golden("bsq8").model().cuda(), text_prompt(golden("bsq8"), 64, 192).to("cuda")
+    expected = draw(model, prompt)
+    for engine in ("graph", "auto"):
+        assert_same(draw(model, prompt, engine), expected)
+    assert not caplog.records
+
+
 def test_auto_compares_once_for_each_shape(golden, gpu, monkeypatch):
     model, prompt = golden("bsq8").model(), text_prompt(golden("bsq8"), 64, 128)
     rewound, original = [], running.Steps.rewind
@@ -174,7 +204,7 @@ def test_auto_compares_once_for_each_shape(golden, gpu, monkeypatch):
     for samples, times in ((3, 2), (3, 2), (2, 4), (3, 4)):
         draw(model, prompt, "auto", samples)
         assert len(rewound) == times
-    draw(model, text_prompt(golden("bsq8"), 32, 32), "auto")  # a single token leaves nothing to compare
+    draw(model, text_prompt(golden("bsq8"), 32, 32), "auto")  # a single token leaves nothing to gain
     assert len(rewound) == 4
 
 

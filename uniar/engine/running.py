@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
-from typing import get_args
+from typing import Any, get_args
 from weakref import WeakKeyDictionary
 
 import torch
@@ -94,26 +94,41 @@ class Graphs:
         replay()
 
 
-_found_right: WeakKeyDictionary[object, dict[tuple[int, int], bool]] = WeakKeyDictionary()
+_found_right: WeakKeyDictionary[object, dict[tuple[Any, ...], bool]] = WeakKeyDictionary()
 
 
 def checked(steps: Steps, graphs: Step) -> tuple[Step, int]:
     """`graphs`, if it draws the first tokens as the eager step does and raises nothing, else the eager step with a
-    warning; and how many tokens are drawn. What was found of a model and shape is not looked for again."""
+    warning; and how many tokens are drawn. What was found of a model and shape is not looked for again. A graph that
+    cannot be captured later on gives way to the eager step too."""
     known = _found_right.setdefault(steps.model, {})
-    shape = len(steps.hidden), len(steps.slots)
-    if False in known.values():
+    autocast = torch.is_autocast_enabled(steps.hidden.device.type)
+    shape = len(steps.hidden), len(steps.slots), steps.gaps is None, autocast
+    if False in known.values() or len(steps.bits) <= CHECKED:  # too few to gain by graphs
         return steps.step, 0
-    count = min(CHECKED, len(steps.bits) - 1)
-    if known.get(shape) or not count:
-        return graphs, 0
+
+    def give_way(reason: str) -> None:
+        known[shape] = False
+        logger.warning("The rollout engine is eager from here on, as its CUDA graphs do not serve: %s.", reason)
+
+    def step(slots: int) -> None:
+        if known[shape]:
+            try:
+                graphs(slots)
+                return
+            except Exception as error:  # a capture takes no step, so the eager one comes in its place
+                give_way(reason_of(error))
+        steps.step(slots)
+
+    if known.get(shape):
+        return step, 0
     start = steps.hidden.clone()
 
-    def first(step: Step) -> torch.Tensor:
+    def first(taken: Step) -> torch.Tensor:
         steps.rewind(start)
-        for token in range(count):
-            step(filled(steps, token))
-        return steps.bits[:count].clone()
+        for token in range(CHECKED):
+            taken(filled(steps, token))
+        return steps.bits[:CHECKED].clone()
 
     expected = first(steps.step)
     try:
@@ -122,10 +137,10 @@ def checked(steps: Steps, graphs: Step) -> tuple[Step, int]:
         reason = f"{differ} of {expected.numel()} bits differ" if differ else None
     except Exception as error:  # whatever a driver, a capture or an operator may say
         reason = reason_of(error)
-    known[shape] = reason is None
     if reason is None:
-        return graphs, count
-    logger.warning("The rollout engine is eager from here on, as its CUDA graphs do not serve: %s.", reason)
+        known[shape] = True
+        return step, CHECKED
+    give_way(reason)
     steps.rewind(start)
     return steps.step, 0
 
