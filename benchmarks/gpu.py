@@ -4,10 +4,10 @@
     python benchmarks/gpu.py --checkpoint PATH        # a checkpoint's sizes; its weights are not read
     python benchmarks/gpu.py --preset nano --device cpu --samples 2 --size 64
 
-Golden vectors of the reference in float32 and bfloat16; bandwidth and arithmetic of this GPU; a rollout, per token,
-beside the least that reading its weights and caches takes; a decode; one update with LoRA and one of all weights, on as
-many of the model's text layers as fit; and the memory of each beside what `uniar-rl plan` computes. Weights are random:
-no time depends on them. Exits with 1 where a golden vector is missed.
+Golden vectors of the reference in float32 and bfloat16; bandwidth and arithmetic of this GPU; a rollout with each
+engine, per token, beside the least that reading its weights and caches takes; a decode; one update with LoRA and one of
+all weights, on as many of the model's text layers as fit; and the memory of each beside what `uniar-rl plan` computes.
+Weights are random: no time depends on them. Exits with 1 where a golden vector is missed.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,14 @@ from rl.plan.planned_model import PlannedModel, planned_model  # noqa: E402
 from rl.plan.simulation import DECODER_PROMPT_TOKENS, Simulation  # noqa: E402
 from rl.policy.loading import base_model  # noqa: E402
 from rl.policy.replay import Branch, replay  # noqa: E402
+from uniar.engine import Engine  # noqa: E402
 from uniar.generation import rollout  # noqa: E402
 from uniar.modeling_uniar import UniARForConditionalGeneration  # noqa: E402
 from uniar.processing import VisualPrompt, drawing_positions  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden" / "bsq8"
+ENGINES: tuple[Engine, ...] = ("eager", "compiled", "graph")
 TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 0.06}
 """of logits: float32 as docs/architecture.md has it"""
 
@@ -140,25 +143,29 @@ class Bench:
         given = prompts(policy, max(1, self.samples // 16), self.grid, self.gpu.device)
         noise = torch.rand(self.samples, self.tokens, *self.code_shape)
 
-        def draw() -> Any:
+        def draw(engine: Engine) -> Any:
             with torch.no_grad(), self.gpu.autocast():
-                return rollout(policy, given, noise, return_gaps=True)
+                return rollout(policy, given, noise, return_gaps=True, engine=engine)
 
-        draw()  # libraries set themselves up
-        _, seconds, peak = self.gpu.timed(draw)
+        timed: dict[Engine, tuple[float, int | None]] = {}
+        for engine in ENGINES if self.gpu.is_cuda else ENGINES[:1]:
+            draw(engine)  # libraries set themselves up, layers compile
+            timed[engine] = self.gpu.timed(partial(draw, engine))[1:]
         visited = [policy.model.language_model.layers, policy.visual_decoder_layers, policy.output_layer_vistok]
         weights = sum(parameter.nbytes for module in visited for parameter in module.parameters())
         read = weights + self.samples * cache_bytes(policy, PREFIX + self.tokens // 2)
         planned = cache_parts(self.recipe, policy, self.samples, 16, PREFIX, self.tokens, False, "rollout")
-        return [
-            (
-                f"rollout of {self.samples}, ms per token",
-                f"{seconds / self.tokens * 1e3:.2f}",
-                f"reading takes {read / bandwidth * 1e3:.2f}",
-            ),
-            ("rollout, seconds", f"{seconds:.2f}", ""),
-            memory("rollout", peak, sum(part.bytes for part in planned)),
-        ]
+        rows: list[Row] = []
+        for engine, (seconds, peak) in timed.items():
+            rows += [
+                (
+                    f"rollout of {self.samples}, {engine}, ms per token",
+                    f"{seconds / self.tokens * 1e3:.2f}",
+                    f"reading takes {read / bandwidth * 1e3:.2f}",
+                ),
+                memory(f"rollout, {engine}", peak, sum(part.bytes for part in planned)),
+            ]
+        return rows
 
     def decoding(self) -> list[Row]:
         steps, images, dtype = self.recipe.decode.num_inference_steps, min(16, self.samples), torch.bfloat16

@@ -19,7 +19,7 @@ def test_the_table_has_every_phase(monkeypatch, nano_checkpoint, capsys):
     measured = {row[0]: row[1] for row in table[2:]}
     for phase in (
         "golden vectors, float32",
-        "rollout of 2, ms",
+        "rollout of 2, eager, ms",
         "decode of 2,",
         "LoRA, a micro",
         "all weights, a micro",

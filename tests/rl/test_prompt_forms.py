@@ -110,6 +110,15 @@ def test_parquet(tmp_path):
         assert "row 0: 'image' holds bytes, as of a picture; name the folder" in refusal(tmp_path / "q.parquet")
 
 
+def test_a_folder_of_prompts_loses_none(tmp_path):
+    write(tmp_path / "packed" / "a.txt", "a cat")
+    with gzip.open(tmp_path / "packed" / "b.txt.gz", "wt") as file:
+        file.write("a dog")
+    assert {record.id: record.prompt for record in load_prompts(tmp_path / "packed")} == {"a": "a cat", "b": "a dog"}
+    write(tmp_path / "packed" / "x.jsonl", '{"prompt": "a bird"}\n')
+    assert "each a prompt, and other prompt files such as x.jsonl; name one of these" in refusal(tmp_path / "packed")
+
+
 def test_a_folder_of_rows_is_read_as_its_files_are(tmp_path):
     rows = tmp_path / "rows"
     write(rows / "README.md", "what they are")

@@ -10,6 +10,7 @@ import gc
 import multiprocessing
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import threading
@@ -40,7 +41,7 @@ def run_warm(
         process.join(timeout)
         said, complained = (file.read_text() if file.exists() else "" for file in streams)
         if process.is_alive():
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)  # with those that it started
             raise subprocess.TimeoutExpired(arguments, timeout, said, complained)
         return subprocess.CompletedProcess(arguments, process.exitcode, said, complained)
 
@@ -59,6 +60,7 @@ def _forks() -> multiprocessing.context.ForkServerContext:
 
 
 def _begin(words: list[str], processes: int | None, cwd: Path, environment: dict, streams: list[Path]) -> None:
+    os.setsid()
     gc.freeze()  # the libraries' objects: a collection would copy them
     for number, file in enumerate(streams, start=1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), number)

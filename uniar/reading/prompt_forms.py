@@ -102,7 +102,12 @@ def _unpacked(path: Path) -> bytes:
 
 def _folder(path: Path) -> list[JsonLine]:
     files = _visible(path)
-    if texts := [file for file in files if file.suffix.lower() == ".txt"]:
+    if texts := [file for file in files if _kind(file) == ".txt"]:
+        if others := [file.name for file in files if _kind(file) in SUFFIXES and file not in texts]:
+            raise UserError(
+                f"the folder '{path}' has .txt files, each a prompt, and other prompt files such as {others[0]}; name "
+                "one of these, or a folder of one kind."
+            )
         return [_text_file(file, number) for number, file in enumerate(texts, start=1)]
     if not has_rows(path):
         raise UserError(f"the folder '{path}' has no .txt files, each a prompt, nor other files of prompts alone.")
@@ -120,7 +125,7 @@ def _folder(path: Path) -> list[JsonLine]:
 def _text_file(file: Path, number: int) -> JsonLine:
     text = decoded(_content(file), file).strip()
     _refuse_json(text, str(file))
-    return JsonLine(file, number, {"prompt": text, "id": file.stem}, str(file))
+    return JsonLine(file, number, {"prompt": text, "id": file.name.removesuffix(".gz")[: -len(".txt")]}, str(file))
 
 
 def _text(content: bytes, path: Path) -> Iterator[JsonLine]:
