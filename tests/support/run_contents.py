@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-ABOUT_THE_CLOCK = ("environment.json", "report.html")
-"""files that must be there in both, and say when, how fast and by which command a run was made"""
+ABOUT_THE_CLOCK = ("environment.json", "report.html", "metrics.png")
+"""files that must be there in both, and say when, how fast and by which command a run was made; of metrics.png a panel"""
 
 
 def require_as_if_never_killed(killed: Path, whole: Path) -> None:
