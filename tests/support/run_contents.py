@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 ABOUT_THE_CLOCK = ("environment.json", "report.html", "metrics.png")
-"""files that must be there in both, and say when, how fast and by which command a run was made; of metrics.png a panel"""
+"""files that must be there in both, and say when, how fast (metrics.png in a panel) and by which command"""
 
 
 def require_as_if_never_killed(killed: Path, whole: Path) -> None:
