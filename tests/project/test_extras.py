@@ -1,7 +1,10 @@
 """What works without the extras, and what is said of a package that is missing."""
 
+import ast
 import re
+import sys
 import tomllib
+from importlib.metadata import packages_distributions
 
 import pytest
 from support.fresh_process import ROOT, run_fresh
@@ -29,6 +32,39 @@ from rl.cli import main
 def modules(*extras: str) -> set[str]:
     names = {re.match(r"[\w-]+", line)[0] for extra in extras for line in PROJECT["optional-dependencies"][extra]}
     return {MODULES.get(name, name) for name in names}
+
+
+def imported(folder: str, *, at_once: bool) -> set[str]:
+    """Modules of others that the files of a package of ours import: as they are loaded, or anywhere."""
+    found = set()
+    for file in (ROOT / folder).rglob("*.py"):
+        tree = ast.parse(file.read_text())
+        for node in tree.body if at_once else ast.walk(tree):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                found.add(node.module.partition(".")[0])
+    return found - set(sys.stdlib_module_names) - {"uniar", "rl", "rewards", "tiny", "inference"}
+
+
+OWN = {"uniar": (), "rewards": ("rewards", "serve"), "rl": ("train",), "tiny": ("train",)}
+"""the extras without which a package of ours is not used"""
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize("folder", OWN)
+def test_what_is_imported_is_a_dependency(folder, at_once):
+    """Not what some other package happens to bring along."""
+    extras = OWN[folder] if at_once else ("train", "rewards", "serve", "track")
+    lines = [*PROJECT["dependencies"], *(line for extra in extras for line in PROJECT["optional-dependencies"][extra])]
+    declared = {re.match(r"[\w-]+", line)[0].lower().replace("_", "-") for line in lines}
+    brought = packages_distributions()
+    missing = {
+        name: brought.get(name, ["nothing that is installed"])
+        for name in imported(folder, at_once=at_once) - {"flash_attn"}
+        if not {found.lower().replace("_", "-") for found in brought.get(name, ())} & declared
+    }
+    assert missing == {}
 
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch, capsys):

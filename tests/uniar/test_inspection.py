@@ -4,7 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 from support.command_line import chat, draw
 from support.training_runs import small_recipe
@@ -156,7 +156,7 @@ def test_a_mistyped_place(checkpoint, monkeypatch, place):
 
     def no_network(name):
         asked.append(name)
-        raise httpx.ConnectError("[Errno -2] Name or service not known")
+        raise httpx2.ConnectError("[Errno -2] Name or service not known")
 
     monkeypatch.setattr("uniar.checkpoint.snapshot_download", no_network)
     with pytest.raises(UserError) as raised:
