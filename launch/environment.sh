@@ -25,7 +25,7 @@ find_python() {
 }
 
 # prepare_environment EXTRAS: .venv with the project and its EXTRAS ("[train,rewards]" or "[dev]"), installed again only after
-# pyproject.toml has changed: with uv where that is there, else with pip, whose lines are shown only where it fails. The
+# pyproject.toml has changed: with uv where that is there and serves, else with pip, whose lines are shown only where it fails. The
 # stamp in .venv is the pyproject.toml that was last installed.
 prepare_environment() {
     local extras="$1" python
@@ -38,14 +38,16 @@ prepare_environment() {
         echo "Making .venv with $("$python" --version) ..."
         "$python" -m venv --clear .venv
     fi
-    local log=".venv/install.log" installer=(.venv/bin/python -m pip install --disable-pip-version-check)
-    if command -v uv >/dev/null; then
-        installer=(uv pip install --python .venv/bin/python)
-    elif ! .venv/bin/python -c 'import pip' >/dev/null 2>&1; then
-        # An interrupted first run leaves an environment without pip.
-        .venv/bin/python -m ensurepip --default-pip
-    fi
+    local log=".venv/install.log"
     echo "Installing uniar-rl$extras into .venv (some minutes the first time; its lines go to $log) ..."
-    "${installer[@]}" -e ".$extras" >"$log" 2>&1 || { local status=$?; cat "$log" >&2; return "$status"; }
+    if ! { command -v uv && uv pip install --python .venv/bin/python -e ".$extras"; } >"$log" 2>&1; then
+        # uv does not read pip's settings, such as the address of a mirror. An interrupted first run leaves no pip.
+        .venv/bin/python -c 'import pip' >/dev/null 2>&1 || .venv/bin/python -m ensurepip --default-pip
+        .venv/bin/python -m pip install --disable-pip-version-check -e ".$extras" >"$log" 2>&1 || {
+            local status=$?
+            cat "$log" >&2
+            return "$status"
+        }
+    fi
     cp pyproject.toml "$stamp"
 }

@@ -140,6 +140,17 @@ def test_uv_installs_where_it_is_there(clone: Path) -> None:
     ]
 
 
+def test_pip_installs_where_uv_cannot(clone: Path) -> None:
+    """It does not know the address of a mirror that pip was told of."""
+    write_executable(clone.parent / "bin" / "uv", "#!/bin/sh\necho 'No solution found'; exit 1\n")
+    finished = run(clone, "launch/quickstart.sh")
+    assert (finished.returncode, "No solution" in finished.stdout + finished.stderr) == (0, False)
+    assert log(clone)[1:] == [
+        "python -m pip install --disable-pip-version-check -e .[train,rewards]",
+        "uniar-rl train configs/quickstart.yaml",
+    ]
+
+
 def test_an_environment_without_pip_gets_one(clone: Path) -> None:
     run(clone, "launch/quickstart.sh", PIP_EXIT="3")
     log(clone)
