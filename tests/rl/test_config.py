@@ -341,7 +341,7 @@ def test_every_setting_is_documented():
     for field in settings_of(EvaluateSection):
         assert f"| `evaluate.{field.name}` |" in page
     assert all(field.metadata["help"].endswith(".") for field in settings_of(Recipe))
-    assert len(settings_of(Recipe)) == len(dataclasses.fields(Recipe)) - 2  # all but `source` and `origins`
+    assert len(settings_of(Recipe)) == len(dataclasses.fields(Recipe)) - 3  # all but `source`, `origins` and `settled`
 
 
 def test_every_argument_of_the_installed_libraries_has_been_decided_upon():
