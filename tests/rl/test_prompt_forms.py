@@ -112,7 +112,7 @@ def test_parquet(tmp_path):
 
 def test_a_folder_of_prompts_loses_none(tmp_path):
     write(tmp_path / "packed" / "a.txt", "a cat")
-    with gzip.open(tmp_path / "packed" / "b.txt.gz", "wt") as file:
+    with gzip.open(tmp_path / "packed" / "b.TXT.GZ", "wt") as file:
         file.write("a dog")
     assert {record.id: record.prompt for record in load_prompts(tmp_path / "packed")} == {"a": "a cat", "b": "a dog"}
     write(tmp_path / "packed" / "x.jsonl", '{"prompt": "a bird"}\n')

@@ -63,7 +63,7 @@ def has_rows(folder: Path) -> bool:
 
 def _kind(path: Path) -> str:
     """The suffix that says how a file is read."""
-    return (path.with_suffix("") if path.suffix == ".gz" else path).suffix.lower()
+    return (path.with_suffix("") if path.suffix.lower() == ".gz" else path).suffix.lower()
 
 
 def _visible(folder: Path) -> list[Path]:
@@ -81,7 +81,7 @@ def _rows(path: Path) -> list[JsonLine]:
 
 
 def _content(path: Path) -> bytes:
-    content = _unpacked(path) if path.suffix == ".gz" else read_regular(path, "prompt file")
+    content = _unpacked(path) if path.suffix.lower() == ".gz" else read_regular(path, "prompt file")
     for beginning, what in _MISTAKEN.items():
         if content.startswith(beginning) and not (beginning == b"PAR1" and _kind(path) == ".parquet"):
             raise UserError(f"the prompt file '{path}' is {what}.")
@@ -125,7 +125,7 @@ def _folder(path: Path) -> list[JsonLine]:
 def _text_file(file: Path, number: int) -> JsonLine:
     text = decoded(_content(file), file).strip()
     _refuse_json(text, str(file))
-    return JsonLine(file, number, {"prompt": text, "id": file.name.removesuffix(".gz")[: -len(".txt")]}, str(file))
+    return JsonLine(file, number, {"prompt": text, "id": file.name[: file.name.lower().rindex(".txt")]}, str(file))
 
 
 def _text(content: bytes, path: Path) -> Iterator[JsonLine]:
