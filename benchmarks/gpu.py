@@ -38,7 +38,7 @@ from rl.policy.replay import Branch, replay  # noqa: E402
 from uniar.engine import Engine  # noqa: E402
 from uniar.generation import rollout  # noqa: E402
 from uniar.modeling_uniar import UniARForConditionalGeneration  # noqa: E402
-from uniar.processing import VisualPrompt, drawing_positions  # noqa: E402
+from uniar.turn_prompt import TurnPrompt, drawing_positions  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden" / "bsq8"
@@ -116,11 +116,11 @@ def golden(gpu: Gpu) -> list[tuple[str, float, float]]:
     return found
 
 
-def prompts(model: nn.Module, rows: int, grid: tuple[int, int], device: torch.device) -> VisualPrompt:
+def prompts(model: nn.Module, rows: int, grid: tuple[int, int], device: torch.device) -> TurnPrompt:
     """Prefixes of several lengths; which tokens they have is no matter."""
     ids, lengths = torch.full((rows, PREFIX), 7), torch.linspace(PREFIX // 2, PREFIX, rows).long()
     mask = (torch.arange(PREFIX) >= PREFIX - lengths[:, None]).long()
-    return VisualPrompt(ids, mask, drawing_positions(ids, mask, grid, base_model(model))).to(device)
+    return TurnPrompt(ids, mask, drawing_positions(ids, mask, grid, base_model(model))).to(device)
 
 
 class Bench:

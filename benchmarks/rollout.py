@@ -29,7 +29,7 @@ from uniar.engine.prefix import prefill
 from uniar.engine.steps import Steps
 from uniar.generation import Rollout, draw_noise, rollout
 from uniar.modeling_uniar import UniARForConditionalGeneration
-from uniar.processing import VisualPrompt, append_image_tokens
+from uniar.turn_prompt import TurnPrompt, append_image_tokens
 
 SPEEDUP = 4.0
 LATE_STEP = 1.3
@@ -105,24 +105,24 @@ def build_model(sizes: Sizes) -> UniARForConditionalGeneration:
     return model
 
 
-def build_prompt(model: UniARForConditionalGeneration, sizes: Sizes) -> VisualPrompt:
+def build_prompt(model: UniARForConditionalGeneration, sizes: Sizes) -> TurnPrompt:
     """One text prompt a sample, of several lengths and left-padded, and the one unconditional row they share."""
 
-    def random_rows(rows: int, shortest: int) -> VisualPrompt:
+    def random_rows(rows: int, shortest: int) -> TurnPrompt:
         ids = torch.randint(10, 400, (rows, sizes.prefix))
         lengths = torch.linspace(shortest, sizes.prefix, rows).long()
         mask = (torch.arange(sizes.prefix) >= sizes.prefix - lengths[:, None]).long()
         grids = torch.tensor([[1, 2 * sizes.grid[0], 2 * sizes.grid[1]]]).expand(rows, 3)
         every, mask_of_all = append_image_tokens(ids, mask, sizes.tokens, model.config.image_token_id)
-        return VisualPrompt(ids, mask, model.model.rotary_positions(every, mask_of_all, grids))
+        return TurnPrompt(ids, mask, model.model.rotary_positions(every, mask_of_all, grids))
 
     conditional = random_rows(sizes.samples, sizes.prefix // 2)
-    return VisualPrompt(**{**vars(conditional), "unconditional": random_rows(1, sizes.prefix // 4)})
+    return TurnPrompt(**{**vars(conditional), "unconditional": random_rows(1, sizes.prefix // 4)})
 
 
 @torch.no_grad()
 def plain_rollout(
-    model: UniARForConditionalGeneration, prompt: VisualPrompt, noise: Tensor, scale: float, follow: Tensor
+    model: UniARForConditionalGeneration, prompt: TurnPrompt, noise: Tensor, scale: float, follow: Tensor
 ) -> tuple[Tensor, int]:
     """Step by step: backbone from its cache, visual decoder over all positions so far.
 
@@ -187,7 +187,7 @@ def alternate(functions: dict[str, Callable[[], object]], repeats: int) -> dict[
 
 @torch.no_grad()
 def step_seconds(
-    model: UniARForConditionalGeneration, prompt: VisualPrompt, noise: Tensor, scale: float, at: tuple[int, int]
+    model: UniARForConditionalGeneration, prompt: TurnPrompt, noise: Tensor, scale: float, at: tuple[int, int]
 ) -> dict[int, float]:
     """What the engine's step takes with its cursor at two places, in turns."""
     branches = [prompt, prompt.unconditional]

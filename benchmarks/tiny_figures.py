@@ -28,7 +28,8 @@ from tiny.questions import question, question_about
 from tiny.shapes import Shapes, scene_faults
 from tiny.training import randomness
 from tiny.world import free_scene, render
-from uniar.answering import Drawing, Picture, answer
+from uniar.answering import answer
+from uniar.conversations import Drawing, Picture
 from uniar.generation import draw_noise, rollout
 from uniar.modeling_decoder import UniARVisualDecoder
 from uniar.modeling_uniar import UniARForConditionalGeneration
@@ -119,7 +120,7 @@ class Figures:
                 input_images=None if images is None else images[rows],
             )
             seeds = [seed_of("figures", self.seed, start + place) for place in range(len(prompt))]
-            noise = draw_noise(seeds, prompt.image_token_num, self.model.config.vision_config.code_shape)
+            noise = draw_noise(seeds, prompt.new_tokens, self.model.config.vision_config.code_shape)
             drawn.append(
                 rollout(self.model, prompt, noise, guidance_scale=self.guidance, temperature=self.temperature).bits
             )

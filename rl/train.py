@@ -115,7 +115,7 @@ def _train(recipe: Recipe, resume: bool, lock: FolderLock, head: bool) -> RunFol
         vision = load_config(source).vision_config
     check_model(recipe, source)
     processor = load_processor(source)
-    check_prompts(recipe, processor, records, held_out, [*questions, *kl_questions])
+    check_prompts(processor, records, held_out, [*questions, *kl_questions])
 
     planned = summary(recipe, source, processes) if head and is_first_process() else None
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-from tiny.model import GRID, grids
+from tiny.model import GRID
 from uniar.modeling_uniar import UniARForConditionalGeneration
-from uniar.processing import append_drawn_grid, append_image_tokens
+from uniar.turn_prompt import append_image_tokens, drawing_positions
 
 TOKENS = GRID**2
 
@@ -44,12 +44,9 @@ def drawing_rows(
         padding_side="left",
         return_tensors="pt",
     )
-    ids, mask = append_image_tokens(
-        encoded["input_ids"], encoded["attention_mask"], TOKENS, model.config.image_token_id
-    )
-    merge = model.config.vision_config.spatial_merge_size
-    drawn = append_drawn_grid(grids(len(ids)) if editing else None, (GRID, GRID), len(ids), merge)
-    return Rows(ids, mask, model.model.rotary_positions(ids, mask, drawn))
+    ids, mask, grid = encoded["input_ids"], encoded["attention_mask"], (GRID, GRID)
+    positions = drawing_positions(ids, mask, grid, model, [[grid] if editing else []] * len(ids))
+    return Rows(*append_image_tokens(ids, mask, TOKENS, model.config.image_token_id), positions)
 
 
 def drawn_gaps(

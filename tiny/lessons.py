@@ -21,7 +21,8 @@ from tiny.questions import described, question, question_scene
 from tiny.splits import Split
 from tiny.training import Stage, flip, mixed_precision, pictures, randomness
 from tiny.world import Scene
-from uniar.answering import Drawing, answer_logits, encode_exchange
+from uniar.answering import answer_logits, encode_exchange
+from uniar.conversations import Drawing
 from uniar.modeling_uniar import UniARForConditionalGeneration
 from uniar.modeling_vision import UniARVisionModel
 

@@ -9,29 +9,19 @@ T visual tokens · L levels · S patches per token · K bits per code.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
+from uniar.conversations import Drawing, Picture
 from uniar.reading.pictures import in_rgb
 from uniar.reading.prompt_text import refuse_tokens, reserved_tokens
+from uniar.turn_prompt import patch_grids
 
 if TYPE_CHECKING:
     from uniar.configuration_uniar import UniARConfig
     from uniar.modeling_uniar import UniARForConditionalGeneration
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """A picture that the model drew, as its visual bits (T, L, S, K), {0, 1}, in `rows` rows of visual tokens."""
-
-    bits: Tensor
-    rows: int
-
-
-Picture: TypeAlias = Image.Image | Drawing
 
 
 @dataclass(frozen=True)
@@ -172,14 +162,8 @@ def _encode_pictures(
     drawings = [picture for picture in pictures if isinstance(picture, Drawing)]
     images = [picture for picture in pictures if not isinstance(picture, Drawing)]
     if not images:
-        merge, grids = vision.spatial_merge_size, []
-        for drawing in drawings:
-            columns, rest = divmod(len(drawing.bits), drawing.rows)
-            if rest:
-                raise ValueError(f"{len(drawing.bits)} visual tokens do not fill {drawing.rows} rows.")
-            grids.append((1, drawing.rows * merge, columns * merge))
-        inputs = {"visual_bits": torch.cat([drawing.bits for drawing in drawings])}
-        inputs["image_grid_thw"] = torch.tensor(grids)
+        grids = patch_grids([[drawing.grid for drawing in drawings]], vision.spatial_merge_size)
+        inputs = {"visual_bits": torch.cat([drawing.bits for drawing in drawings]), "image_grid_thw": grids}
     elif drawings:
         raise ValueError("images and drawings cannot be asked about in one batch.")
     else:

@@ -19,8 +19,8 @@ from uniar.engine.memory import batch_size
 from uniar.engine.prefix import prefill
 from uniar.engine.running import check_engine, run
 from uniar.engine.steps import Rollout, Steps
-from uniar.processing import VisualPrompt
 from uniar.quantizer import bits_to_indices
+from uniar.turn_prompt import TurnPrompt
 
 
 def draw_noise(seeds: Sequence[int], tokens: int, code_shape: tuple[int, int, int]) -> Tensor:
@@ -33,7 +33,7 @@ def draw_noise(seeds: Sequence[int], tokens: int, code_shape: tuple[int, int, in
 @torch.no_grad()
 def rollout(
     model: DrawingModel,
-    prompt: VisualPrompt,
+    prompt: TurnPrompt,
     noise: Tensor,
     *,
     prompt_index: Sequence[int] | None = None,
@@ -57,7 +57,7 @@ def rollout(
     Raises UserError for an engine that the device has not and when the budget does not hold one sample, ValueError for
     noise, prompt indices or prompts that don't fit.
     """
-    tokens, code_shape = prompt.image_token_num, model.config.vision_config.code_shape
+    tokens, code_shape = prompt.new_tokens, model.config.vision_config.code_shape
     samples, prompts = len(noise), len(prompt)
     if prompt_index is None:
         if samples % prompts:
@@ -126,7 +126,11 @@ def generate_visual(
             f"prefix_input_ids have {rows} rows; generate_visual takes conditional, then unconditional rows."
         )
     half = rows // 2
-    every = VisualPrompt(prefix_input_ids, attention_mask, pos_ids_all, pixel_values, input_image_grid_thw)
+    bits, counts = None, (prefix_input_ids == model.config.image_token_id).sum(1)
+    if pixel_values is not None:
+        with torch.no_grad():
+            bits = model.model.visual.encode(pixel_values, input_image_grid_thw)
+    every = TurnPrompt(prefix_input_ids, attention_mask, pos_ids_all, bits, tuple(counts.tolist()))
     guided = cfg > 1
     prompt = replace(every.rows(range(half)), unconditional=every.rows(range(half, rows)) if guided else None)
     shape = (half, image_token_num, *model.config.vision_config.code_shape)

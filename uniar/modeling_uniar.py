@@ -267,10 +267,11 @@ class UniARForConditionalGeneration(StrictLoading, Qwen3VLForConditionalGenerati
                 raise ValueError("image_grid_thw or position_ids must say where the image tokens stand.")
             position_ids = self.model.rotary_positions(input_ids, attention_mask, image_grid_thw)
 
-        features = self.model.visual.language_features(drawn_bits)
+        bits = drawn_bits.flatten(0, 1)
         if pixel_values is not None or visual_bits is not None:
-            features = self._merge_given_images(features, image_mask, drawn, pixel_values, grids, visual_bits)
-        (main, *deepstack) = features
+            bits = self._with_given_images(bits, drawn[image_mask], pixel_values, grids, visual_bits)
+        # Once for all images, so that processes with and without images to edit call the same modules equally often.
+        main, *deepstack = self.model.visual.language_features(bits)
         embeds, _ = self.model.embed_images(input_ids, [main], places=sum(found))
         hidden = self.model.hidden_before_norm(
             embeds, attention_mask, position_ids, image_mask, deepstack, self.visual_decoder_layers
@@ -280,33 +281,29 @@ class UniARForConditionalGeneration(StrictLoading, Qwen3VLForConditionalGenerati
         hidden = hidden.gather(1, predicting[..., None].expand(-1, -1, hidden.shape[-1]))
         return self.visual_logits(hidden)
 
-    def _merge_given_images(
+    def _with_given_images(
         self,
-        drawn_features: list[Tensor],
-        image_mask: Tensor,
-        drawn: Tensor,
+        drawn_bits: Tensor,
+        is_drawn: Tensor,
         pixel_values: Tensor | None,
         grids: Tensor | None,
         visual_bits: Tensor | None,
-    ) -> list[Tensor]:
-        """Features of all image tokens in reading order: those of images to edit, and the drawn ones."""
+    ) -> Tensor:
+        """Bits of all image tokens in reading order: those of images to edit, and the drawn ones."""
         if visual_bits is None:
             if grids is None:
                 raise ValueError("pixel_values need image_grid_thw.")
             visual_bits = self.model.visual.encode(pixel_values, grids)
         elif pixel_values is not None:
             raise ValueError("give the images to edit as pixel_values or as visual_bits, not both.")
-        is_drawn = drawn[image_mask]
-        merged = []
-        for given, own in zip(self.model.visual.language_features(visual_bits), drawn_features, strict=True):
-            if len(given) + len(own) != len(is_drawn):
-                raise ValueError(
-                    f"input_ids hold {len(is_drawn)} image tokens, the images give {len(given) + len(own)}."
-                )
-            both = own.new_empty(len(is_drawn), own.shape[-1])
-            both[is_drawn], both[~is_drawn] = own, given
-            merged.append(both)
-        return merged
+        visual_bits = visual_bits.flatten(0, -4)
+        if len(visual_bits) + len(drawn_bits) != len(is_drawn):
+            raise ValueError(
+                f"input_ids hold {len(is_drawn)} image tokens, the images give {len(visual_bits) + len(drawn_bits)}."
+            )
+        both = drawn_bits.new_empty(len(is_drawn), *drawn_bits.shape[1:])
+        both[is_drawn], both[~is_drawn] = drawn_bits, visual_bits.to(drawn_bits.dtype)
+        return both
 
     @torch.no_grad()
     def generate(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:

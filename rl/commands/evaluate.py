@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> None:
     if records:
         check_model(recipe, source)
     processor = load_processor(source)
-    check_prompts(recipe, processor, [], records, questions)
+    check_prompts(processor, [], records, questions)
     device = choose_device(arguments.device)
     # Of several processes each has a device of its own, whichever was named.
     accelerator = Accelerator(cpu=device.type == "cpu") if world_size() > 1 else None

@@ -13,7 +13,7 @@ the file's own, and seed the noise of rollouts.
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,6 @@ from uniar.reading.json_lines import JsonLine
 from uniar.reading.pictures import check_picture, load_picture, picture_name, picture_path, picture_to_edit
 from uniar.reading.prompt_files import Keys, StoredPicture, read_all, read_record
 from uniar.reading.prompt_forms import read_prompt_file
-from uniar.reading.prompt_text import check_text
 from uniar.reading.settings import build, origin_of, setting
 from uniar.reading.yaml_files import read_yaml
 
@@ -141,22 +140,6 @@ def _with_ids(rows: Sequence[_Row], name: str) -> list[PromptRecord]:
     return records
 
 
-def check_drawable(
-    records: Sequence[PromptRecord], tokens: Iterable[str], source: str, samples_at_once: int, samples_per_prompt: int
-) -> None:
-    """Raises UserError for a prompt with one of the checkpoint's `tokens`, and where a batch, which cannot hold both,
-    would hold prompts to draw and prompts to edit."""
-    for record in records:
-        check_text(record.prompt, f"{record.where}: the prompt", tokens)
-    edited = next((record for record in records if record.image is not None), None)
-    drawn = next((record for record in records if record.image is None), None)
-    if edited and drawn and samples_per_prompt % samples_at_once:  # else each batch holds one prompt
-        raise UserError(
-            f"{source} has prompts to edit an image ({edited.where}) and prompts to draw from scratch ({drawn.where}), "
-            "which a batch cannot hold together; train and evaluate on them in separate runs."
-        )
-
-
 # Files ---------------------------------------------------------------------------------------------------------------
 
 
@@ -259,16 +242,3 @@ def _hash(*parts: Any) -> str:
 def _plain(value: Any) -> str:
     """What JSON has no form for: a picture of a dataset by its content, anything else (a date, say) as text."""
     return value.content_hash() if isinstance(value, DatasetImage) else str(value)
-
-
-def images_to_edit(records: Sequence[PromptRecord], height: int, width: int) -> list[Image.Image] | None:
-    """The pictures of a batch to edit, in the size that the model draws at; None where it has none. Raises UserError
-    for a picture that cannot be opened, and for prompts with and without one in the same batch."""
-    if all(record.image is None for record in records):
-        return None
-    if missing := [record for record in records if record.image is None]:
-        raise UserError(
-            f"prompt {missing[0].prompt!r} has no image while others of its batch have one to edit; "
-            "keep prompts to draw and prompts to edit in separate runs."
-        )
-    return [record.image_to_edit(height, width) for record in records]

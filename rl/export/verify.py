@@ -92,7 +92,7 @@ def _logits(model: UniARForConditionalGeneration, processor: Any) -> dict[str, T
     ids = processor.tokenizer(PROMPT, return_tensors="pt").input_ids
     side = 2 * model.config.vision_config.pixels_per_token
     prompt = build_visual_prompt([PROMPT], model, processor, height=side, width=side)
-    shape = (1, prompt.image_token_num, *model.config.vision_config.code_shape)
+    shape = (1, prompt.new_tokens, *model.config.vision_config.code_shape)
     bits = torch.randint(0, 2, shape, generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     branch = Branch.of(prompt, torch.zeros(1, dtype=torch.long), model.config.image_token_id)
     gaps = replay(model, bits, branch, None, GuidanceSettings())

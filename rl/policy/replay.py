@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rl.algorithm.guidance import Gaps, GuidanceSettings
-from uniar.processing import VisualPrompt, append_image_tokens
+from uniar.turn_prompt import TurnPrompt, append_image_tokens
 
 
 @dataclass(frozen=True)
@@ -25,25 +25,19 @@ class Branch:
     """(B, P + T)"""
     position_ids: Tensor
     """(B, 3, P + T)"""
-    pixel_values: list[Tensor] | None = None
-    """a sample's patches of the images to edit"""
-    image_grid_thw: Tensor | None = None
-    """(B, images, 3) grids of those images"""
+    visual_bits: list[Tensor] | None = None
+    """(n, L, S, K) of each sample's pictures, n from 0 on; None where no sample has any"""
 
     @classmethod
-    def of(cls, prompt: VisualPrompt, prompt_index: Tensor, image_token_id: int) -> "Branch":
+    def of(cls, prompt: TurnPrompt, prompt_index: Tensor, image_token_id: int) -> "Branch":
         """Rows of `prompt` repeated for the samples that `prompt_index` (B,) assigns to them."""
         if len(prompt) == 1:
             prompt_index = torch.zeros_like(prompt_index)
-        pixels = grids = None
-        if prompt.pixel_values is not None and prompt.image_grid_thw is not None:
-            grids = prompt.image_grid_thw.view(len(prompt), -1, 3)
-            split = prompt.pixel_values.split(grids.prod(-1).sum(-1).tolist())
-            pixels, grids = [split[owner] for owner in prompt_index.tolist()], grids[prompt_index]
-        ids, mask = append_image_tokens(prompt.input_ids, prompt.attention_mask, prompt.image_token_num, image_token_id)
-        return cls(
-            ids[prompt_index], mask[prompt_index], prompt.position_ids.transpose(0, 1)[prompt_index], pixels, grids
-        )
+        pictures = prompt.pictures()
+        if pictures is not None:
+            pictures = [pictures[owner] for owner in prompt_index.tolist()]
+        ids, mask = append_image_tokens(prompt.input_ids, prompt.attention_mask, prompt.new_tokens, image_token_id)
+        return cls(ids[prompt_index], mask[prompt_index], prompt.position_ids.transpose(0, 1)[prompt_index], pictures)
 
 
 def replay(
@@ -68,19 +62,13 @@ def replay(
 
 
 def _gap(model: Callable[..., Any], bits: Tensor, rows: Branch) -> Tensor:
-    images: dict[str, Tensor] = {}
-    if rows.pixel_values is not None and rows.image_grid_thw is not None:
-        # The model wants each row's images to edit and then the drawn one, which the position ids already place.
-        drawn = rows.image_grid_thw.new_zeros(len(bits), 1, 3)
-        images["pixel_values"] = torch.cat(rows.pixel_values)
-        images["image_grid_thw"] = torch.cat([rows.image_grid_thw, drawn], dim=1).flatten(0, 1)
     logits = model(
         input_ids=rows.input_ids,
         attention_mask=rows.attention_mask,
         position_ids=rows.position_ids.transpose(0, 1),
         online_rollout_codes=bits,
         is_vistok_pred=True,
-        **images,
+        visual_bits=None if rows.visual_bits is None else torch.cat(rows.visual_bits),
     ).logits.float()
     return logits[..., 1] - logits[..., 0]
 
@@ -95,7 +83,5 @@ def _stack(prompt: Branch, unconditional: Branch) -> Branch:
         return [F.pad(tensor, missing) for tensor in (rows.input_ids, rows.attention_mask, rows.position_ids)]
 
     ids, mask, positions = (torch.cat(pair) for pair in zip(pad(prompt), pad(unconditional), strict=True))
-    if prompt.pixel_values is None or unconditional.pixel_values is None:
-        return Branch(ids, mask, positions)
-    grids = torch.cat([prompt.image_grid_thw, unconditional.image_grid_thw])
-    return Branch(ids, mask, positions, [*prompt.pixel_values, *unconditional.pixel_values], grids)
+    pictures = [bits for rows in (prompt, unconditional) for bits in rows.visual_bits or ()]
+    return Branch(ids, mask, positions, pictures or None)  # both have them, or neither

@@ -9,12 +9,13 @@ from PIL import Image
 from torch import Tensor
 
 from rl.algorithm.guidance import Gaps
-from rl.data.prompts import PromptRecord, images_to_edit
+from rl.data.prompts import PromptRecord
 from rl.policy.replay import Branch
 from rl.policy.samples import DrawSettings, Sample
 from uniar.generation import Rollout, draw_noise, rollout
-from uniar.processing import VisualPrompt, build_visual_prompt
+from uniar.processing import build_visual_prompt
 from uniar.seeds import seed_of
+from uniar.turn_prompt import TurnPrompt
 
 if TYPE_CHECKING:
     from uniar.modeling_decoder import UniARVisualDecoder
@@ -47,14 +48,14 @@ def draw(
     """Draws B samples. Each prompt is prefilled once, however many of its samples are here and in whatever order. In
     float32 a sample is the same whatever it is drawn with; in bfloat16 some bits depend on how many are drawn at once.
 
-    Raises UserError for an input image that cannot be opened, and for prompts with and without one in the same batch.
+    Prompts to draw and prompts to edit may stand in one batch. Raises UserError for an image that cannot be opened.
     """
     prompt, prompt_index = _prefixes(model, processor, samples, settings)
     seeds = [settings.bits_seed(sample, step) for sample in samples]
     drawn = rollout(
         model,
         prompt,
-        draw_noise(seeds, prompt.image_token_num, model.config.vision_config.code_shape),
+        draw_noise(seeds, prompt.new_tokens, model.config.vision_config.code_shape),
         prompt_index=prompt_index,
         guidance_scale=settings.guidance_scale,
         temperature=settings.temperature,
@@ -69,13 +70,13 @@ def draw(
 def branches(
     model: "UniARForConditionalGeneration", processor: Any, samples: Sequence[Sample], settings: DrawSettings
 ) -> tuple[Branch, Branch | None]:
-    """What samples that are drawn already are replayed with, as `draw` gives it. Needs no weights."""
+    """What samples that are drawn already are replayed with, as `draw` gives it."""
     return _branches(model, *_prefixes(model, processor, samples, settings))
 
 
 def _prefixes(
     model: "UniARForConditionalGeneration", processor: Any, samples: Sequence[Sample], settings: DrawSettings
-) -> tuple[VisualPrompt, list[int]]:
+) -> tuple[TurnPrompt, list[int]]:
     """The prefixes of the samples' prompts, each prompt once, and which of them is each sample's."""
     records: dict[str, PromptRecord] = {sample.record.id: sample.record for sample in samples}
     numbers = {identity: number for number, identity in enumerate(records)}
@@ -85,14 +86,17 @@ def _prefixes(
         processor,
         height=settings.height,
         width=settings.width,
-        input_images=images_to_edit(list(records.values()), settings.height, settings.width),
+        input_images=[
+            None if record.image is None else record.image_to_edit(settings.height, settings.width)
+            for record in records.values()
+        ],
         unconditional=settings.guidance_scale is not None,
     )
     return prompt, [numbers[sample.record.id] for sample in samples]
 
 
 def _branches(
-    model: "UniARForConditionalGeneration", prompt: VisualPrompt, prompt_index: Sequence[int]
+    model: "UniARForConditionalGeneration", prompt: TurnPrompt, prompt_index: Sequence[int]
 ) -> tuple[Branch, Branch | None]:
     rows = torch.tensor(prompt_index, device=model.device)
     image_token = model.config.image_token_id

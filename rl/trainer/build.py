@@ -8,12 +8,11 @@ from typing import Any
 import torch
 
 from rewards import RewardSuite
-from rl.config.checks import samples_per_process
 from rl.config.recipe import blamed_on
 from rl.config.sections import Recipe
-from rl.data.prompts import PromptRecord, check_drawable, load_prompts
+from rl.data.prompts import PromptRecord, load_prompts
 from rl.data.questions import QuestionRecord, load_questions
-from rl.evaluation.evaluate import Evaluator, require_free_names, samples_at_once
+from rl.evaluation.evaluate import Evaluator, require_free_names
 from rl.evaluation.understanding import Examiner
 from rl.policy.loading import check_adapters
 from rl.policy.samples import DrawSettings
@@ -49,18 +48,16 @@ def _load(recipe: Recipe, key: str, source: str) -> list[PromptRecord]:
 
 
 def check_prompts(
-    recipe: Recipe,
     processor: Any,
     records: Sequence[PromptRecord],
     held_out: Sequence[PromptRecord],
     questions: Sequence[QuestionRecord],
 ) -> None:
-    """What the checkpoint's processor and the sizes of batches have to say of the prompts and questions. Raises
-    UserError naming file and line."""
-    tokens, held = reserved_tokens(processor), recipe.evaluate
-    at_once = samples_at_once(held.samples_per_prompt, recipe.decode.batch_size)
-    check_drawable(records, tokens, "data.prompts", samples_per_process(recipe), recipe.rollout.samples_per_prompt)
-    check_drawable(held_out, tokens, "evaluate.prompts", at_once, held.samples_per_prompt)
+    """What the checkpoint's processor has to say of the prompts and questions. Raises UserError naming file and
+    line."""
+    tokens = reserved_tokens(processor)
+    for record in (*records, *held_out):
+        check_text(record.prompt, f"{record.where}: the prompt", tokens)
     for question in questions:
         check_text(question.question, f"{question.where}: 'question'", tokens)
         check_text(question.answer, f"{question.where}: 'answer'", tokens)

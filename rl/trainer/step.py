@@ -113,7 +113,8 @@ class Step:
         self.trainer.record(filled.metrics)
         # Metrics of rewards are those of the first round: what is chosen has more variance, and another mean.
         self._advantages(filled.first.table, filled.first.samples, filled.first.scored)
-        fed = branches(self.trainer.bare_policy, self.processor, filled.samples, self.settings)
+        with self.trainer.policy() as policy:
+            fed = branches(policy, self.processor, filled.samples, self.settings)
         batch = self._replayed(Drawn(*fed, filled.rollout))
         advantages = self._advantages(filled.table)[filled.rows]
         self.groups.trained(filled.samples, advantages)

@@ -95,7 +95,7 @@ def test_caches_are_exact(settings, nano_model, nano_processor, monkeypatch, gui
             held.append(sum(tensor.nbytes for tensor in (*self.keys, *self.values)))
 
     monkeypatch.setattr(generation, "Steps", Watched)
-    noise = generation.draw_noise(range(4), prompt.image_token_num, nano_model.config.vision_config.code_shape)
+    noise = generation.draw_noise(range(4), prompt.new_tokens, nano_model.config.vision_config.code_shape)
     with PeakBytes(nano_model.parameters()) as measured:
         generation.rollout(nano_model, prompt, noise, guidance_scale=guidance_scale, return_gaps=True)
     guided = guidance_scale is not None
@@ -122,7 +122,7 @@ def test_activations_within_15_percent(settings, nano_checkpoint, nano_processor
     prompt = build_visual_prompt(prompts, model, nano_processor, height=64, width=64, unconditional=True)
     rows, image_token = torch.arange(4), model.config.image_token_id
     unconditional = Branch.of(prompt.unconditional, rows, image_token) if guidance == "guided" else None
-    shape = (4, prompt.image_token_num, *model.config.vision_config.code_shape)
+    shape = (4, prompt.new_tokens, *model.config.vision_config.code_shape)
     bits = torch.randint(0, 2, shape, dtype=torch.uint8)
     with Measured(model) as measured:
         gaps = replay(model, bits, Branch.of(prompt, rows, image_token), unconditional, policy)

@@ -12,7 +12,6 @@ from rl.policy.replay import replay
 from rl.policy.rollout import decode, draw
 from rl.policy.samples import DrawSettings, Sample
 from rl.trainer.train_batch import TrainBatch
-from uniar.errors import UserError
 
 RECORDS = [PromptRecord("a red circle", id="a"), PromptRecord("two blue squares on a green background", id="b")]
 SAMPLES = [Sample(record, index) for record in RECORDS for index in range(3)]
@@ -102,8 +101,37 @@ def test_a_group_shares_its_decoder_noise(nano_model, nano_processor, nano_decod
     assert first.tobytes() != second.tobytes()
 
 
-def test_prompts_with_and_without_image_do_not_mix(nano_model, nano_processor, tmp_path):
-    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+def test_prompts_to_draw_and_to_edit_are_one_batch(nano_model, nano_processor, tmp_path):
+    Image.new("RGB", (64, 96), "red").save(tmp_path / "a.png")
     edit = PromptRecord("make it blue", image=str(tmp_path / "a.png"), id="edit")
-    with pytest.raises(UserError, match="'a red circle' has no image"):
-        draw(nano_model, nano_processor, [Sample(RECORDS[0], 0), Sample(edit, 0)], SETTINGS)
+    samples = [Sample(RECORDS[0], 0), Sample(edit, 0), Sample(RECORDS[1], 1), Sample(edit, 1)]
+    drawn = draw(nano_model, nano_processor, samples, SETTINGS, step=3, return_gaps=True)
+    alone = [draw(nano_model, nano_processor, [sample], SETTINGS, step=3).rollout.bits for sample in samples]
+    assert torch.equal(drawn.rollout.bits, torch.cat(alone))
+    assert [len(bits) for bits in drawn.prompt.visual_bits] == [0, 4, 0, 4]
+    batch = TrainBatch(drawn.rollout.bits, drawn.prompt, drawn.unconditional, drawn.gaps)
+    for convention in ("guided", "guided_detach"):
+        for size in (4, 1):  # one has rows of both kinds, the others have one kind or the other
+            parts = batch.micro_batches(size)
+            gaps = torch.cat([part.replay(nano_model, GuidanceSettings(convention)).cond for part in parts])
+            assert torch.allclose(gaps, drawn.rollout.gap_cond, atol=1e-4)
+
+
+def test_processes_with_and_without_pictures_run_the_same_modules(nano_model, nano_processor, tmp_path):
+    """Under ZeRO-3 each module that runs gathers its weights, which takes every process."""
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "a.png")
+    edit, ran = PromptRecord("make it blue", image=str(tmp_path / "a.png"), id="edit"), []
+    hooks = [
+        module.register_forward_hook(lambda *_, name=name: ran.append(name))
+        for name, module in nano_model.named_modules()
+    ]
+    found = []
+    for record in (RECORDS[0], edit):
+        drawn = draw(nano_model, nano_processor, [Sample(record, 0)], SETTINGS)
+        ran.clear()
+        replay(nano_model, drawn.rollout.bits, drawn.prompt, drawn.unconditional, GuidanceSettings("guided"))
+        found.append(list(ran))
+    for hook in hooks:
+        hook.remove()
+    assert found[0] == found[1]
+    assert any(name.startswith("model.visual") for name in found[0])

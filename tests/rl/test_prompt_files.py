@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 from support.prompt_rows import lines, refusal, write
 
-from rl.data.prompts import check_drawable, load_prompts
+from rl.data.prompts import load_prompts
 from rl.data.questions import load_questions
+from rl.trainer.build import check_prompts
 from uniar.errors import UserError
 from uniar.reading.prompt_text import RESERVED, reserved_tokens
 
@@ -136,24 +137,9 @@ def test_tokens_of_the_checkpoint_itself(tmp_path, nano_checkpoint):
     tokens = reserved_tokens(processor)
     assert set(RESERVED) < set(tokens)
     records = load_prompts(write(tmp_path / "p.txt", "a <|box_start|> b\na <|mine|> b\n"))
-    check_drawable(records[:1], tokens, "data.prompts", 8, 4)
+    check_prompts(processor, records[:1], [], [])
     with pytest.raises(UserError, match=r"p.txt, line 2: the prompt contains <\|mine\|>"):
-        check_drawable(records, tokens, "data.prompts", 8, 4)
-
-
-def test_drawing_and_editing_in_one_batch(tmp_path):
-    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    rows = [{"prompt": "a cat"}, {"prompt": "make it red", "image": "a.png"}]
-    records = load_prompts(write(tmp_path / "p.jsonl", lines(*rows)))
-    for samples_at_once in (8, 3):
-        with pytest.raises(
-            UserError, match=r"edit an image \(.*line 2\) and prompts to draw from scratch \(.*line 1\)"
-        ):
-            check_drawable(records, (), "data.prompts", samples_at_once, 4)
-    for samples_at_once in (4, 2, 1):  # each batch is of one prompt
-        check_drawable(records, (), "data.prompts", samples_at_once, 4)
-    for one_kind in (records[:1], records[1:]):
-        check_drawable(one_kind, (), "data.prompts", 8, 4)
+        check_prompts(processor, [], records, [])
 
 
 # Real files ----------------------------------------------------------------------------------------------------------

@@ -112,7 +112,6 @@ PROMPTS = {
         [{"prompt": "a", "image": "thin.png"}],
         "thin.png' has 5 × 2000 pixels; one side may be 200 times",
     ),
-    "both kinds": ([{"prompt": "a"}, {"prompt": "b", "image": "a.png"}], "a batch cannot hold together"),
     "class of GenEval": (
         [{"prompt": "a dgo", "include": [{"class": "dgo"}]}],
         "line 1: reward 'geneval': include[0] class is 'dgo'; known: one of COCO's 80 classes. Did you mean 'dog'?",

@@ -223,17 +223,19 @@ def test_a_policy_that_is_not_the_one_that_drew_stops_the_run(settings):
 
 SOURCE_REWARD = """
 def source_colour(images, source_images, metadata):
-    for image, [source] in zip(images, source_images, strict=True):
-        assert source.size == image.size
-        assert source.getpixel((0, 0)) == source.getpixel((image.width - 1, image.height - 1))
-    return [float(source.getpixel((0, 0))[0]) for [source] in source_images]
+    for image, sources in zip(images, source_images, strict=True):
+        for source in sources:
+            assert source.size == image.size
+            assert source.getpixel((0, 0)) == source.getpixel((image.width - 1, image.height - 1))
+    return [float(sources[0].getpixel((0, 0))[0]) if sources else 5.0 for sources in source_images]
 """
 
 
-def test_editing_trains(settings, tmp_path):
+def test_editing_and_drawing_train_together(settings, tmp_path):
     for colour in COLOURS:
         Image.new("RGB", (96, 80), colour).save(tmp_path / f"{colour}.png")
-    lines = [json.dumps({"prompt": "make it red", "image": f"{colour}.png"}) for colour in COLOURS]
+    rows = [{"prompt": "make it red", "image": f"{colour}.png"} for colour in COLOURS[:-1]]
+    lines = [json.dumps(row) for row in (*rows, {"prompt": "a red circle"})]
     (tmp_path / "edits.jsonl").write_text("\n".join(lines) + "\n")
     (tmp_path / "seen.py").write_text(SOURCE_REWARD)
     folder = run(

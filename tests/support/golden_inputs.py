@@ -7,11 +7,8 @@ from PIL import Image
 from uniar.engine.memory import sample_bytes
 from uniar.generation import draw_noise
 from uniar.modeling_uniar import UniARForConditionalGeneration
-from uniar.processing import (
-    append_drawn_grid,
-    append_image_tokens,
-    build_visual_prompt,
-)
+from uniar.processing import build_visual_prompt
+from uniar.turn_prompt import append_image_tokens
 
 PROMPTS = ["a photo of a red apple on a wooden table", "two cats"]
 
@@ -85,7 +82,7 @@ def answer(model, inputs, **settings):
 
 
 def any_noise(model, prompt, samples, seed=0):
-    return draw_noise(range(seed, seed + samples), prompt.image_token_num, model.config.vision_config.code_shape)
+    return draw_noise(range(seed, seed + samples), prompt.new_tokens, model.config.vision_config.code_shape)
 
 
 def picture(height, width, seed=0):
@@ -103,21 +100,18 @@ def edit_prompt(golden):
 
 def one_sample_budget(model, prompt):
     """Bytes that hold one sample of a prompt, guided."""
-    patches = 0 if prompt.pixel_values is None else len(prompt.pixel_values) // len(prompt)
-    return sample_bytes(model, prompt.input_ids.shape[1], prompt.image_token_num, 2, patches)
+    return sample_bytes(model, prompt.input_ids.shape[1], prompt.new_tokens, 2)
 
 
 def replayed_gap(model, branch, bits, prompt_index):
-    """Teacher-forced gaps of the drawn bits, rows and positions made anew."""
+    """Teacher-forced gaps of the drawn bits."""
     rows = branch.rows(prompt_index)
     ids, mask = append_image_tokens(rows.input_ids, rows.attention_mask, bits.shape[1], model.config.image_token_id)
-    last = branch.position_ids[1:, 0, -1] - branch.position_ids[1:, 0, -bits.shape[1]] + 1
-    grids = append_drawn_grid(rows.image_grid_thw, tuple(last.tolist()), len(ids), 2)
     logits = model(
         input_ids=ids,
         attention_mask=mask,
-        image_grid_thw=grids,
-        pixel_values=rows.pixel_values,
+        position_ids=rows.position_ids,
+        visual_bits=rows.visual_bits,
         online_rollout_codes=bits,
         is_vistok_pred=True,
     ).logits

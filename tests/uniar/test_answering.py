@@ -4,7 +4,8 @@ import pytest
 import torch
 from PIL import Image
 
-from uniar.answering import Drawing, answer, answer_ids, answer_log_probs, encode_exchange
+from uniar.answering import answer, answer_ids, answer_log_probs, encode_exchange
+from uniar.conversations import Drawing
 from uniar.errors import UserError
 
 IMAGES = [Image.new("RGB", (64, 64), "red"), Image.new("RGB", (96, 64), "blue"), Image.new("RGB", (64, 128), "green")]

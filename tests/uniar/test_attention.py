@@ -6,8 +6,9 @@ import pytest
 import torch
 from support.golden_inputs import any_noise, close, edit_prompt, picture, replayed_gap, text_prompt
 
-from uniar import attention, processing
-from uniar.answering import Drawing, answer, answer_log_probs
+from uniar import attention, conversations, turn_prompt
+from uniar.answering import answer, answer_log_probs
+from uniar.conversations import Drawing
 from uniar.engine import prefix
 from uniar.generation import rollout
 from uniar.modeling_uniar import UniARForConditionalGeneration
@@ -112,7 +113,7 @@ def test_cudnn_serves_no_call_of_the_policy(golden, model, calls):
     gap.sum().backward()
     assert len(calls) == 2 * layers
     rollout(model, prompt, any_noise(model, prompt, 2))
-    assert len(calls) == (2 + prompt.image_token_num) * layers
+    assert len(calls) == (2 + prompt.new_tokens) * layers
     assert all(call.masked and not call.cudnn for call in calls)
     assert torch.backends.cuda.cudnn_sdp_enabled()
 
@@ -129,7 +130,7 @@ def test_prefixes_of_aligned_width_are_drawn_alike(golden, monkeypatch, task):
     model = golden("bsq8").model()
 
     def draw(multiple):
-        monkeypatch.setattr(processing, "prefix_multiple", lambda model: multiple)
+        monkeypatch.setattr(conversations, "prefix_multiple", lambda model: multiple)
         prompt = text_prompt(golden("bsq8")) if task == "t2i" else edit_prompt(golden("bsq8"))
         noise = any_noise(model, prompt, 4)
         return prompt, rollout(model, prompt, noise, guidance_scale=2.0, return_gaps=True)
@@ -139,7 +140,7 @@ def test_prefixes_of_aligned_width_are_drawn_alike(golden, monkeypatch, task):
     for prompt in (wide, wide.unconditional):
         assert prompt.input_ids.shape[1] % 32 == 0
     assert wide.input_ids.shape[1] > narrow.input_ids.shape[1]
-    assert wide.image_token_num == narrow.image_token_num
+    assert wide.new_tokens == narrow.new_tokens
     assert torch.equal(found.bits, expected.bits)
     # Gaps are up to 4; the CPU's kernel sums what it attends to in another order.
     close(found.gap_cond, expected.gap_cond, 1e-5)
@@ -151,6 +152,6 @@ def test_prefixes_of_aligned_width_are_drawn_alike(golden, monkeypatch, task):
 
 def test_widths_are_aligned_in_half_precision(golden):
     for dtype, multiple in ((torch.float32, 1), (torch.bfloat16, 32)):
-        assert processing.prefix_multiple(golden("bsq8").model(dtype=dtype)) == multiple
+        assert turn_prompt.prefix_multiple(golden("bsq8").model(dtype=dtype)) == multiple
     on_a_gpu = SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32)
-    assert processing.prefix_multiple(on_a_gpu) == 32
+    assert turn_prompt.prefix_multiple(on_a_gpu) == 32

@@ -2,18 +2,24 @@
 
 import pytest
 import torch
-from support.golden_inputs import PROMPTS, any_noise, close, edit_prompt, one_sample_budget, replayed_gap, text_prompt
+from support.golden_inputs import (
+    PROMPTS,
+    any_noise,
+    close,
+    edit_prompt,
+    one_sample_budget,
+    picture,
+    replayed_gap,
+    text_prompt,
+)
 
 from uniar.configuration_uniar import UniARConfig
 from uniar.errors import UserError
 from uniar.generation import draw_noise, rollout
 from uniar.modeling_uniar import UniARForConditionalGeneration
-from uniar.processing import (
-    VisualPrompt,
-    drawing_positions,
-    prepare_visual_inputs,
-)
+from uniar.processing import prepare_visual_inputs
 from uniar.quantizer import bits_to_indices
+from uniar.turn_prompt import TurnPrompt, drawing_positions
 
 DRAWINGS = [
     ("bsq8", "t2i_128x128", 1.0),
@@ -44,20 +50,22 @@ def reference_inputs(golden, tag):
     return inputs
 
 
-def as_prompt(inputs, guided):
+def as_prompt(model, inputs, guided):
     """The rows of `generate_visual` as the engine takes them."""
-    prompt = VisualPrompt(
+    ids, bits, counts = (
         inputs["prefix_input_ids"],
-        inputs["attention_mask"],
-        inputs["pos_ids_all"],
-        inputs.get("pixel_values"),
-        inputs.get("input_image_grid_thw"),
+        None,
+        (inputs["prefix_input_ids"] == model.config.image_token_id).sum(1),
     )
+    if "pixel_values" in inputs:
+        with torch.no_grad():
+            bits = model.model.visual.encode(inputs["pixel_values"], inputs["input_image_grid_thw"])
+    prompt = TurnPrompt(ids, inputs["attention_mask"], inputs["pos_ids_all"], bits, tuple(counts.tolist()))
     if not guided:
         return prompt
     half = len(prompt) // 2
     halves = prompt.rows(range(half)), prompt.rows(range(half, 2 * half))
-    return VisualPrompt(**{**vars(halves[0]), "unconditional": halves[1]})
+    return TurnPrompt(**{**vars(halves[0]), "unconditional": halves[1]})
 
 
 def greedy(model, prompt, scale=None):
@@ -86,7 +94,7 @@ def test_golden_drawings(golden, variant, tag, cfg, attention):
     if "raw_codes" in stored:
         assert torch.equal(bits, stored["raw_codes"][:rows])
     if "logits" in stored:
-        drawn = greedy(model, as_prompt(inputs, cfg > 1), cfg if cfg > 1 else None)
+        drawn = greedy(model, as_prompt(model, inputs, cfg > 1), cfg if cfg > 1 else None)
         gap = drawn.gap_cond if cfg == 1 else drawn.gap_uncond + cfg * (drawn.gap_cond - drawn.gap_uncond)
         logits = stored["logits"].transpose(0, 1)
         close(gap, logits[..., 1] - logits[..., 0])  # at cfg 1 of all rows: they are a prompt like any other
@@ -98,7 +106,7 @@ def test_golden_rollout(golden, variant):
     """The reference's RL rollout: conditional rows only."""
     model, stored = golden(variant).model(), golden(variant).tensors("generate_visual")
     ids, mask = stored["rollout_64x128.input_ids"], stored["rollout_64x128.attention_mask"]
-    prompt = VisualPrompt(ids, mask, drawing_positions(ids, mask, (2, 4), model))
+    prompt = TurnPrompt(ids, mask, drawing_positions(ids, mask, (2, 4), model))
     assert torch.equal(greedy(model, prompt).bits, stored["rollout_64x128.raw_codes"])
     built = text_prompt(golden(variant), 64, 128)
     assert torch.equal(built.input_ids, ids)
@@ -213,6 +221,27 @@ def test_batches_and_neighbours_change_nothing(golden, task):
     assert not torch.equal(whole.bits[0], whole.bits[1])
 
 
+def test_drawing_and_editing_in_one_batch(golden):
+    """Rows with no picture, with one and with two; the unconditional branch has a row for each."""
+    model = golden("bsq8").model()
+    prompts, images = ["two cats", "make it blue", "put one beside the other"], [picture(64, 96), picture(96, 64, 1)]
+    given = [None, images[0], images]
+    both = text_prompt(golden("bsq8"), 64, 64, prompts, input_images=given)
+    assert both.image_tokens == (0, 6, 12)
+    assert len(both.unconditional) == 3
+    noise, settings = any_noise(model, both, 6), {"guidance_scale": 2.0, "return_gaps": True}
+    owners = [2, 0, 1, 1, 0, 2]
+    for budget in (None, 2 * one_sample_budget(model, both)):
+        drawn = rollout(model, both, noise, prompt_index=owners, **settings, memory_budget=budget)
+        for number in range(3):
+            alone = text_prompt(golden("bsq8"), 64, 64, [prompts[number]], input_images=[given[number]])
+            mine = [sample for sample, owner in enumerate(owners) if owner == number]
+            assert torch.equal(rollout(model, alone, noise[mine], **settings).bits, drawn.bits[mine])
+    with torch.no_grad():
+        close(drawn.gap_cond, replayed_gap(model, both, drawn.bits, owners))
+        close(drawn.gap_uncond, replayed_gap(model, both.unconditional, drawn.bits, owners))
+
+
 # Calls
 
 
@@ -271,8 +300,8 @@ def test_drawing_leaves_the_model_as_it_was(golden):
 def test_wrong_calls_are_refused(golden):
     model, prompt = golden("bsq8").model(), text_prompt(golden("bsq8"))
     noise, edit = any_noise(model, prompt, 2), reference_inputs(golden("bsq8"), "edit_64x128")
-    alone = VisualPrompt(**{**vars(prompt), "unconditional": None})
-    without_pixels = VisualPrompt(edit["prefix_input_ids"], edit["attention_mask"], edit["pos_ids_all"])
+    alone = TurnPrompt(**{**vars(prompt), "unconditional": None})
+    without_bits = TurnPrompt(edit["prefix_input_ids"], edit["attention_mask"], edit["pos_ids_all"])
     cases = [
         (prompt, noise[:, :5], {}, r"noise is \(2, 5, 4, 4, 8\); it must be \(2, 6, 4, 4, 8\)"),
         (prompt, noise[..., 0], {}, r"noise is \(2, 6, 4, 4\)"),
@@ -283,7 +312,7 @@ def test_wrong_calls_are_refused(golden):
         (prompt, noise, {"prompt_index": [-1, 0]}, r"\[-1, 0\]"),
         (prompt, noise, {"temperature": -1}, "temperature is -1"),
         (alone, noise, {"guidance_scale": 2.0}, "unconditional branch"),
-        (without_pixels, any_noise(model, without_pixels, 2), {}, "image tokens and came without pixel_values"),
+        (without_bits, any_noise(model, without_bits, 2), {}, "image tokens and came without visual bits"),
     ]
     for given, uniforms, settings, message in cases:
         with pytest.raises(ValueError, match=message):

@@ -135,7 +135,7 @@ def test_steps_are_alike_and_the_host_never_waits(golden, scale):
     steps = begun(model, prompt, scale)
     steps.step()  # as before a graph is captured
     places, recorded = buffers(steps), []
-    for _ in range(prompt.image_token_num - 2):
+    for _ in range(prompt.new_tokens - 2):
         with Recorder() as recorder:
             steps.step()
         recorded.append(recorder.operators)

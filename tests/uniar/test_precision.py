@@ -16,7 +16,7 @@ def settings(nano_checkpoint, tmp_path) -> dict:
 
 def test_truncated_importance_weights_with_one_update_a_rollout(settings, tmp_path, monkeypatch):
     # Small as the model is, it rounds alike in rollout and replay where prefixes are 32 positions wide.
-    monkeypatch.setattr("uniar.processing.prefix_multiple", lambda model: 1)
+    monkeypatch.setattr("uniar.conversations.prefix_multiple", lambda model: 1)
     ratios = {}
     for name, algorithm in {
         "replay": {"old_logp": "replay"},

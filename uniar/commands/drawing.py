@@ -183,11 +183,10 @@ def draw_batch(
     engine: Engine = "eager",
     show_progress: bool = False,
 ) -> list[Image.Image]:
-    """Draws samples of one size, edits or not but not both; `memory_budget` is in bytes."""
+    """Draws samples of one size, edits or not; `memory_budget` is in bytes."""
     requests = list({sample.request.name: sample.request for sample in samples}.values())
     numbers = {request.name: number for number, request in enumerate(requests)}
     height, width = requests[0].height, requests[0].width
-    pictures = [picture_to_edit(asked.picture, height, width) for asked in requests if asked.picture is not None]
     guided = settings.cfg > 1
     prompt = build_visual_prompt(
         [request.prompt for request in requests],
@@ -195,14 +194,16 @@ def draw_batch(
         processor,
         height=height,
         width=width,
-        input_images=pictures or None,
+        input_images=[
+            None if asked.picture is None else picture_to_edit(asked.picture, height, width) for asked in requests
+        ],
         unconditional=guided,
     )
     seeds = [sample.noise_seed("bits", settings.seed) for sample in samples]
     drawn = rollout(
         model,
         prompt,
-        draw_noise(seeds, prompt.image_token_num, model.config.vision_config.code_shape),
+        draw_noise(seeds, prompt.new_tokens, model.config.vision_config.code_shape),
         prompt_index=[numbers[sample.request.name] for sample in samples],
         guidance_scale=settings.cfg if guided else None,
         temperature=settings.temperature,

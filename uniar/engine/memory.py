@@ -7,12 +7,12 @@ import torch
 from uniar.drawing_model import DrawingModel
 from uniar.engine.layers import layers_of
 from uniar.errors import UserError
-from uniar.processing import VisualPrompt
+from uniar.turn_prompt import TurnPrompt
 
 
 def batch_size(
     model: DrawingModel,
-    branches: Sequence[VisualPrompt],
+    branches: Sequence[TurnPrompt],
     tokens: int,
     samples: int,
     memory_budget: int | None,
@@ -21,9 +21,7 @@ def batch_size(
     if memory_budget is None:
         return samples
     prefix = max(branch.input_ids.shape[1] for branch in branches)
-    given = branches[0].pixel_values
-    patches = 0 if given is None else -(-len(given) // len(branches[0]))
-    needed = sample_bytes(model, prefix, tokens, len(branches), patches)
+    needed = sample_bytes(model, prefix, tokens, len(branches))
     if needed > memory_budget:
         raise UserError(
             f"one sample's rollout needs {needed / 2**20:.1f} MiB of caches and activations, the memory budget is "
@@ -33,19 +31,16 @@ def batch_size(
     return min(samples, memory_budget // needed)
 
 
-def sample_bytes(model: DrawingModel, prefix: int, tokens: int, branches: int, patches: int = 0) -> int:
+def sample_bytes(model: DrawingModel, prefix: int, tokens: int, branches: int) -> int:
     """`batch_bytes` of a sample that shares its prompt with no other."""
-    return batch_bytes(model, prefix, tokens, branches, 1, 1, patches)
+    return batch_bytes(model, prefix, tokens, branches, 1, 1)
 
 
-def batch_bytes(
-    model: DrawingModel, prefix: int, tokens: int, branches: int, samples: int, prompts: int, patches: int = 0
-) -> int:
+def batch_bytes(model: DrawingModel, prefix: int, tokens: int, branches: int, samples: int, prompts: int) -> int:
     """Bytes that `samples` of so many prompts take in the engine, from above.
 
-    Keys and values of the prefixes, and then either what a layer holds during prefill (of the vision tower, over the
-    `patches` of a prompt's images to edit, or of the backbone), or keys and values of all slots, the thresholds, bits
-    and gaps, and what a step holds.
+    Keys and values of the prefixes, and then either what a layer holds during prefill, or keys and values of all slots,
+    the thresholds, bits and gaps, and what a step holds.
     """
     text, vision = model.config.text_config, model.config.vision_config
     size = torch.finfo(model.dtype).bits // 8
@@ -55,10 +50,8 @@ def batch_bytes(
     position = (4 * text.intermediate_size + (8 + levels) * text.hidden_size) * size
     mask = text.num_attention_heads // text.num_key_value_heads * prefix * (1 + size)
     projection = 2 * vision.bsq_hidden_dim + 6 * vision.hidden_size
-    pixels = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
-    patch = (4 * vision.intermediate_size + (8 + 2 * levels) * vision.hidden_size + projection) * size + 4 * pixels
     step = position + 2 * bits * (size + 8) + levels * spatial * projection * size
     drawn = tokens * bits * (4 + 1 + 8 + 8 * branches)
-    prefill = prompts * (patches * patch + prefix * (position + mask))
+    prefill = prompts * prefix * (position + mask)
     stepping = samples * (branches * ((prefix + tokens) * slot + step) + drawn)
     return prompts * branches * prefix * slot + max(prefill, stepping)

@@ -8,7 +8,7 @@ from torch import Tensor
 from uniar.attention import without_empty_rows
 from uniar.drawing_model import DrawingModel
 from uniar.engine.layers import Rotary, empty_cache, layers_of, run_layers, stream_scales
-from uniar.processing import VisualPrompt
+from uniar.turn_prompt import TurnPrompt
 
 
 @dataclass
@@ -28,17 +28,16 @@ class Prefix:
         return self.valid.shape[1]
 
 
-def prefill(model: DrawingModel, prompt: VisualPrompt) -> Prefix:
+def prefill(model: DrawingModel, prompt: TurnPrompt) -> Prefix:
     rows, width = prompt.input_ids.shape
     backbone = model.model
     added: list[Tensor] = []
-    if prompt.pixel_values is None:
+    if prompt.visual_bits is None:
         if bool((prompt.input_ids == model.config.image_token_id).any()):
-            raise ValueError("the prefix holds image tokens and came without pixel_values.")
+            raise ValueError("the prefix holds image tokens and came without visual bits.")
         embeds = backbone.get_input_embeddings()(prompt.input_ids)
     else:
-        bits = backbone.visual.encode(prompt.pixel_values, prompt.image_grid_thw)
-        main, *deepstack = backbone.visual.language_features(bits)
+        main, *deepstack = backbone.visual.language_features(prompt.visual_bits)
         embeds, image_mask = backbone.embed_images(prompt.input_ids, [main])
         added = [
             torch.zeros_like(embeds).masked_scatter(image_mask[..., None], features.to(embeds.dtype))
