@@ -57,6 +57,7 @@ def by_hand(inputs: LossInputs, loss: str, level: str, epsilon, high, delta=0.1,
     sign = 2.0 * inputs.bits.numpy() - 1
     logp, old_logp = -np.logaddexp(0, -sign * gap), -np.logaddexp(0, -sign * old)
     exists = np.ones(SHAPE, bool) if mask is None else mask
+    lows, highs = (np.broadcast_to(limit, SHAPE[:1]) for limit in (epsilon, high))
     sums, lengths = [], []
     for b in range(SHAPE[0]):
         advantage, terms = float(inputs.advantages[b]), []
@@ -69,13 +70,13 @@ def by_hand(inputs: LossInputs, loss: str, level: str, epsilon, high, delta=0.1,
             r = min(math.exp(np.mean(block[kept] if level != "bit" else block)), cap)
             lp = logp[b][place]
             if loss == "cispo":
-                term = -min(r, high) * advantage * lp
+                term = -min(r, highs[b]) * advantage * lp
             elif loss == "dppo_tv":
                 moved = math.exp(lp) - math.exp(old_logp[b][place])
                 inside = moved <= delta if advantage > 0 else moved >= -delta
                 term = -advantage * min(r, 20) * lp * inside
             else:
-                term = -min(r * advantage, min(max(r, 1 - epsilon), 1 + high) * advantage)
+                term = -min(r * advantage, min(max(r, 1 - lows[b]), 1 + highs[b]) * advantage)
             terms.append(term)
         sums.append(sum(terms))
         lengths.append(len(terms))
@@ -86,9 +87,10 @@ def by_hand(inputs: LossInputs, loss: str, level: str, epsilon, high, delta=0.1,
     return sum(sums) / sum(lengths)
 
 
-def defaults(loss: str, level: str) -> tuple[float, float]:
-    """The documented ones, written out."""
-    root = math.sqrt(LEVELS[level])
+def defaults(loss: str, level: str, exists: np.ndarray | None = None) -> tuple:
+    """The documented ones, written out; of each sample, where not all of its bits exist."""
+    padded = exists is not None and level == "sequence"
+    root = np.sqrt(exists.reshape(len(exists), -1).sum(1)) if padded else math.sqrt(LEVELS[level])
     return 0.2 / root, {"dapo": 0.28 / root, "cispo": 1 + 4 / root}.get(loss, 0.2 / root)
 
 
@@ -119,7 +121,7 @@ def test_a_given_range_is_taken_as_it_is(loss, level, settings, limits):
     assert policy_loss(inputs, loss=loss, level=level, **settings)[0].item() == pytest.approx(
         by_hand(inputs, loss, level, *limits), abs=1e-6
     )
-    found = LOSSES[loss].clip_range(LossSettings(loss, level, **settings), SHAPE)
+    found = LOSSES[loss].clip_range(LossSettings(loss, level, **settings), inputs.narrowing(level))
     assert found == ((0.0 if limits[0] is None else limits[0]), limits[1])
 
 
@@ -242,7 +244,7 @@ def test_padding_counts_for_nothing(loss, level):
     assert gradients.isfinite().all()
     assert not gradients[1, 2:].any()
     exists = mask[..., None, None, None].expand(SHAPE).numpy()
-    reference = by_hand(make(), loss, level, *defaults(loss, level), mask=exists)
+    reference = by_hand(make(), loss, level, *defaults(loss, level, exists), mask=exists)
     assert metrics["policy_loss"].item() == pytest.approx(reference, abs=1e-6)
 
 
@@ -321,7 +323,7 @@ def test_settings_that_do_not_fit_are_refused(settings, message):
 
 def test_inputs_that_do_not_fit_are_refused():
     gap, ones = torch.zeros(2, 4, 8), torch.ones(2)
-    with pytest.raises(ValueError, match=r"beta is 0.1, and the KL term needs ref_gap"):
+    with pytest.raises(ValueError, match=r"beta is 0.1, and the KL term needs a reference"):
         policy_loss(LossInputs(ones, gap, gap), beta=0.1)
     with pytest.raises(ValueError, match=r"gap has shape \(2, 8\), expected \(B, T, …\)"):
         LossInputs(ones, torch.zeros(2, 8), torch.zeros(2, 8))

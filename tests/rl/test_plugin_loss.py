@@ -124,9 +124,10 @@ FAULTS = {
 }
 RETURNED = {
     "None": "returned NoneType, a tensor of terms is needed",
-    "ratio.sum()": "returned torch.float32 of shape (), expected torch.float32 of shape (2, 3, 1, 4, 2), as inputs.gap",
+    "ratio.sum()": "returned torch.float32 of shape (), expected torch.float32 of shape (2, 3, 1, 4, 2), as inputs."
+    "logp",
     "ratio.double()": "returned torch.float64 of shape (2, 3, 1, 4, 2), expected torch.float32 of shape",
-    "ratio.detach()": "returned terms without gradient to inputs.gap",
+    "ratio.detach()": "returned terms without gradient to inputs.logp",
     "(0 * ratio).log()": "returned 40 terms that are NaN or infinite",  # of 48, 8 are padding
     "ratio / inputs.sign": "raised AttributeError: 'LossInputs' object has no attribute 'sign' (mine.py, line 2)",
 }

@@ -4,11 +4,14 @@ A new loss is a new file and its line in registry.py. objective.py has what all 
 and in the file of one loss. That is why there are more than a dozen short files.
 """
 
-from rl.algorithm.losses.inputs import LossInputs
+from rl.algorithm.losses.averaging import aggregate
+from rl.algorithm.losses.bit_inputs import LossInputs
+from rl.algorithm.losses.inputs import PolicyInputs
 from rl.algorithm.losses.loss import Loss, Terms
-from rl.algorithm.losses.objective import METRICS, aggregate, importance_ratio, policy_loss
+from rl.algorithm.losses.objective import METRICS, importance_ratio, policy_loss
 from rl.algorithm.losses.registry import LOSSES, loss_named
 from rl.algorithm.losses.settings import LossSettings
+from rl.algorithm.losses.token_inputs import TokenInputs
 
 __all__ = [
     "LOSSES",
@@ -16,7 +19,9 @@ __all__ = [
     "Loss",
     "LossInputs",
     "LossSettings",
+    "PolicyInputs",
     "Terms",
+    "TokenInputs",
     "aggregate",
     "importance_ratio",
     "loss_named",

@@ -4,8 +4,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from rl.algorithm.losses.inputs import LossInputs
-from rl.algorithm.losses.loss import Loss, Terms
+from rl.algorithm.losses.inputs import PolicyInputs
+from rl.algorithm.losses.loss import Loss, Terms, clamped
 from rl.algorithm.losses.settings import ConflictingSetting, LossSettings
 
 CAP = 5.0
@@ -34,15 +34,15 @@ class CISPO(Loss):
             )
         return super().checked(settings)
 
-    def clip_range(self, settings: LossSettings, shape: tuple[int, ...]) -> tuple[float, float]:
-        """The smallest and the largest ratio, with the defaults filled in. shape: (B, T, …) of the bits."""
+    def clip_range(self, settings: LossSettings, narrowing: float | Tensor) -> tuple[float, float | Tensor]:
+        """The smallest and the largest ratio, with the defaults filled in. narrowing: `PolicyInputs.narrowing`."""
         floor = 0.0 if settings.epsilon is None else 1 - settings.epsilon
         if settings.epsilon_high is not None:
             return floor, settings.epsilon_high
-        return floor, 1 + (CAP - 1) * settings.narrowing(shape)
+        return floor, 1 + (CAP - 1) * narrowing
 
-    def terms(self, inputs: LossInputs, ratio: Tensor, settings: LossSettings) -> Terms:
-        floor, cap = self.clip_range(settings, inputs.gap.shape)
-        weight, advantages = ratio.detach().clamp(floor, cap), inputs.advantages
+    def terms(self, inputs: PolicyInputs, ratio: Tensor, settings: LossSettings) -> Terms:
+        floor, cap = self.clip_range(settings, inputs.narrowing(settings.level))
+        weight, advantages = clamped(ratio.detach(), floor, cap), inputs.advantages
         loss = -weight * advantages * inputs.logp
         return Terms(loss, (ratio < floor) & (advantages < 0), (ratio > cap) & (advantages > 0))

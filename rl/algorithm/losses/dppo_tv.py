@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from rl.algorithm.losses.inputs import LossInputs
+from rl.algorithm.losses.inputs import PolicyInputs
 from rl.algorithm.losses.loss import Loss, Terms
 from rl.algorithm.losses.settings import LossSettings
 
@@ -25,7 +25,7 @@ class DPPOTV(Loss):
         "delta": f"how far a bit's probability may move from the old policy's; null: {DELTA:g}",
     }
 
-    def terms(self, inputs: LossInputs, ratio: Tensor, settings: LossSettings) -> Terms:
+    def terms(self, inputs: PolicyInputs, ratio: Tensor, settings: LossSettings) -> Terms:
         delta = DELTA if settings.delta is None else settings.delta
         advantages, moved = inputs.advantages, inputs.logp.detach().exp() - inputs.old_logp.exp()
         low, high = (moved < -delta) & (advantages < 0), (moved > delta) & (advantages > 0)

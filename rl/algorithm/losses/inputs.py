@@ -1,85 +1,55 @@
-"""What a policy loss looks at."""
+"""What a policy loss looks at, of the bits of images and of the tokens of texts alike."""
 
-from dataclasses import dataclass, field
+import math
+from abc import ABC, abstractmethod
 
-import torch
 from torch import Tensor
 
-from rl.algorithm import bernoulli
-from rl.algorithm.losses.settings import KLKind
+from rl.algorithm.losses.settings import KLKind, RatioLevel
 
 
-@dataclass
-class LossInputs:
-    """B samples, their bits and advantages. Gaps are the policy's (`GuidanceSettings.policy_gap`), in float32 or
-    float64, shaped (B, T, …): in a run (B, T, L, S, K).
-
-    Raises ValueError for shapes that do not fit, or a half type.
+class PolicyInputs(ABC):
+    """B samples as a policy loss sees them. Their elements are shaped (B, T, …): bits (`LossInputs`), in a run
+    (B, T, L, S, K), or written tokens (`TokenInputs`), (B, T, 1). No loss asks which. Whatever is said of "a bit" in
+    this folder holds for a written token too, which is a visual token of one bit.
     """
 
     advantages: Tensor
-    """(B,); kept as (B, 1, …) in the type of the gaps, to multiply terms with"""
-    bits: Tensor
-    """{0, 1}, shaped as the gaps"""
-    gap: Tensor
-    """with gradient"""
-    old_gap: Tensor | None = None
-    """of the policy that the ratio is taken to; None: `gap` itself, without gradient (one update per rollout)"""
-    ref_gap: Tensor | None = None
-    """of the reference; None without one"""
-    mask: Tensor = None  # __post_init__ replaces None
-    """(B, T), …, or as the gaps: true for bits that exist, false for the padding of a smaller image; None: all exist.
-    Kept as the gaps are shaped, 1.0 and 0.0."""
-    logp: Tensor = field(init=False)
-    """log π of each drawn bit, with gradient"""
-    old_logp: Tensor = field(init=False)
+    """(B, 1, …) in the type of the elements, to multiply terms with"""
+    mask: Tensor
+    """as the elements: 1.0 for those that exist, 0.0 for padding"""
+    unpadded: bool
+    """whether it is known, without a look at the mask, that all elements exist"""
+    logp: Tensor
+    """log π of each element, with gradient; its shape and type are those of terms"""
+    old_logp: Tensor
     """the same of the old policy, without"""
+    entropy: Tensor
+    """of each element's distribution in nats, with gradient"""
 
-    def __post_init__(self) -> None:
-        gap = self.gap
-        if gap.dtype not in (torch.float32, torch.float64):
-            raise ValueError(f"gaps are {gap.dtype}, expected float32: half types are too coarse.")
-        if gap.ndim < 3:
-            raise ValueError(f"gap has shape {tuple(gap.shape)}, expected (B, T, …).")
-        if self.advantages.shape != gap.shape[:1]:
-            raise ValueError(f"advantages have shape {tuple(self.advantages.shape)}, expected ({len(gap)},).")
-        for name in ("bits", "old_gap", "ref_gap"):
-            tensor = getattr(self, name)
-            if tensor is not None and tensor.shape != gap.shape:
-                raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {tuple(gap.shape)}.")
-        if self.mask is None:
-            self.mask = torch.ones_like(gap)
-        else:
-            exists = _spread(self.mask, gap.shape).bool()
-            # Whatever stands in the padding, even NaN, must not reach a sum or a gradient.
-            for name in ("gap", "old_gap", "ref_gap"):
-                if (tensor := getattr(self, name)) is not None:
-                    setattr(self, name, torch.where(exists, tensor, 0.0))
-            self.mask = exists.to(gap.dtype)
-        self.advantages = self.advantages.to(gap.dtype).view(-1, *[1] * (gap.ndim - 1))
-        self.logp = bernoulli.log_prob(self.bits, self.gap)
-        if self.old_gap is None:
-            self.old_gap, self.old_logp = self.gap.detach(), self.logp.detach()
-        else:
-            self.old_gap = self.old_gap.detach()
-            self.old_logp = bernoulli.log_prob(self.bits, self.old_gap)
-
+    @abstractmethod
     def kl_to_reference(self, kind: KLKind) -> Tensor | None:
-        """KL(π‖ref) of each bit in nats, shaped as the gaps; None without a reference."""
-        if self.ref_gap is None:
-            return None
-        if kind == "exact":
-            return bernoulli.kl(self.gap, self.ref_gap)
-        return bernoulli.kl_estimate(self.logp, bernoulli.log_prob(self.bits, self.ref_gap), kind)
+        """KL(π‖ref) of each element in nats; None without a reference."""
 
+    @abstractmethod
     def kl_from_old(self) -> Tensor:
-        """KL(π_old‖π) of each bit in nats without gradient, shaped as the gaps."""
-        with torch.no_grad():
-            return bernoulli.kl(self.old_gap, self.gap)
+        """KL(π_old‖π) of each element in nats, without gradient."""
 
+    @abstractmethod
+    def total_variation(self) -> Tensor:
+        """The total-variation distance of π and π_old in each element, between 0 and 1."""
 
-def _spread(mask: Tensor, shape: torch.Size) -> Tensor:
-    """(B, T), … → the whole shape, repeated over the dimensions it does not have."""
-    if mask.shape != shape[: mask.ndim]:
-        raise ValueError(f"mask has shape {tuple(mask.shape)}, expected the first dimensions of {tuple(shape)}.")
-    return mask.view(mask.shape + (1,) * (len(shape) - mask.ndim)).expand(shape)
+    def narrowing(self, level: RatioLevel | None) -> float | Tensor:
+        """What a bit's clip range is multiplied by where one ratio is the mean over m elements that exist: 1/√m.
+
+        The log-ratios of elements are nearly independent, so their mean is √m times closer to 0 and would never meet
+        one element's range. For ε = 0.2 and N = 262,144 that is 4e-4, the size that the GSPO paper (2507.18071) uses.
+        A number, or of each sample's (and visual token's) own length, (B, 1, …) or (B, T, 1, …): a sample's range must
+        not depend on what it is padded to.
+        """
+        if level not in ("visual_token", "sequence"):
+            return 1.0
+        first = 2 if level == "visual_token" else 1
+        if self.unpadded:
+            return 1 / math.sqrt(math.prod(self.mask.shape[first:]))
+        return self.mask.sum(tuple(range(first, self.mask.ndim)), keepdim=True).clamp(min=1).rsqrt()

@@ -5,18 +5,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
-from rl.algorithm.losses.inputs import LossInputs
+from rl.algorithm.losses.averaging import Aggregation
+from rl.algorithm.losses.inputs import PolicyInputs
 from rl.algorithm.losses.settings import ConflictingSetting, LossSettings, RatioLevel
-
-Aggregation = Literal["sample", "constant", "batch"]
 
 
 class Terms(NamedTuple):
-    """What is minimised of each bit, shaped as the gaps, and which bits were bounded from below and from above."""
+    """What is minimised of each bit, shaped as `logp`, and which bits were bounded from below and from above."""
 
     loss: Tensor
     low: Tensor | None = None
@@ -44,7 +43,7 @@ class Loss(ABC):
         """Loads what it needs before its first use; nothing, but for a plug-in. folder: the recipe's."""
 
     @abstractmethod
-    def terms(self, inputs: LossInputs, ratio: Tensor, settings: LossSettings) -> Terms:
+    def terms(self, inputs: PolicyInputs, ratio: Tensor, settings: LossSettings) -> Terms:
         """The term of each bit, to be minimised.
 
         ratio: π/π_old of each bit, as `importance_ratio` gives it. settings: with their level filled in.
@@ -64,3 +63,10 @@ class Loss(ABC):
                 sentence = f"algorithm.{key} has no use in {self.name}, which takes {taken}; leave it null."
                 raise ConflictingSetting(key, sentence)
         return replace(settings, level=level)
+
+
+def clamped(ratio: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
+    """The ratio within [low, high], each a number or a tensor, which torch's own takes only two of a kind of."""
+    if isinstance(low, Tensor) or isinstance(high, Tensor):
+        return ratio.clamp(min=low).clamp(max=high)
+    return ratio.clamp(low, high)

@@ -1,11 +1,12 @@
-"""The loss that an update minimises: pure functions of tensors, (LossInputs, LossSettings) → (loss, metrics).
+"""The loss that an update minimises: pure functions of tensors, (PolicyInputs, LossSettings) → (loss, metrics).
 
 A loss is three choices: the term of each bit (a clipped, capped or masked ratio times the advantage), the level that
 its ratio stands for, and how terms are averaged. Each has a file in this folder; here is what they share: ratio,
 average, KL and entropy terms, metrics. docs/algorithms.md has the formulas beside their papers.
 
 Shapes: B samples · T visual tokens · L levels · S patches per token · K bits per code · N = T·L·S·K bits per sample.
-Bits are shaped (B, T, …), in a run (B, T, L, S, K).
+Bits are shaped (B, T, …), in a run (B, T, L, S, K); the written tokens of texts are (B, T, 1), and what is said of a
+bit holds for one of them.
 """
 
 import torch
@@ -13,8 +14,9 @@ from torch import Tensor
 
 from rl.algorithm import bernoulli
 from rl.algorithm.bernoulli import MAX_LOG_RATIO
-from rl.algorithm.losses.inputs import LossInputs
-from rl.algorithm.losses.loss import Aggregation, Terms
+from rl.algorithm.losses.averaging import Aggregation, aggregate
+from rl.algorithm.losses.inputs import PolicyInputs
+from rl.algorithm.losses.loss import Terms
 from rl.algorithm.losses.registry import loss_named
 from rl.algorithm.losses.settings import LossSettings
 from rl.algorithm.metrics import Kind
@@ -35,7 +37,7 @@ METRICS: dict[str, Kind] = {
 """what `policy_loss` measures, and how several measurements of it make one"""
 
 
-def policy_loss(inputs: LossInputs, settings: LossSettings) -> tuple[Tensor, dict[str, Tensor]]:
+def policy_loss(inputs: PolicyInputs, settings: LossSettings) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss to minimise (a scalar with gradient) and its metrics (detached scalars, the same keys on every rank).
 
     Metrics: `policy_loss`, `ratio/mean`, `ratio/max`; where the loss says which bits it bounds (without gradient, or
@@ -43,7 +45,7 @@ def policy_loss(inputs: LossInputs, settings: LossSettings) -> tuple[Tensor, dic
     `approx_kl` (k3), `tv/mean`, `tv/max`; `kl` where there is a reference, and `entropy` (both in nats per bit).
 
     Raises UserError for settings that no recipe may combine and for a plug-in's faults, ValueError for a KL term
-    without a reference.
+    without a reference, and for a KL term or an entropy bonus without gradient.
     """
     loss = loss_named(settings.loss)
     settings, mask = loss.checked(settings), inputs.mask
@@ -55,17 +57,16 @@ def policy_loss(inputs: LossInputs, settings: LossSettings) -> tuple[Tensor, dic
     if divergence is not None:
         metrics["kl"] = _mean(divergence, mask).detach()
         if settings.beta:
-            total = total + settings.beta * aggregate(divergence, mask, loss.aggregation)
+            total = total + settings.beta * _term("the KL term", divergence, inputs, loss.aggregation)
     elif settings.beta:
-        raise ValueError(f"beta is {settings.beta:g}, and the KL term needs ref_gap.")
-    entropy = _mean(bernoulli.entropy(inputs.gap), mask)
-    metrics["entropy"] = entropy.detach()
+        raise ValueError(f"beta is {settings.beta:g}, and the KL term needs a reference.")
+    metrics["entropy"] = _mean(inputs.entropy, mask).detach()
     if settings.entropy_coef:
-        total = total - settings.entropy_coef * entropy
+        total = total - settings.entropy_coef * _term("the entropy bonus", inputs.entropy, inputs, loss.aggregation)
     return total, metrics
 
 
-def importance_ratio(inputs: LossInputs, settings: LossSettings) -> Tensor:
+def importance_ratio(inputs: PolicyInputs, settings: LossSettings) -> Tensor:
     """π/π_old of each bit, shaped as the gaps: its own, or exp of the mean log-ratio over its visual token or its
     sample; at most `importance_cap`.
 
@@ -78,11 +79,10 @@ def importance_ratio(inputs: LossInputs, settings: LossSettings) -> Tensor:
     ratio times a zero gradient would be NaN.
     """
     log_ratio = inputs.logp - inputs.old_logp
-    assert inputs.mask is not None  # as LossInputs makes it
-    if settings.level != "bit":
+    each, exists = log_ratio.flatten(2), inputs.mask.flatten(2)
+    if settings.level != "bit" and not (settings.level == "visual_token" and each.shape[2] == 1):
         if settings.centred:
-            log_ratio = log_ratio + inputs.kl_from_old()
-        each, exists = log_ratio.flatten(2), inputs.mask.flatten(2)
+            each = each + inputs.kl_from_old().flatten(2)
         dims = (2,) if settings.level == "visual_token" else (1, 2)
         mean = (each * exists).sum(dims, keepdim=True) / exists.sum(dims, keepdim=True).clamp(min=1)
         log_ratio = mean.expand_as(each).reshape(log_ratio.shape)
@@ -90,25 +90,11 @@ def importance_ratio(inputs: LossInputs, settings: LossSettings) -> Tensor:
     return ratio if settings.importance_cap is None else ratio.clamp(max=settings.importance_cap)
 
 
-def aggregate(terms: Tensor, mask: Tensor, how: Aggregation) -> Tensor:
-    """Terms of bits (B, T, …) → a scalar.
-
-    sample: mean over each sample's bits, then over samples. constant: each sample's sum over N, then the mean over
-    samples. batch: mean over all bits of the batch. Images of one size have one N, and the three are the same.
-    """
-    sums = (terms * mask).flatten(2).sum((1, 2))
-    if how == "sample":
-        return (sums / mask.flatten(2).sum((1, 2)).clamp(min=1)).mean()
-    if how == "constant":
-        return sums.mean() / terms[0].numel()
-    return sums.sum() / mask.sum().clamp(min=1)
-
-
-def _old_policy_metrics(inputs: LossInputs, terms: Terms, ratio: Tensor) -> dict[str, Tensor]:
+def _old_policy_metrics(inputs: PolicyInputs, terms: Terms, ratio: Tensor) -> dict[str, Tensor]:
     """How far the policy is from the one that the ratio is taken to, and what the loss bounded."""
     mask = inputs.mask
     with torch.no_grad():
-        moved = bernoulli.total_variation(inputs.gap, inputs.old_gap) * mask
+        moved = inputs.total_variation() * mask
         found = {
             "ratio/mean": _mean(ratio, mask),
             "ratio/max": (ratio * mask).amax(),
@@ -125,3 +111,10 @@ def _old_policy_metrics(inputs: LossInputs, terms: Terms, ratio: Tensor) -> dict
 
 def _mean(values: Tensor, mask: Tensor) -> Tensor:
     return aggregate(values, mask, "batch")
+
+
+def _term(name: str, values: Tensor, inputs: PolicyInputs, how: Aggregation) -> Tensor:
+    """A term beside the policy's, averaged as that is."""
+    if inputs.logp.requires_grad and not values.requires_grad:
+        raise ValueError(f"{name} has a weight, but its values were given without gradient.")
+    return aggregate(values, inputs.mask, how)

@@ -1,6 +1,5 @@
 """What a recipe says of the policy loss, as one value."""
 
-import math
 import typing
 from dataclasses import dataclass
 from typing import Literal
@@ -41,18 +40,8 @@ class LossSettings:
     """weight of the KL term to the reference, averaged as the policy term is"""
     kl: KLKind = "exact"
     entropy_coef: float = 0.0
-    """weight of the mean entropy of a bit, subtracted"""
+    """weight of the entropy, averaged as the policy term is and subtracted"""
 
     def __post_init__(self) -> None:
         if self.level is not None and self.level not in (levels := typing.get_args(RatioLevel)):
             raise UserError(f"algorithm.ratio_level is {self.level!r}, expected one of {', '.join(levels)}.")
-
-    def narrowing(self, shape: tuple[int, ...]) -> float:
-        """What a bit's clip range is multiplied by where one ratio is the mean over m bits: 1/√m.
-
-        shape: (B, T, …) of the bits. The log-ratios of bits are nearly independent, so their mean is √m times closer to
-        0 and would never meet a bit's range. For ε = 0.2 and N = 262,144 that is 4e-4, the size that the GSPO paper
-        (2507.18071) uses.
-        """
-        bits = {"visual_token": math.prod(shape[2:]), "sequence": math.prod(shape[1:])}
-        return 1 / math.sqrt(bits.get(self.level or "bit", 1))
