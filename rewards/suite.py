@@ -157,16 +157,19 @@ class RewardSuite:
                 for reward in wanting:
                     reward.bind(None, None)
 
-    def score(self, batch: RewardBatch, *, only: Collection[str] | None = None, first: int = 0) -> RewardTable:
+    def score(
+        self, batch: RewardBatch, *, only: Collection[str] | None = None, numbers: Sequence[int] | None = None
+    ) -> RewardTable:
         """Scores B samples: each reward sees those of `rows_for`, rewards with an `async` score run beside the others.
 
         Args:
             only: names of the rewards to ask; the others have no score. None for all.
-            first: what the first sample is called in messages, for a batch that is part of a larger one.
+            numbers: what the samples are called in messages, for a batch that is part of a larger one.
 
         Raises RewardError for the first reward that fails under `on_error: stop`.
         """
         self.load()
+        numbers = range(len(batch)) if numbers is None else numbers
         table = RewardTable.empty(self.names, self.weights_for(batch.tasks))
         calls = []
         for column, name in enumerate(self.names):
@@ -190,10 +193,10 @@ class RewardSuite:
             for column, rows in calls:
                 if column not in futures:
                     outcomes[column] = score_samples(self.rewards[column], batch.select(rows), **how(column))
-                    self._report(column, outcomes[column], batch, rows, first)
+                    self._report(column, outcomes[column], batch, rows, numbers)
             for column, rows in waiting:
                 outcomes[column] = futures[column].result()
-                self._report(column, outcomes[column], batch, rows, first)
+                self._report(column, outcomes[column], batch, rows, numbers)
         for column, rows in calls:
             name = self.names[column]
             outcome = outcomes[column]
@@ -222,26 +225,28 @@ class RewardSuite:
             self._loop.close()
             self._loop = None
 
-    def _report(self, column: int, outcome: Outcome, batch: RewardBatch, rows: list[int], first: int) -> None:
+    def _report(
+        self, column: int, outcome: Outcome, batch: RewardBatch, rows: list[int], numbers: Sequence[int]
+    ) -> None:
         """Raises RewardError for the first fault under `on_error: stop`; else says that samples are left out."""
         spec = self.specs[column]
         for fault in dict.fromkeys(outcome.faults.values()):  # a batch that failed as a whole is reported once
-            error = self._error(self.names[column], fault, batch, rows, first)
+            error = self._error(self.names[column], fault, batch, rows, numbers)
             if spec.on_error == "stop":
                 raise error
             logger.warning("%s; left out (on_error: skip).", error)
 
     @staticmethod
-    def _error(name: str, fault: Fault, batch: RewardBatch, rows: list[int], first: int) -> RewardError:
+    def _error(name: str, fault: Fault, batch: RewardBatch, rows: list[int], numbers: Sequence[int]) -> RewardError:
         # The reward saw only the rows of its tasks; the user knows the samples by their place in the whole batch.
         row = rows[fault.index or 0]
-        where = f"sample {first + row}"
+        where = f"sample {numbers[row]}"
         if fault.index is None:
-            where = f"a batch of {counted(len(rows), 'sample')}, the first of them sample {first + row}"
+            where = f"a batch of {counted(len(rows), 'sample')}, the first of them sample {numbers[row]}"
         prompt = batch.prompts[row]
         shown = prompt if len(prompt) <= 80 else prompt[:77] + "..."
         message = f"reward {name!r} {fault.text}, on {where} (prompt {shown!r})"
-        error = RewardError(message, reward=name, index=None if fault.index is None else first + row, prompt=prompt)
+        error = RewardError(message, reward=name, index=None if fault.index is None else numbers[row], prompt=prompt)
         error.__cause__ = fault.cause
         return error
 

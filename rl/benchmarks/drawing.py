@@ -13,8 +13,10 @@ from tqdm import tqdm
 from rl.benchmarks.folder import BenchmarkFolder, image_record
 from rl.benchmarks.model import BenchmarkModel
 from rl.distributed.sharing import fixed_batches, share_of
-from rl.policy.rollout import decode, draw
+from rl.policy.completion import completions_of
+from rl.policy.rollout import draw
 from rl.policy.samples import DrawSettings, Sample
+from rl.scoring.decoding import decode
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -44,8 +46,9 @@ def draw_missing(
         first = accelerator is None or accelerator.is_main_process
         for batch in tqdm(own, desc="draw", disable=not (first and sys.stderr.isatty())):
             drawn = [samples[n] for n in batch]
-            bits = draw(policy, processor, drawn, settings).rollout.bits
-            for n, image in zip(batch, decode(decoder, bits, drawn, settings), strict=True):
+            made = completions_of(draw(policy, processor, drawn, settings).rollout.bits, settings, policy)
+            drawings = [one.drawing for one in made]
+            for n, image in zip(batch, decode(decoder, drawings, drawn, settings), strict=True):
                 if n not in there:
                     folder.write(samples[n], image, records[n])
     if accelerator is not None:

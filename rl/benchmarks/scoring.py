@@ -15,7 +15,7 @@ from rl.distributed.sharing import fixed_batches, in_order, share_of, shares_at_
 from rl.evaluation.evaluate import Evaluation, require_free_names, samples_at_once, total_scores
 from rl.policy.samples import DrawSettings, Sample
 from rl.records.rows import picture_of, sample_rows
-from rl.scoring.groups import comparing, groups_of, joined, reward_batch
+from rl.scoring.groups import compare_samples, comparing, reward_batch
 from uniar.errors import UserError
 
 if TYPE_CHECKING:
@@ -68,10 +68,6 @@ def score_images(
 
 @torch.no_grad()
 def _scored(rewards: RewardSuite, samples: Sequence[Sample], images: Sequence[Any]) -> RewardTable:
-    batch = reward_batch(samples, images)
-    compared, groups = comparing(rewards), groups_of(samples)
-    table = rewards.score(batch, only=[name for name in rewards.names if name not in compared])
-    if not compared:
-        return table
-    parts = [rewards.score(batch.select(places), only=compared, first=places[0]) for places in groups]
-    return table.filled(joined(rewards, batch, groups, parts), compared)
+    compared = comparing(rewards)
+    table = rewards.score(reward_batch(samples, images), only=[name for name in rewards.names if name not in compared])
+    return table.filled(compare_samples(rewards, samples, images), compared)

@@ -124,8 +124,7 @@ def _report(
         if questions:
             folder.save_questions(questions, recipe.records.picture_size)
         if evaluation is not None and evaluation.shown:
-            tiles = [(image, record.prompt, total) for record, image, total in evaluation.shown]
-            sample_grid(tiles, output / "samples.png", notes=evaluation.notes)
+            sample_grid(evaluation.shown, output / "samples.png", notes=evaluation.notes)
     print(f"written to {output}")
 
 

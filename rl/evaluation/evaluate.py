@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
@@ -15,6 +15,7 @@ from torch import Tensor
 from rewards import RewardSuite, RewardTable
 from rl.data.prompts import PromptRecord
 from rl.distributed.sharing import fixed_batches, in_order, share_of, shares_at_main
+from rl.policy.completion import Completion, completions_of
 from rl.policy.rollout import draw
 from rl.policy.samples import DrawSettings, Sample
 from rl.records.rows import PICTURE_SIZE, picture_of, said_of, sample_rows
@@ -51,6 +52,17 @@ def samples_at_once(samples_per_prompt: int, decode_batch_size: int) -> int:
     return samples_per_prompt * -(-chunk_size(decode_batch_size) // samples_per_prompt)
 
 
+class Shown(NamedTuple):
+    """A sample of the grid."""
+
+    record: PromptRecord
+    image: Image.Image | None
+    """as the decoder left it; None where nothing was drawn"""
+    total: float
+    texts: tuple[str, ...] = ()
+    """what it wrote"""
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """Scores of N held-out samples under R rewards, in the order of the prompts."""
@@ -60,8 +72,8 @@ class Evaluation:
     """(N, R) float64 as the rewards gave them, NaN where a reward does not apply"""
     totals: Tensor
     """(N,) weighted sum of the rewards that apply, clipped and normalised as their entries say; NaN where one failed"""
-    shown: list[tuple[PromptRecord, Image.Image, float]]
-    """first sample of the first prompts, for the grid: record, image as drawn, total; none but in the main process"""
+    shown: list["Shown"]
+    """first sample of the first prompts, for the grid; none but in the main process"""
     seconds: float
     details: dict[str, list[Mapping[str, Any] | None]] = field(default_factory=dict)
     """what rewards say about each of the N samples besides its score; only of rewards that say something"""
@@ -137,12 +149,17 @@ def held_out_otherwise(recipe: "Recipe") -> str | None:
 
 
 class Kept(NamedTuple):
-    """What is left of the image of a sample."""
+    """What is left of a sample."""
 
+    made: Completion
+    """without its drawing"""
     stored: bytes | None
     """for its row"""
     drawn: Image.Image | None
     """of one that is shown, as the decoder left it"""
+
+
+Begun = tuple[range, Sequence[Completion], Scores]
 
 
 class Evaluator:
@@ -171,33 +188,34 @@ class Evaluator:
         and the main process the pictures too."""
         started = time.perf_counter()
         tables: dict[int, RewardTable] = {}
-        pictures: dict[int, Kept] = {}
-        begun: tuple[range, Scores] | None = None
+        own: dict[int, Kept] = {}
+        begun: Begun | None = None
         for numbers in share_of(self.batches, accelerator):
             samples = [self.samples[number] for number in numbers]
             bits = draw(model, self.processor, samples, self.settings).rollout.bits
+            made = completions_of(bits, self.settings, model)
             # Another process has scored the batch before meanwhile.
-            self._finish(begun, tables, pictures)
+            self._finish(begun, tables, own)
             keep = [place for place, n in enumerate(numbers) if self.picture_size != 0 or n in self.shown]
-            begun = numbers, self.scorer.begin(bits, samples, policy=nullcontext(model), keep=keep)
-        self._finish(begun, tables, pictures)
+            begun = numbers, made, self.scorer.begin(made, samples, policy=nullcontext(model), keep=keep)
+        self._finish(begun, tables, own)
         table = RewardTable.cat(in_order(tables, accelerator))
         totals = total_scores(self.scorer.rewards.terms(table.values), table.weights, table.failed)
         rows, shown, notes = None, [], []
-        if kept := {n: own for share in shares_at_main(pictures, accelerator) for n, own in share.items()}:
-            stored = [kept[n].stored for n in range(len(self.samples))]
-            rows = sample_rows(self.samples, self.settings, table, totals.tolist(), stored)
-            shown = [(self.samples[n].record, kept[n].drawn, totals[n].item()) for n in self.shown]
+        if kept := {n: one for share in shares_at_main(own, accelerator) for n, one in share.items()}:
+            all_kept = [kept[n] for n in range(len(self.samples))]
+            stored, made = [one.stored for one in all_kept], [one.made for one in all_kept]
+            rows = sample_rows(self.samples, self.settings, table, totals.tolist(), stored, made)
+            shown = [Shown(self.samples[n].record, kept[n].drawn, totals[n].item(), made[n].texts) for n in self.shown]
             notes = [said_of(rows["details"][n].as_py()) for n in self.shown]
         seconds = time.perf_counter() - started
         return Evaluation(self.scorer.rewards.names, table.values, totals, shown, seconds, table.details, notes, rows)
 
-    def _finish(
-        self, begun: tuple[range, Scores] | None, tables: dict[int, RewardTable], pictures: dict[int, Kept]
-    ) -> None:
+    def _finish(self, begun: Begun | None, tables: dict[int, RewardTable], kept: dict[int, Kept]) -> None:
         if begun is None:
             return
-        numbers, scores = begun
+        numbers, completions, scores = begun
         drawn, tables[numbers.start] = scores()
-        for n, image in zip(numbers, drawn, strict=True):
-            pictures[n] = Kept(picture_of(image, self.picture_size), image if n in self.shown else None)
+        for n, completion, image in zip(numbers, completions, drawn, strict=True):
+            made, stored = replace(completion, drawing=None), picture_of(image, self.picture_size)
+            kept[n] = Kept(made, stored, image if n in self.shown else None)

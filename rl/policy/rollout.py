@@ -1,12 +1,10 @@
-"""Prompts → drawn bits → images, with noise that depends on nothing but the run's seed, the step and the sample."""
+"""Prompts → drawn bits, with noise that depends on nothing but the run's seed, the step and the sample."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from PIL import Image
-from torch import Tensor
 
 from rl.algorithm.guidance import Gaps
 from rl.data.prompts import PromptRecord
@@ -14,11 +12,9 @@ from rl.policy.replay import Branch
 from rl.policy.samples import DrawSettings, Sample
 from uniar.generation import Rollout, draw_noise, rollout
 from uniar.processing import build_visual_prompt
-from uniar.seeds import seed_of
 from uniar.turn_prompt import TurnPrompt
 
 if TYPE_CHECKING:
-    from uniar.modeling_decoder import UniARVisualDecoder
     from uniar.modeling_uniar import UniARForConditionalGeneration
 
 
@@ -102,23 +98,3 @@ def _branches(
     image_token = model.config.image_token_id
     unconditional = None if prompt.unconditional is None else Branch.of(prompt.unconditional, rows, image_token)
     return Branch.of(prompt, rows, image_token), unconditional
-
-
-def decode(
-    decoder: "UniARVisualDecoder", bits: Tensor, samples: Sequence[Sample], settings: DrawSettings, *, step: int = 0
-) -> list[Image.Image]:
-    """Bits (B, T, L, S, K) → B images, from one noise per prompt unless the settings say otherwise."""
-    seeds = [
-        seed_of("decoder", settings.seed, step, s.record.id, *([] if settings.same_noise_per_group else [s.index]))
-        for s in samples
-    ]
-    return decoder.decode(
-        bits,
-        ar_height=settings.height,
-        ar_width=settings.width,
-        upsampling_ratio=settings.upsampling_ratio,
-        num_inference_steps=settings.num_inference_steps,
-        guidance_scale=settings.decoder_guidance_scale,
-        noise_seeds=seeds,
-        batch_size=settings.decode_batch_size,
-    )

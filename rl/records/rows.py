@@ -17,6 +17,7 @@ from PIL import Image
 
 from rewards import RewardTable
 from rl.data.questions import QuestionRecord
+from rl.policy.completion import Completion
 from rl.policy.samples import DrawSettings, Sample
 from uniar.errors import UserError
 from uniar.reading.files import reason_of, write_whole
@@ -38,15 +39,17 @@ COLUMNS = {
     "task": pa.string(),
     "tag": pa.string(),
     "episode": pa.string(),
+    "texts": pa.list_(pa.string()),
     "total": pa.float64(),
     "advantage": pa.float64(),
     "details": pa.string(),
     "seed": pa.int64(),
     "picture": pa.binary(),
 }
-"""The columns besides the rewards'. `sample` numbers the samples of a prompt; `advantage` is null but in training;
-`details` is JSON, the reward's name → what it says besides its score; `seed` is that of the noise the bits were drawn
-from; `picture` is the content of a WebP file, or null."""
+"""The columns besides the rewards'. `sample` numbers the samples of a prompt; `texts` is what a sample wrote, turn by
+turn, null in files of versions before they were kept; `advantage` is null but in training; `details` is JSON, the
+reward's name → what it says besides its score; `seed` is that of the noise the bits were drawn from; `picture` is the
+content of a WebP file, or null where nothing was drawn or kept."""
 
 
 QUESTION_COLUMNS = {"question": pa.string(), "answer": pa.string(), "picture": pa.binary()}
@@ -58,12 +61,14 @@ def sample_rows(
     scores: RewardTable,
     totals: Sequence[float],
     pictures: Sequence[bytes | None],
+    made: Sequence[Completion] | None = None,
     *,
     step: int = 0,
     advantages: Sequence[float] | None = None,
 ) -> pa.Table:
-    """B samples, in their order, as rows. scores: of B samples under R rewards. step: that the noise was seeded with.
-    Scores that are missing are null."""
+    """B samples, in their order, as rows. scores: of B samples under R rewards. made: what they made; None where all
+    drew and wrote nothing. step: that the noise was seeded with. Scores that are missing are null."""
+    made = [Completion(None)] * len(samples) if made is None else made
     columns: dict[str, list[Any]] = {
         "step": [step] * len(samples),
         "id": [sample.record.id for sample in samples],
@@ -71,7 +76,8 @@ def sample_rows(
         "prompt": [sample.record.prompt for sample in samples],
         "task": [sample.record.task for sample in samples],
         "tag": [_tag(sample.record.metadata) for sample in samples],
-        "episode": ["draw"] * len(samples),
+        "episode": [one.episode for one in made],
+        "texts": [list(one.texts) for one in made],
         "total": [_number(total) for total in totals],
         "advantage": [None] * len(samples) if advantages is None else [_number(one) for one in advantages],
         "details": [
@@ -114,8 +120,8 @@ def question_rows(questions: Sequence[QuestionRecord], picture_size: int | None 
 
 
 def read_rows(path: Path, columns: Mapping[str, pa.DataType] = COLUMNS, *, pictures: bool = True) -> pa.Table:
-    """The rows of such a file. columns: that it must have. pictures: whether they are read too. Raises UserError for
-    anything else."""
+    """The rows of such a file. columns: that it must have; `texts` is added where it is missing. pictures: whether they
+    are read too. Raises UserError for anything else."""
     try:
         named = None if pictures else [name for name in pq.read_schema(path).names if name != "picture"]
         rows = pq.read_table(path, columns=named, partitioning=None)
@@ -123,6 +129,8 @@ def read_rows(path: Path, columns: Mapping[str, pa.DataType] = COLUMNS, *, pictu
         raise UserError(f"the rows '{path}' do not exist.") from None
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"the rows '{path}' are not a whole Parquet file: {reason_of(error)}.") from error
+    if "texts" in columns and "texts" not in rows.column_names:
+        rows = rows.append_column("texts", pa.nulls(len(rows), COLUMNS["texts"]))
     for name, kind in columns.items():
         if name == "picture" and not pictures:
             continue

@@ -1,6 +1,6 @@
 """A thread that scores images while others are decoded."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
@@ -17,8 +17,7 @@ class BackgroundScorer:
 
     def __init__(self, rewards: RewardSuite, names: Sequence[str]):
         self._rewards, self._names = rewards, tuple(names)
-        self._pending: list[Future[RewardTable]] = []
-        self._count = 0
+        self._pending: list[tuple[Sequence[int], Future[RewardTable]]] = []
         device = torch.cuda.current_device() if torch.cuda.is_available() else None
         # A new thread would start on the first GPU, whichever this process trains on.
         start = None if device is None else torch.cuda.set_device
@@ -30,17 +29,18 @@ class BackgroundScorer:
     def __exit__(self, *exception: object) -> None:
         self._thread.shutdown(wait=True, cancel_futures=True)
 
-    def add(self, batch: RewardBatch) -> None:
-        """Has a batch scored. Raises what scoring an earlier one has raised by now."""
-        for future in self._pending:
+    def add(self, batch: RewardBatch, numbers: Sequence[int]) -> None:
+        """Has a batch scored. numbers: what its samples are called. Raises what scoring an earlier one has raised by
+        now."""
+        for _, future in self._pending:
             if future.done():
                 future.result()
-        first, self._count = self._count, self._count + len(batch)
         if self._names:
-            self._pending.append(self._thread.submit(self._rewards.score, batch, only=self._names, first=first))
+            future = self._thread.submit(self._rewards.score, batch, only=self._names, numbers=numbers)
+            self._pending.append((numbers, future))
 
-    def table(self) -> RewardTable | None:
-        """All batches' scores, in the order they were added; None where there are no batches or no rewards. Waits for
-        them, and raises what scoring raised."""
-        tables = [future.result() for future in self._pending]
-        return RewardTable.cat(tables) if tables else None
+    def tables(self) -> Iterator[tuple[Sequence[int], RewardTable]]:
+        """The numbers and scores of each batch, in the order they were added. Waits for them, and raises what scoring
+        raised."""
+        for numbers, future in self._pending:
+            yield numbers, future.result()

@@ -1,4 +1,4 @@
-"""What training and decoding processes say to each other: tensors and JSON in the safetensors format, nothing pickled.
+"""What processes say to each other of samples: tensors and JSON in the safetensors format, nothing pickled.
 
 Who may connect is for the folder of the socket to say (`Role.socket`), which no one else can open: there is no key.
 """
@@ -17,14 +17,24 @@ _NOTES = "notes"
 
 def send(connection: Connection, notes: Mapping[str, Any], **tensors: Tensor) -> None:
     """One message: notes that JSON can hold, and tensors on the CPU."""
-    text = torch.frombuffer(bytearray(json.dumps(notes).encode()), dtype=torch.uint8)
-    connection.send_bytes(save({_NOTES: text, **{name: tensor.contiguous() for name, tensor in tensors.items()}}))
+    connection.send_bytes(packed(notes, tensors))
 
 
 def receive(connection: Connection) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The next message: notes and tensors. Raises ConnectionError when the other side has ended."""
     try:
-        tensors = load(connection.recv_bytes())
+        return unpacked(connection.recv_bytes())
     except (EOFError, OSError) as error:  # at the end of a message, or inside it
         raise ConnectionError("the other side has closed the connection") from error
+
+
+def packed(notes: Any, tensors: Mapping[str, Tensor]) -> bytes:
+    """The content of a message."""
+    text = torch.frombuffer(bytearray(json.dumps(notes).encode()), dtype=torch.uint8)
+    return save({_NOTES: text, **{name: tensor.contiguous() for name, tensor in tensors.items()}})
+
+
+def unpacked(message: bytes) -> tuple[Any, dict[str, Tensor]]:
+    """The notes and tensors of `packed`."""
+    tensors = load(message)
     return json.loads(bytes(tensors.pop(_NOTES).tolist())), tensors

@@ -10,14 +10,13 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from rewards import RewardTable
 from rl.distributed.process_roles import SIGNALS
 from rl.policy.samples import Sample
+from rl.scoring.completion_messages import completions_in, image_tensors, images_in
 from rl.scoring.decoder_messages import receive, send
 from rl.scoring.groups import compare_samples, comparing
 from rl.scoring.pipeline import decode_and_score
@@ -100,13 +99,13 @@ def _score(
     if "comparing" in notes:
         return {"comparing": comparing(scored.rewards)}, {}
     samples = [Sample(scored.records[number], index) for number, index in tensors["places"].tolist()]
-    bits = torch.from_numpy(np.unpackbits(tensors["packed"].numpy(), axis=-1, count=notes["bits"]))
-    if "images" in notes:
-        images = [Image.fromarray(tensors[f"image {number}"].numpy()) for number in range(notes["images"])]
-        return _answer_of(compare_samples(scored.rewards, bits, samples, images))
+    completions = completions_in(notes["made"], tensors)
+    if "compare" in notes:
+        images = images_in(tensors, len(samples))
+        return _answer_of(compare_samples(scored.rewards, samples, images, completions))
     images, table = decode_and_score(
         decoder,
-        bits.to(decoder.device),
+        completions,
         samples,
         scored.settings,
         scored.rewards,
@@ -115,9 +114,8 @@ def _score(
         step=notes["step"],
         apart=notes["apart"],
     )
-    kept = {f"image {place}": torch.from_numpy(np.array(images[place].convert("RGB"))) for place in notes["keep"]}
     said, scores = _answer_of(table)
-    return {**said, "kept": notes["keep"]}, {**scores, **kept}
+    return said, {**scores, **image_tensors([image if n in notes["keep"] else None for n, image in enumerate(images)])}
 
 
 def _answer_of(table: RewardTable) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -1,4 +1,4 @@
-"""Drawn bits → images and scores: in this process, or in one that does nothing else (`decode.processes`)."""
+"""What samples made → images and scores: in this process, or in one that does nothing else (`decode.processes`)."""
 
 import os
 import threading
@@ -12,14 +12,15 @@ from multiprocessing.connection import Client
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Required, TypedDict, Unpack
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from rewards import RewardSuite, RewardTable
 from rl.data.prompts import PromptRecord
+from rl.policy.completion import Completion
 from rl.policy.samples import DrawSettings, Sample
+from rl.scoring.completion_messages import completion_message, image_tensors, images_in
 from rl.scoring.decoder_messages import receive, send
 from rl.scoring.groups import compare_samples, comparing
 from rl.scoring.pipeline import decode_and_score
@@ -32,7 +33,7 @@ CONNECT_SECONDS = 60.0
 """in which a decoding process opens its socket, which it does before it loads anything"""
 
 Scores = Callable[[], tuple[list[Image.Image | None], RewardTable]]
-"""Waits for B images, None for those that were not to be kept, and their scores."""
+"""Waits for B images, None where nothing was drawn or the image was not to be kept, and the scores."""
 
 Policy = AbstractContextManager[nn.Module]
 
@@ -42,7 +43,7 @@ Answer = tuple[dict[str, Any], dict[str, Tensor]]
 
 
 class Wanted(TypedDict, total=False):
-    """What a scorer is told of samples besides their bits."""
+    """What a scorer is told of samples besides what they made."""
 
     policy: Required[Policy]
     """for rewards that look at the model"""
@@ -61,18 +62,22 @@ class Scorer(Protocol):
 
     rewards: RewardSuite
 
-    def begin(self, bits: Tensor, samples: Sequence[Sample], **wanted: Unpack[Wanted]) -> Scores:
-        """Begins with bits (B, T, L, S, K)."""
+    def begin(self, completions: Sequence[Completion], samples: Sequence[Sample], **wanted: Unpack[Wanted]) -> Scores:
+        """Begins with what B samples made."""
 
     @property
     def comparing(self) -> list[str]:
         """The rewards that compare the samples of a group."""
 
     def compare(
-        self, bits: Sequence[Tensor], samples: Sequence[Sample], images: Sequence[Image.Image], policy: Policy
-    ) -> RewardTable | None:
-        """The scores of these rewards for samples in whole groups; None for no samples. Where the policy is sharded,
-        all ranks call it."""
+        self,
+        completions: Sequence[Completion],
+        samples: Sequence[Sample],
+        images: Sequence[Image.Image | None],
+        policy: Policy,
+    ) -> RewardTable:
+        """The scores of these rewards for samples in whole groups, or for none. Where the policy is sharded, all ranks
+        call it."""
 
 
 @dataclass(frozen=True)
@@ -91,20 +96,24 @@ class LocalScorer:
     def __init__(self, decoder: "UniARVisualDecoder", scored: ScoredList, processor: Any) -> None:
         self.decoder, self.rewards, self.settings, self.processor = decoder, scored.rewards, scored.settings, processor
 
-    def begin(self, bits: Tensor, samples: Sequence[Sample], **wanted: Unpack[Wanted]) -> Scores:
+    def begin(self, completions: Sequence[Completion], samples: Sequence[Sample], **wanted: Unpack[Wanted]) -> Scores:
         wanted.pop("keep", None)  # all are
-        places = (self.decoder, bits, samples, self.settings, self.rewards)
-        return partial(decode_and_score, *places, processor=self.processor, **wanted)
+        given = (self.decoder, completions, samples, self.settings, self.rewards)
+        return partial(decode_and_score, *given, processor=self.processor, **wanted)
 
     @property
     def comparing(self) -> list[str]:
         return comparing(self.rewards)
 
     def compare(
-        self, bits: Sequence[Tensor], samples: Sequence[Sample], images: Sequence[Image.Image], policy: Policy
-    ) -> RewardTable | None:
+        self,
+        completions: Sequence[Completion],
+        samples: Sequence[Sample],
+        images: Sequence[Image.Image | None],
+        policy: Policy,
+    ) -> RewardTable:
         with self.rewards.on_device(), self.rewards.bound(policy, self.processor):
-            return compare_samples(self.rewards, bits, samples, images)
+            return compare_samples(self.rewards, samples, images, completions)
 
 
 class DecoderConnection:
@@ -159,11 +168,12 @@ class RemoteScorer:
         self._numbers = {record.id: number for number, record in enumerate(scored.records)}
         self._comparing: list[str] | None = None
 
-    def begin(self, bits: Tensor, samples: Sequence[Sample], **wanted: Unpack[Wanted]) -> Scores:
+    def begin(self, completions: Sequence[Completion], samples: Sequence[Sample], **wanted: Unpack[Wanted]) -> Scores:
         apart, step = sorted(wanted.get("apart", ())), wanted.get("step", 0)
         keep = sorted({*wanted.get("keep", ()), *apart})
-        notes = {"list": self.key, "step": step, "bits": bits.shape[-1], "keep": keep, "apart": apart}
-        answer = self.connection.ask(notes, places=self._places(samples), packed=_packed(bits))
+        made, drawings = completion_message(completions)
+        notes = {"list": self.key, "step": step, "made": made, "keep": keep, "apart": apart}
+        answer = self.connection.ask(notes, places=self._places(samples), **drawings)
         return partial(self._finish, answer, list(samples), wanted.get("phase", nullcontext))
 
     def _finish(
@@ -171,10 +181,7 @@ class RemoteScorer:
     ) -> tuple[list[Image.Image | None], RewardTable]:
         with phase("decode"):
             notes, tensors = answer.result()
-        images: list[Image.Image | None] = [None] * len(samples)
-        for place in notes["kept"]:
-            images[place] = Image.fromarray(tensors[f"image {place}"].numpy())
-        return images, self._table(samples, notes, tensors)
+        return images_in(tensors, len(samples)), self._table(samples, notes, tensors)
 
     def _places(self, samples: Sequence[Sample]) -> Tensor:
         return torch.tensor([[self._numbers[sample.record.id], sample.index] for sample in samples])
@@ -191,19 +198,18 @@ class RemoteScorer:
         return self._comparing
 
     def compare(
-        self, bits: Sequence[Tensor], samples: Sequence[Sample], images: Sequence[Image.Image], policy: Policy
-    ) -> RewardTable | None:
+        self,
+        completions: Sequence[Completion],
+        samples: Sequence[Sample],
+        images: Sequence[Image.Image | None],
+        policy: Policy,
+    ) -> RewardTable:
         if not samples:
-            return None
-        notes = {"list": self.key, "bits": bits[0].shape[-1], "images": len(images)}
-        pictures = {f"image {n}": torch.from_numpy(np.array(image)) for n, image in enumerate(images)}
-        packed = _packed(torch.stack(list(bits)))
-        answer = self.connection.ask(notes, places=self._places(samples), packed=packed, **pictures)
+            return RewardTable.empty(self.rewards.names, self.rewards.weights_for([]))
+        made, drawings = completion_message(completions)
+        notes = {"list": self.key, "made": made, "compare": True}
+        answer = self.connection.ask(notes, places=self._places(samples), **drawings, **image_tensors(images))
         return self._table(samples, *answer.result())
-
-
-def _packed(bits: Tensor) -> Tensor:
-    return torch.from_numpy(np.packbits(bits.cpu().numpy(), axis=-1))
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Groups that straddle processes, for rewards that compare samples: the process with a group's first sample scores it.
 
 The samples of all processes are numbered: number n is on process n // share, and groups are consecutive numbers. That
-process gets the other samples' images and bits, and all get the scores. The same scores come of it on any number of
+process gets what the other samples made, and all get the scores. The same scores come of it on any number of
 processes.
 """
 
@@ -9,25 +9,29 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from accelerate.utils import gather_object
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
 from rewards import RewardTable
+from rl.policy.completion import Completion
 from rl.policy.samples import Sample
+from rl.scoring.completion_messages import completion_message, completions_in, image_tensors, images_in
+from rl.scoring.decoder_messages import packed, unpacked
 from rl.scoring.scorer import Scorer, Scores
 from uniar.errors import RunError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+Made = tuple[Image.Image | None, Completion]
+
 
 def begin_in_groups(
     scorer: Scorer,
     accelerator: "Accelerator",
-    bits: Tensor,
+    completions: Sequence[Completion],
     samples: Sequence[Sample],
     *,
     group: int,
@@ -45,20 +49,20 @@ def begin_in_groups(
     straddling = [start for start in range(0, count, group) if start // share != (start + group - 1) // share]
     if not straddling or not comparing:
         apart = range(max(0, count - first), share) if comparing else ()
-        return scorer.begin(bits, samples, policy=policy(), apart=apart, **options)
+        return scorer.begin(completions, samples, policy=policy(), apart=apart, **options)
     apart = [n - first for n in range(first, first + share) if n >= count or n // group * group in straddling]
-    scores = scorer.begin(bits, samples, policy=policy(), apart=apart, **options)
+    scores = scorer.begin(completions, samples, policy=policy(), apart=apart, **options)
 
     def finish() -> tuple[list[Image.Image | None], RewardTable]:
         images, table = scores()
-        whole: dict[int, tuple[Image.Image, Tensor]] = {}
+        whole: dict[int, Made] = {}
         for start in straddling:
             for number in range(start, start + group):
-                if (found := _moved(number, start // share, share, images, bits, accelerator)) is not None:
+                if (found := _moved(number, start // share, share, images, completions, accelerator)) is not None:
                     whole[number] = found
         drawn = [Sample(samples[n // group * group - first].record, n % group) for n in whole]
-        pictures, codes = [image for image, _ in whole.values()], [code for _, code in whole.values()]
-        compared = scorer.compare(codes, drawn, pictures, policy=policy())
+        pictures, made = [image for image, _ in whole.values()], [one for _, one in whole.values()]
+        compared = scorer.compare(made, drawn, pictures, policy=policy())
         for numbers, elsewhere in gather_object([(list(whole), compared)]):
             own = {row: n - first for row, n in enumerate(numbers) if first <= n < first + share}
             if own:
@@ -86,23 +90,25 @@ def _moved(
     owner: int,
     share: int,
     images: Sequence[Image.Image | None],
-    bits: Tensor,
+    completions: Sequence[Completion],
     accelerator: "Accelerator",
-) -> tuple[Image.Image, Tensor] | None:
-    """The image and bits of a sample, on the rank that is to have them; None on the others. The order of sending and
+) -> Made | None:
+    """What a sample made and its image, on the rank that is to have them; None on the others. The order of sending and
     receiving is the same on all ranks."""
     rank, holder, device = accelerator.process_index, number // share, accelerator.device
+    place = number % share
     if rank == holder == owner:
-        return images[number % share], bits[number % share]
+        return images[place], completions[place]
     if rank == holder:
-        pixels = torch.from_numpy(np.array(images[number % share].convert("RGB")))
-        for tensor in (pixels, bits[number % share]):
-            torch.distributed.send(tensor.to(device).contiguous(), owner)
+        notes, drawing = completion_message([completions[place]])
+        message = packed(notes, drawing | image_tensors([images[place]]))
+        torch.distributed.send(torch.tensor([len(message)], device=device), owner)
+        torch.distributed.send(torch.frombuffer(bytearray(message), dtype=torch.uint8).to(device), owner)
     if rank != owner:
         return None
-    width, height = next(image.size for image in images if image is not None)
-    pixels, own_bits = torch.empty(height, width, 3, dtype=torch.uint8, device=device), torch.empty_like(bits[0])
-    own_bits = own_bits.to(device)
-    for tensor in (pixels, own_bits):
-        torch.distributed.recv(tensor, holder)
-    return Image.fromarray(pixels.cpu().numpy()), own_bits
+    length = torch.zeros(1, dtype=torch.int64, device=device)
+    torch.distributed.recv(length, holder)
+    content = torch.empty(int(length), dtype=torch.uint8, device=device)
+    torch.distributed.recv(content, holder)
+    notes, tensors = unpacked(content.cpu().numpy().tobytes())
+    return images_in(tensors, 1)[0], completions_in(notes, tensors)[0]

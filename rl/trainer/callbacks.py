@@ -178,9 +178,8 @@ class RunCallback(TrainerCallback):
         self.write_report()
         if self.evaluator is not None and evaluation is not None and evaluation.shown:
             path = self.folder.samples / f"step-{step:06d}.png"
-            tiles = [(image, record.prompt, total) for record, image, total in evaluation.shown]
-            sample_grid(tiles, path, notes=evaluation.notes)
-            drawn = dict(zip(self.evaluator.shown, (image for _, image, _ in evaluation.shown), strict=True))
+            sample_grid(evaluation.shown, path, notes=evaluation.notes)
+            drawn = {n: one.image for n, one in zip(self.evaluator.shown, evaluation.shown, strict=True)}
             to_tensorboard(self._tensorboards(), evaluation.rows, drawn, step)
             if "wandb" in (self.trainer.args.report_to or []):
                 to_wandb(evaluation.rows, drawn, step)

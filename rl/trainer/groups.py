@@ -12,6 +12,7 @@ from rewards import RewardTable
 from rl.config.sections import Recipe
 from rl.distributed.sharing import shares_at_main
 from rl.evaluation.evaluate import total_scores
+from rl.policy.completion import Completion
 from rl.policy.samples import DrawSettings, Sample
 from rl.records.rows import picture_of, sample_rows
 from rl.scoring.scorer import Scorer
@@ -34,7 +35,7 @@ class GroupRecorder:
         self.trainer, self.section, self.groups_seen = trainer, recipe.records, groups_seen
         self.rewards, self.settings = scorer.rewards, DrawSettings.for_training(recipe)
         self.group, self.chosen_later = recipe.rollout.samples_per_prompt, recipe.rollout.dynamic_sampling is not None
-        self._drawn: list[tuple[Sequence[Sample], Sequence[Image.Image | None], RewardTable]] = []
+        self._drawn: list[tuple[Sequence[Sample], Sequence[Completion], Sequence[Image.Image | None], RewardTable]] = []
 
     @property
     def wanted(self) -> bool:
@@ -52,10 +53,16 @@ class GroupRecorder:
         first = self.trainer.accelerator.process_index * share
         return range(min(share, max(0, self.section.groups * self.group - first)))
 
-    def drawn(self, samples: Sequence[Sample], images: Sequence[Image.Image | None], scored: RewardTable) -> None:
-        """Called with the samples of this process and their scores."""
+    def drawn(
+        self,
+        samples: Sequence[Sample],
+        made: Sequence[Completion],
+        images: Sequence[Image.Image | None],
+        scored: RewardTable,
+    ) -> None:
+        """Called with the samples of this process, what they made, and their scores."""
         if self.wanted:
-            self._drawn.append((samples, images, scored))
+            self._drawn.append((samples, made, images, scored))
 
     def trained(self, samples: Sequence[Sample], advantages: Tensor) -> None:
         """Called with what this process trains on. All processes call it."""
@@ -79,18 +86,20 @@ class GroupRecorder:
     def _rows(self, wanted: dict[Key, float]) -> dict[Key, Any]:
         """Those of the wanted samples that this process has drawn."""
         rows: dict[Key, Any] = {}
-        for samples, images, scored in self._drawn:
+        for samples, made, images, scored in self._drawn:
             keys = [(sample.record.id, sample.index) for sample in samples]
             places = {key: keys.index(key) for key in keys if key in wanted}
             if not places:
                 continue
             totals = total_scores(self.rewards.terms(scored.values), scored.weights, scored.failed)
+            own = list(places.values())
             table = sample_rows(
-                [samples[place] for place in places.values()],
+                [samples[place] for place in own],
                 self.settings,
-                scored.rows(list(places.values())),
-                totals[list(places.values())].tolist(),
-                [picture_of(images[place], self.section.picture_size) for place in places.values()],
+                scored.rows(own),
+                totals[own].tolist(),
+                [picture_of(images[place], self.section.picture_size) for place in own],
+                [made[place] for place in own],
                 step=self.trainer.state.global_step,
                 advantages=[wanted[key] for key in places],
             )

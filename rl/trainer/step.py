@@ -22,6 +22,7 @@ from rl.algorithm.metrics import Kind, UpdateMetrics
 from rl.config.recipe import blamed_on
 from rl.config.sections import Recipe
 from rl.distributed.sharing import gathered
+from rl.policy.completion import Completion, completions_of
 from rl.policy.dynamic_sampling import DynamicSampling
 from rl.policy.reference import Reference
 from rl.policy.rollout import Drawn, branches, draw
@@ -87,11 +88,11 @@ class Step:
         """
         if self.dynamic_sampling is not None:
             return self._collect_informative(self.dynamic_sampling, len(samples))
-        drawn, scores = self._draw(samples, len(samples) * self.processes.num_processes)
+        drawn, made, scores = self._draw(samples, len(samples) * self.processes.num_processes)
         # Another process may score while this one replays.
         batch = self._replayed(drawn)
         images, scored = scores()
-        self.groups.drawn(samples, images, scored)
+        self.groups.drawn(samples, made, images, scored)
         table = gathered(scored, self.processes)
         first = self.processes.process_index * len(samples)
         advantages = self._advantages(table, samples, scored)[first : first + len(samples)]
@@ -103,9 +104,9 @@ class Step:
         replayed."""
 
         def draw_round(samples: list[Sample], count: int) -> tuple[Rollout, RewardTable]:
-            drawn, scores = self._draw(samples, count)
+            drawn, made, scores = self._draw(samples, count)
             images, scored = scores()
-            self.groups.drawn(samples, images, scored)
+            self.groups.drawn(samples, made, images, scored)
             return drawn.rollout, scored
 
         groups = share * self.processes.num_processes // self.recipe.rollout.samples_per_prompt
@@ -120,16 +121,17 @@ class Step:
         self.groups.trained(filled.samples, advantages)
         return replace(batch, advantages=advantages)
 
-    def _draw(self, samples: list[Sample], count: int) -> tuple[Drawn, Scores]:
+    def _draw(self, samples: list[Sample], count: int) -> tuple[Drawn, list[Completion], Scores]:
         """Bits from the policy as it is; decoding and scoring begins with them. samples: this process's share of
         `count`, in groups that stand together over the processes."""
         step = self.trainer.state.global_step
         with self.trainer.phase("rollout"), self.trainer.policy() as policy:
             drawn = draw(policy, self.processor, samples, self.settings, step=step, return_gaps=True)
+            made = completions_of(drawn.rollout.bits, self.settings, policy)
         scores = begin_in_groups(
             self.scorer,
             self.processes,
-            drawn.rollout.bits,
+            made,
             samples,
             group=self.recipe.rollout.samples_per_prompt,
             count=count,
@@ -139,7 +141,7 @@ class Step:
             phase=self.trainer.phase,
         )
         self.trainer.count_drawn(count, count * drawn.rollout.bits.shape[1])
-        return drawn, scores
+        return drawn, made, scores
 
     def _replayed(self, drawn: Drawn) -> TrainBatch:
         """With the gaps, teacher-forced, of the old policy, where one is needed, and of the reference."""

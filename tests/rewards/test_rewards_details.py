@@ -13,7 +13,7 @@ from rewards import Reward, RewardBatch, RewardError, RewardSpec, RewardSuite, R
 from rewards.contract.protocol import split_details
 from rl.config.recipe import recipe_from_mapping
 from rl.data.prompts import PromptRecord
-from rl.evaluation.evaluate import Evaluator
+from rl.evaluation.evaluate import Evaluator, Shown
 from rl.records.rows import read_rows
 from rl.run.pictures import sample_grid
 from rl.scoring.scorer import LocalScorer, ScoredList
@@ -146,7 +146,7 @@ def test_tables_join_their_details():
 
 
 def test_they_stand_under_the_images(tmp_path):
-    tiles = [(Image.new("RGB", (64, 64), "red"), "a prompt", 0.5)] * 2
+    tiles = [Shown(PromptRecord("a prompt"), Image.new("RGB", (64, 64), "red"), 0.5)] * 2
     sizes, dark = [], []
     for name, notes in (("without", None), ("empty", ["", ""]), ("with", ["", "judge: " + "too many words " * 40])):
         sample_grid(tiles, tmp_path / f"{name}.png", notes=notes)

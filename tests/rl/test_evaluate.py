@@ -41,8 +41,8 @@ def test_standard_error_of_the_mean():
 class SparingScorer(LocalScorer):
     """Gives only the images that it was told to keep, as a decoding process does."""
 
-    def begin(self, bits, samples, *, keep=(), **wanted):
-        scores = super().begin(bits, samples, **wanted)
+    def begin(self, completions, samples, *, keep=(), **wanted):
+        scores = super().begin(completions, samples, **wanted)
 
         def sparing():
             images, table = scores()
@@ -72,8 +72,8 @@ def test_evaluations_are_paired(nano_model, nano_processor, nano_decoder):
     assert paired_gain(before.totals, again.totals) == (0.0, 0.0)
     assert torch.equal(before.totals, 2 * before.values[:, 0])
     assert before.values.shape == (10, 1)
-    assert [record.id for record, _, _ in before.shown] == ["0", "1", "2"]
-    assert before.shown[1][2] == before.totals[2].item()
+    assert [one.record.id for one in before.shown] == ["0", "1", "2"]
+    assert before.shown[1].total == before.totals[2].item()
     assert before.metrics()["eval_reward"] == pytest.approx(before.totals.mean().item())
     with torch.no_grad():
         nano_model.output_layer_vistok[-1].weight.mul_(-1)
@@ -86,12 +86,12 @@ def test_what_is_shown_is_as_drawn_however_small_pictures_are_kept(nano_model, n
     drawn: dict[int | None, list] = {}
     for size in (0, 16, None):
         found = evaluator(nano_processor, nano_decoder, suite, SparingScorer, picture_size=size).run(nano_model)
-        drawn[size] = [image.tobytes() for _, image, _ in found.shown]
+        drawn[size] = [one.image.tobytes() for one in found.shown]
         stored = found.rows["picture"].to_pylist()
         assert {None if one is None else load_stored(one).size[0] for one in stored} == {
             {0: None, None: 64}.get(size, 16)
         }
-        assert {image.size for _, image, _ in found.shown} == {(64, 64)}
+        assert {one.image.size for one in found.shown} == {(64, 64)}
     assert drawn[0] == drawn[16] == drawn[None]
     assert load_stored(stored[0]).tobytes() != drawn[None][0]  # WebP loses some of it
 

@@ -16,12 +16,14 @@ from rewards import Reward, RewardError, RewardSpec, RewardSuite
 from rewards.serving.server import create_app
 from rl.config.recipe import recipe_from_mapping
 from rl.data.prompts import PromptRecord
-from rl.policy.rollout import decode
+from rl.policy.completion import Completion
 from rl.policy.samples import Sample
 from rl.scoring import pipeline
+from rl.scoring.decoding import decode
 from rl.scoring.groups import reward_batch
 from rl.scoring.pipeline import SMALLEST_CHUNK, chunk_size, decode_and_score
 from rl.train import train
+from uniar.conversations import Drawing
 
 SETTINGS = dataclasses.replace(SMALL_DRAWING, decode_batch_size=4)
 COUNT = 2 * SMALLEST_CHUNK + 3  # three chunks, the last one smaller
@@ -30,9 +32,10 @@ SAMPLES = [Sample(PromptRecord(f"prompt {n}", task="ab"[n % 2], id=str(n // 4)),
 
 
 @pytest.fixture(scope="module")
-def bits(nano_decoder):
+def drawings(nano_decoder):
     shape = (COUNT, 4, *nano_decoder.bsq_encoder.config.code_shape)
-    return torch.randint(0, 2, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    bits = torch.randint(0, 2, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return [Drawing(one, rows=2) for one in bits]
 
 
 class Relay:
@@ -62,11 +65,12 @@ class Relay:
             self.together.append(self.decodings[chunk + 1].wait(PATIENCE))
 
 
-def run(decoder, bits, suite, **options):
-    return decode_and_score(decoder, bits, SAMPLES, SETTINGS, suite, nullcontext(), None, **options)
+def run(decoder, drawings, suite, **options):
+    made = [Completion(drawing) for drawing in drawings]
+    return decode_and_score(decoder, made, SAMPLES, SETTINGS, suite, nullcontext(), None, **options)
 
 
-def test_a_chunk_is_scored_while_the_next_is_decoded(nano_decoder, bits, monkeypatch):
+def test_a_chunk_is_scored_while_the_next_is_decoded(nano_decoder, drawings, monkeypatch):
     relay = Relay(nano_decoder, monkeypatch)
 
     class Here(Reward):
@@ -74,12 +78,12 @@ def test_a_chunk_is_scored_while_the_next_is_decoded(nano_decoder, bits, monkeyp
             relay.scoring()
             return [float(prompt.split()[1]) for prompt in batch.prompts]
 
-    _, table = run(nano_decoder, bits, RewardSuite([RewardSpec(Here)]))
+    _, table = run(nano_decoder, drawings, RewardSuite([RewardSpec(Here)]))
     assert relay.together == [True] * 4
     assert table.values.flatten().tolist() == list(range(COUNT))
 
 
-def test_a_server_scores_a_chunk_while_the_next_is_decoded(nano_decoder, bits, monkeypatch):
+def test_a_server_scores_a_chunk_while_the_next_is_decoded(nano_decoder, drawings, monkeypatch):
     relay = Relay(nano_decoder, monkeypatch)
 
     def answer(request):
@@ -90,7 +94,7 @@ def test_a_server_scores_a_chunk_while_the_next_is_decoded(nano_decoder, bits, m
     with hostile_server(answer, {"rewards": [{"name": "red", "pointwise": True}]}) as server:
         entry = {"use": "remote", "url": server.url, "batch_size": 8, "timeout": 2 * PATIENCE, "attempts": 1}
         suite = RewardSuite.from_recipe([entry])
-        _, table = run(nano_decoder, bits, suite)
+        _, table = run(nano_decoder, drawings, suite)
         suite.close()
     assert relay.together == [True] * 4
     assert table.values.flatten().tolist() == list(range(COUNT))
@@ -128,7 +132,7 @@ def dull(prompts, images, task):
     return [{"score": 1.0, "why": prompt} if t == "a" else 2.0 for prompt, t in zip(prompts, task, strict=True)]
 
 
-def test_it_is_what_decoding_first_and_scoring_then_gives(nano_decoder, bits):
+def test_it_is_what_decoding_first_and_scoring_then_gives(nano_decoder, drawings):
     entered = []
 
     @contextmanager
@@ -145,12 +149,13 @@ def test_it_is_what_decoding_first_and_scoring_then_gives(nano_decoder, bits):
     rewards = [RewardSpec(each) for each in (Compared, OnTheMainThread, Polled, dull)]
     rewards += [RewardSpec("compressibility"), RewardSpec("color", tasks=("b",), params={"color": "red"})]
     suite = RewardSuite(rewards)
-    images, table = decode_and_score(nano_decoder, bits, SAMPLES, SETTINGS, suite, policy(), None, phase=phase, step=3)
+    made = [Completion(drawing) for drawing in drawings]
+    images, table = decode_and_score(nano_decoder, made, SAMPLES, SETTINGS, suite, policy(), None, phase=phase, step=3)
     assert entered == ["decode", "end of decode", "reward", "policy", "end of reward"]
-    expected = decode(nano_decoder, bits, SAMPLES, SETTINGS, step=3)
+    expected = decode(nano_decoder, drawings, SAMPLES, SETTINGS, step=3)
     assert [image.tobytes() for image in images] == [image.tobytes() for image in expected]
     with suite.bound(nullcontext(7.0), None):
-        whole = suite.score(reward_batch(SAMPLES, expected, bits))
+        whole = suite.score(reward_batch(SAMPLES, expected, made))
     # But for the reward that compares samples, which gets a prompt's samples at a time, here 4, and of the last one 3.
     whole.column("Compared")[:] = torch.tensor([4.0, 3, 2, 1] * 4 + [3, 2, 1])
     torch.testing.assert_close(table.values, whole.values, equal_nan=True, rtol=0, atol=0)
@@ -160,7 +165,7 @@ def test_it_is_what_decoding_first_and_scoring_then_gives(nano_decoder, bits):
     assert all(table.seconds[name] > 0 for name in table.names)
 
 
-def test_a_failure_stops_the_decoding_and_names_the_sample(nano_decoder, bits, monkeypatch):
+def test_a_failure_stops_the_decoding_and_names_the_sample(nano_decoder, drawings, monkeypatch):
     decoded, failed = [], threading.Event()
 
     def slowly(*arguments, **options):
@@ -180,7 +185,7 @@ def test_a_failure_stops_the_decoding_and_names_the_sample(nano_decoder, bits, m
     monkeypatch.setattr(pipeline, "decode", slowly)
     monkeypatch.setattr(pipeline, "SMALLEST_CHUNK", 4)
     with pytest.raises(RewardError, match="not that one") as caught:
-        run(nano_decoder, bits, RewardSuite([RewardSpec(Picky, retries=0)]))
+        run(nano_decoder, drawings, RewardSuite([RewardSpec(Picky, retries=0)]))
     assert (caught.value.index, caught.value.prompt) == (5, "prompt 5")
     assert len(decoded) < -(-COUNT // 4)
     assert not any(thread.name.startswith("scoring") for thread in threading.enumerate())

@@ -8,9 +8,11 @@ from PIL import Image
 
 from rl.algorithm.guidance import GuidanceSettings
 from rl.data.prompts import PromptRecord
+from rl.policy.completion import completions_of
 from rl.policy.replay import replay
-from rl.policy.rollout import decode, draw
+from rl.policy.rollout import draw
 from rl.policy.samples import DrawSettings, Sample
+from rl.scoring.decoding import decode
 from rl.trainer.train_batch import TrainBatch
 
 RECORDS = [PromptRecord("a red circle", id="a"), PromptRecord("two blue squares on a green background", id="b")]
@@ -93,11 +95,11 @@ def test_a_sample_is_the_same_whoever_is_drawn_beside_it(nano_model, nano_proces
 
 def test_a_group_shares_its_decoder_noise(nano_model, nano_processor, nano_decoder):
     bits = draw(nano_model, nano_processor, SAMPLES[:1], SETTINGS).rollout.bits.repeat(2, 1, 1, 1, 1)
-    pair = SAMPLES[:2]
-    first, second = decode(nano_decoder, bits, pair, SETTINGS)
+    pair, drawings = SAMPLES[:2], [one.drawing for one in completions_of(bits, SETTINGS, nano_model)]
+    first, second = decode(nano_decoder, drawings, pair, SETTINGS)
     assert first.tobytes() == second.tobytes()
     own = dataclasses.replace(SETTINGS, same_noise_per_group=False)
-    first, second = decode(nano_decoder, bits, pair, own)
+    first, second = decode(nano_decoder, drawings, pair, own)
     assert first.tobytes() != second.tobytes()
 
 

@@ -14,10 +14,12 @@ from support.training_runs import SMALL_DRAWING, changed, run, small_recipe
 from rewards import RewardTable
 from rl.config.recipe import recipe_from_mapping
 from rl.data.prompts import PromptRecord
+from rl.policy.completion import Completion
 from rl.policy.samples import Sample
 from rl.records.environment import environment
-from rl.records.mirror import to_wandb
+from rl.records.mirror import to_tensorboard, to_wandb
 from rl.records.rows import load_stored, picture_of, read_rows, reward_names, said_of, sample_rows, write_rows
+from rl.report.paired import compare_rows
 from rl.trainer.groups import GroupRecorder
 from uniar.errors import UserError
 from uniar.seeds import seed_of
@@ -25,12 +27,15 @@ from uniar.seeds import seed_of
 PROMPTS = ["a red square", "<script>alert('赤')</script>"]
 
 
-def rows_of(values: list[list[float]], details: dict | None = None):
+WRITTEN = [Completion(None, ("it is red", "größer"), "mine"), Completion(None, (), "draw")]
+
+
+def rows_of(values: list[list[float]], details: dict | None = None, made: list[Completion] | None = None):
     scores = torch.tensor(values, dtype=torch.float64)
     table = RewardTable(("one", "two"), scores, torch.ones_like(scores), scores.isnan(), {}, details or {})
     samples = [Sample(PromptRecord(p, "draw", {"tag": "colors"}, id=str(n)), n) for n, p in enumerate(PROMPTS)]
     pictures = [picture_of(Image.new("RGB", (300, 600), colour)) for colour in ("red", "blue")]
-    return sample_rows(samples, SMALL_DRAWING, table, scores.sum(1).tolist(), pictures)
+    return sample_rows(samples, SMALL_DRAWING, table, scores.sum(1).tolist(), pictures, made)
 
 
 def test_rows_are_what_was_drawn_and_scored(tmp_path):
@@ -52,6 +57,41 @@ def test_rows_are_what_was_drawn_and_scored(tmp_path):
     assert max(abs(a - b) for a, b in zip(image.getpixel((60, 100)), (255, 0, 0), strict=True)) < 6
     assert load_stored(picture_of(Image.new("RGB", (300, 600)), None)).size == (300, 600)
     assert picture_of(Image.new("RGB", (300, 600)), 0) is None
+
+
+def test_what_samples_wrote_is_kept_under_their_episode(tmp_path):
+    write_rows(tmp_path / "rows.parquet", rows_of([[0.5, 0.25], [1.0, 0.0]], made=WRITTEN), 7)
+    rows = read_rows(tmp_path / "rows.parquet")
+    assert rows["texts"].to_pylist() == [["it is red", "größer"], []]
+    assert rows["episode"].to_pylist() == ["mine", "draw"]
+
+
+def test_files_from_before_texts_were_kept_are_read(tmp_path):
+    pq.write_table(rows_of([[0.5, 0.25], [1.0, 0.0]]).drop_columns(["texts"]), tmp_path / "rows.parquet")
+    for pictures in (True, False):
+        rows = read_rows(tmp_path / "rows.parquet", pictures=pictures)
+        assert rows["texts"].to_pylist() == [None, None]
+        assert compare_rows(rows, rows).total.gain == 0
+
+
+def test_mirrors_get_what_was_written_and_no_picture_where_there_is_none(monkeypatch):
+    logged, wandb = {}, pytest.importorskip("wandb")
+    monkeypatch.setattr(wandb, "run", object())
+    monkeypatch.setattr(wandb, "log", logged.update)
+    rows, drawn = rows_of([[0.5, 0.25], [1.0, 1.0]], made=WRITTEN[::-1]), Image.new("RGB", (8, 8))
+    to_wandb(rows, {0: drawn, 1: None}, 7)
+    table = logged["held_out_samples"]
+    assert [row[table.columns.index("texts")] for row in table.data] == ["", "it is red\ngrößer"]
+    assert [row[table.columns.index("picture")] is None for row in table.data] == [False, True]
+    assert len(logged["held_out"]) == 1
+    noted = {"images": [], "texts": []}
+    writer = SimpleNamespace(
+        add_image=lambda name, *_, **how: noted["images"].append(name),
+        add_text=lambda name, text, step: noted["texts"].append(text),
+    )
+    to_tensorboard([writer], rows, {0: drawn, 1: None}, 7)
+    assert [name[:12] for name in noted["images"]] == ["held-out/000"]
+    assert [" | it is red | größer | " in text for text in noted["texts"]] == [False, True]
 
 
 def test_a_mirror_gets_what_rewards_say_without_addresses_and_paths(monkeypatch):

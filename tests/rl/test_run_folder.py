@@ -15,7 +15,8 @@ from PIL import Image
 from rl.checkpoint.folder_lock import FolderLock
 from rl.config.model import ModelSection
 from rl.config.sections import DataSection, Recipe
-from rl.evaluation.evaluate import Evaluation
+from rl.data.prompts import PromptRecord
+from rl.evaluation.evaluate import Evaluation, Shown
 from rl.evaluation.understanding import Understanding
 from rl.run.folder import RunFolder
 from rl.run.pictures import sample_grid
@@ -162,8 +163,12 @@ def test_an_evaluation_and_the_questions_of_its_step_share_a_file(tmp_path):
 
 def test_grid_shows_every_tile(tmp_path):
     red, blue = Image.new("RGB", (64, 64), "red"), Image.new("RGB", (64, 128), "blue")
-    tiles = [(red, "a red square", 0.25), (blue, "a very long prompt " * 20, math.nan)] * 3
+    square, long = PromptRecord("a red square"), PromptRecord("a very long prompt " * 20)
+    tiles = [Shown(square, red, 0.25), Shown(long, blue, math.nan), Shown(square, None, 1.0, ("it is red", "yes"))] * 2
     sample_grid(tiles, tmp_path / "deep" / "grid.png")
     with Image.open(tmp_path / "deep" / "grid.png") as sheet:
         colours = {sheet.getpixel((x, y)) for x in range(0, sheet.width, 20) for y in range(0, sheet.height, 20)}
+        written = sheet.crop((408, 8, 600, 200)).convert("L")  # the third, which has no image
     assert {(255, 0, 0), (0, 0, 255), (255, 255, 255)} <= colours
+    assert min(written.crop((2, 2, 190, 40)).tobytes()) < 64  # two turns, a line each
+    assert min(written.crop((2, 40, 190, 190)).tobytes()) == 255
