@@ -13,11 +13,13 @@ from rl.run.records import scores_in
 
 _SAID = 700
 """characters of what rewards say of a sample; more is cut"""
+_WRITTEN = 1500
+"""characters of a text that a sample wrote; more is cut"""
 _FLIPS = 80
 
 
 def gallery(sides: Sequence[tuple[str, int, pa.Table]], store: PictureStore) -> dict[str, Any]:
-    """Section 5: samples with what each side drew and how it scored. sides: label, update, and rows in one order."""
+    """Section 5: samples with what each side made and how it scored. sides: label, update, and rows in one order."""
     rewards = list(dict.fromkeys(name for _, _, rows in sides for name in reward_names(rows)))
     columns = [rows.to_pylist() for _, _, rows in sides]
     samples = []
@@ -36,9 +38,13 @@ def _side(row: dict[str, Any], rewards: Sequence[str], store: PictureStore) -> d
     said = {name: _said(entries) for name, entries in shared_details(row["details"]).items()}
     scores = [_rounded(row.get(f"{PREFIX}{name}")) for name in rewards]
     why = [said.get(name, "") for name in rewards]
-    return {"t": _rounded(row["total"]), "r": scores, "p": store.add(row["picture"])} | (
-        {"why": why} if any(why) else {}
-    )
+    found = {"t": _rounded(row["total"]), "r": scores, "p": store.add(row["picture"])}
+    return found | ({"w": _written(row)} if row["texts"] else {}) | ({"why": why} if any(why) else {})
+
+
+def _written(row: dict[str, Any]) -> list[str]:
+    """What a sample wrote, turn by turn."""
+    return [_cut(text, _WRITTEN) for text in row["texts"] or ()]
 
 
 def _said(entries: Any) -> str:
@@ -48,7 +54,11 @@ def _said(entries: Any) -> str:
         text = ", ".join(f"{key} {value}" for key, value in entries.items())
     else:
         text = str(entries)
-    return text if len(text) <= _SAID else text[: _SAID - 1] + "…"
+    return _cut(text, _SAID)
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def _rounded(value: float | None) -> float | None:
@@ -56,7 +66,7 @@ def _rounded(value: float | None) -> float | None:
 
 
 def training_groups(run: RunData, store: PictureStore) -> list[dict[str, Any]]:
-    """Section 7: the first and the last rollout of which groups were kept; the best image of a prompt first."""
+    """Section 7: the first and the last rollout of which groups were kept; the best sample of a prompt first."""
     found = []
     for step in dict.fromkeys([min(run.groups), max(run.groups)] if run.groups else ()):
         prompts: dict[str, list[dict[str, Any]]] = {}
@@ -66,7 +76,12 @@ def training_groups(run: RunData, store: PictureStore) -> list[dict[str, Any]]:
         for rows in prompts.values():
             rows.sort(key=lambda row: -(row["advantage"] or 0.0))
             images = [
-                {"picture": store.add(row["picture"]), "total": row["total"], "advantage": row["advantage"] or 0.0}
+                {
+                    "picture": store.add(row["picture"]),
+                    "texts": _written(row),
+                    "total": row["total"],
+                    "advantage": row["advantage"] or 0.0,
+                }
                 for row in rows
             ]
             groups.append({"prompt": rows[0]["prompt"], "images": images})

@@ -78,6 +78,20 @@ def test_what_is_put_into_the_page_does_not_run(opened):
     assert refused == "refused"
 
 
+def test_what_samples_wrote_stands_below_their_picture_or_alone(opened):
+    choose(opened, "order", "file")
+    all_of = "[...document.querySelectorAll('.card[data-number=\"{}\"] {}')].map((one) => {})"
+    shown = all_of.format("{}", ".made", "[one.textContent, !!one.querySelector('img')]")
+    boxes = all_of.format("{}", ".pair > *", "one.clientHeight")
+    assert opened.run(shown.format(0)) == []
+    assert opened.run(shown.format(4)) == [["it should be rednow it is", True]] * 2
+    assert [image for _, image in opened.run(shown.format(5))] == [False, False]
+    assert opened.run(boxes.format(5)) == pytest.approx(opened.run(boxes.format(0)), abs=2)
+    choose(opened, "text", "should be red")
+    assert cards(opened) == ["a picture of thing 4"]
+    choose(opened, "text", "")
+
+
 def test_filters_and_orders(opened):
     assert opened.run("document.getElementById('count').textContent") == "90 of 90 samples"
     assert len(cards(opened)) == 48

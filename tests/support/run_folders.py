@@ -32,8 +32,9 @@ def noise(seed: int, size: int) -> bytes:
 
 
 def rows_of(samples: int, scores: np.ndarray, *, seed: int = 1, pictures: int = 24, size: int = 64) -> pa.Table:
-    """samples rows; scores: (samples,) of the reward color, which is the total. Sample 3's prompt and reason are
-    HOSTILE."""
+    """samples rows; scores: (samples,) of the reward color, which is the total. Sample 3's prompt, reason and text are
+    HOSTILE; sample 4 wrote twice and drew, sample 5 only wrote."""
+    texts = {3: [HOSTILE], 4: ["it should be red", "now it is"], 5: ["there are two of them, side by side. " * 30]}
     prompts = [HOSTILE if n == 3 else f"a picture of thing {n}" for n in range(samples)]
     why = [
         HOSTILE if n == 3 else f"thing {n} is {'there' if score > 0.5 else 'missing'}" for n, score in enumerate(scores)
@@ -46,11 +47,12 @@ def rows_of(samples: int, scores: np.ndarray, *, seed: int = 1, pictures: int = 
         "task": ["draw"] * samples,
         "tag": [SKILLS[n % 3] for n in range(samples)],
         "episode": ["draw"] * samples,
+        "texts": [texts.get(n, []) for n in range(samples)],
         "total": scores.tolist(),
         "advantage": [None] * samples,
         "details": [json.dumps({"color": {"why": said}}) for said in why],
         "seed": [seed * 1000 + n for n in range(samples)],
-        "picture": [noise(n % pictures + int(100 * score), size) for n, score in enumerate(scores)],
+        "picture": [None if n == 5 else noise(n % pictures + int(100 * one), size) for n, one in enumerate(scores)],
         f"{PREFIX}color": scores.tolist(),
         f"{PREFIX}sharpness": (1 - scores / 2).tolist(),
     }
@@ -113,7 +115,11 @@ def write_run(
         group = rows_of(8, np.linspace(0, 1, 8))
         group = group.set_column(1, "id", pa.array(["prompt-0"] * 4 + ["prompt-3"] * 4))
         taught = pa.array([-1.2, -0.4, 0.4, 1.2] * 2)
-        write_rows(run.groups / f"step-{step:06d}.parquet", group.set_column(8, "advantage", taught), step)
+        write_rows(
+            run.groups / f"step-{step:06d}.parquet",
+            group.set_column(group.schema.get_field_index("advantage"), "advantage", taught),
+            step,
+        )
     run.environment.write_text(
         json.dumps({"command": "uniar-rl train mine.yaml", "processes": 8, "versions": {"torch": "2.13.0"}})
     )

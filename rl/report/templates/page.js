@@ -24,6 +24,14 @@
     image.alt = alt;
     return show(image, number);
   }
+  // What a sample made: its picture, and below it, or in its place, what it wrote.
+  function made(side, alt) {
+    if (!side.w) return picture(side.p, alt);
+    const box = make("div", side.p === null ? "made alone" : "made");
+    if (side.p !== null) box.append(picture(side.p, alt));
+    box.append(...side.w.map((text) => make("p", "text", text)));
+    return box;
+  }
   const score = (value) => (value === null || value === undefined ? "none" : value.toFixed(3));
   const tone = (gain) => (gain > 0 ? "up" : gain < 0 ? "down" : "even");
   function gainText(before, after) {
@@ -56,7 +64,7 @@
     order = data.samples.map((_, number) => number).filter((number) => {
       const sample = data.samples[number];
       if (kind.value && sample.task !== kind.value && sample.tag !== kind.value) return false;
-      const said = [sample.prompt, sample.id, ...sides(number).flatMap((side) => side.why || [])].join(" ");
+      const said = [sample.prompt, sample.id, ...sides(number).flatMap((side) => [...(side.why || []), ...(side.w || [])])].join(" ");
       return said.toLowerCase().includes(wanted);
     });
     const after = (number) => sides(number)[1].t;
@@ -79,8 +87,8 @@
     button.dataset.number = number;
     const pair = make("div", "pair");
     if (alone) pair.style.gridTemplateColumns = "1fr";
-    else pair.append(picture(before.p, ""));
-    pair.append(picture(after.p, sample.prompt));
+    else pair.append(made(before, ""));
+    pair.append(made(after, sample.prompt));
     const scores = make("div", "scores");
     scores.append(make("span", "", alone ? score(after.t) : score(before.t) + " → " + score(after.t)));
     if (!alone) scores.append(make("b", tone(after.t - before.t), gainText(before.t, after.t)));
@@ -110,7 +118,7 @@
     $("opened-pictures").style.gridTemplateColumns = chosen.length > 1 ? "1fr 1fr" : "1fr";
     $("opened-pictures").replaceChildren(...chosen.map((place) => {
       const figure = make("figure");
-      figure.append(picture(sample.sides[place].p, sample.prompt), make("figcaption", "", data.sides[place].label));
+      figure.append(made(sample.sides[place], sample.prompt), make("figcaption", "", data.sides[place].label));
       return figure;
     }));
     $("opened-prompt").textContent = sample.prompt;
