@@ -1,7 +1,7 @@
-"""What drawing needs of the AR model, so that the engine and the prefixes do not depend on the model's own file."""
+"""What drawing and writing need of the AR model, so that the engine does not depend on the model's own file."""
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,3 +19,5 @@ class DrawingModel(Protocol):
     """the backbone, with its vision tower"""
     visual_decoder_layers: nn.ModuleList
     visual_logits: Callable[..., Tensor]
+    lm_head: Callable[..., Tensor]
+    generation_config: Any

@@ -15,12 +15,12 @@ from tqdm import tqdm
 
 from uniar.drawing_model import DrawingModel
 from uniar.engine import Engine
-from uniar.engine.memory import batch_size
+from uniar.engine.memory import fitting, sample_bytes
 from uniar.engine.prefix import prefill
 from uniar.engine.running import check_engine, run
 from uniar.engine.steps import Rollout, Steps
 from uniar.quantizer import bits_to_indices
-from uniar.turn_prompt import TurnPrompt
+from uniar.turn_prompt import TurnPrompt, owners
 
 
 def draw_noise(seeds: Sequence[int], tokens: int, code_shape: tuple[int, int, int]) -> Tensor:
@@ -58,13 +58,8 @@ def rollout(
     noise, prompt indices or prompts that don't fit.
     """
     tokens, code_shape = prompt.new_tokens, model.config.vision_config.code_shape
-    samples, prompts = len(noise), len(prompt)
-    if prompt_index is None:
-        if samples % prompts:
-            raise ValueError(f"{samples} samples cannot be divided evenly over {prompts} prompts; give prompt_index.")
-        prompt_index = [sample * prompts // samples for sample in range(samples)]
-    if not samples or len(prompt_index) != samples or not all(0 <= owner < prompts for owner in prompt_index):
-        raise ValueError(f"{samples} samples cannot be divided over {prompts} prompts as {list(prompt_index)}.")
+    samples = len(noise)
+    prompt_index = owners(prompt, samples, prompt_index)
     if noise.shape[1:] != (tokens, *code_shape):
         raise ValueError(f"noise is {tuple(noise.shape)}; it must be {(samples, tokens, *code_shape)}.")
     check_engine(engine, model.device)
@@ -76,7 +71,8 @@ def rollout(
             raise ValueError("guidance needs the prompt's unconditional branch.")
         branches.append(prompt.unconditional)
 
-    size = batch_size(model, branches, tokens, samples, memory_budget)
+    width = max(branch.input_ids.shape[1] for branch in branches)
+    size = fitting(sample_bytes(model, width, tokens, len(branches)), samples, memory_budget, "draw a smaller image")
     shared = [prefill(model, branch) if len(branch) == 1 else None for branch in branches]
 
     def draw(batch: list[int]) -> Rollout:

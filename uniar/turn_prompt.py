@@ -75,6 +75,21 @@ class TurnPrompt:
         )
 
 
+def owners(prompt: TurnPrompt, samples: int, prompt_index: Sequence[int] | None) -> Sequence[int]:
+    """The conversation of each of so many samples: `prompt_index`, or the same number of samples for each.
+
+    Raises ValueError where that does not fit.
+    """
+    count = len(prompt)
+    if prompt_index is None:
+        if samples % count:
+            raise ValueError(f"{samples} samples cannot be divided evenly over {count} prompts; give prompt_index.")
+        prompt_index = [sample * count // samples for sample in range(samples)]
+    if not samples or len(prompt_index) != samples or not all(0 <= owner < count for owner in prompt_index):
+        raise ValueError(f"{samples} samples cannot be divided over {count} prompts as {list(prompt_index)}.")
+    return prompt_index
+
+
 def prefix_multiple(model: DrawingModel) -> int:
     """What the width P of a prefix is a multiple of. GPU kernels copy a mask whose rows are not aligned, and few widths
     are few shapes to plan and compile for. In float32 on a CPU, where neither counts, sums keep the order they have."""

@@ -37,7 +37,7 @@ from uniar import generation
 from uniar.engine.steps import Steps
 from uniar.modeling_decoder import UniARVisualDecoder
 from uniar.modeling_vision import UniARVisionModel
-from uniar.processing import VisualPrompt, drawing_positions
+from uniar.turn_prompt import TurnPrompt, drawing_positions
 
 Figures = dict[str, Any]
 GRID = (16, 16)
@@ -70,12 +70,12 @@ def prompts(model: nn.Module, rows: int, width: int = PREFIX) -> tuple[Tensor, T
     return ids, mask, drawing_positions(ids, mask, GRID, base_model(model))
 
 
-def on_gpu(counts: Counts, tensors: tuple[Tensor, ...]) -> VisualPrompt:
-    return VisualPrompt(*(counts.known(tensor) for tensor in tensors))
+def on_gpu(counts: Counts, tensors: tuple[Tensor, ...]) -> TurnPrompt:
+    return TurnPrompt(*(counts.known(tensor) for tensor in tensors))
 
 
 @contextmanager
-def policy_on_gpu(recipe: Recipe, rows: int, guided: bool) -> Iterator[tuple[Counts, nn.Module, VisualPrompt]]:
+def policy_on_gpu(recipe: Recipe, rows: int, guided: bool) -> Iterator[tuple[Counts, nn.Module, TurnPrompt]]:
     """The recipe's policy with nothing else on the GPU, and prompts."""
     model = released().policy(recipe.model)
     given, twin = prompts(model, rows), prompts(model, 1, 32) if guided else None
@@ -83,7 +83,7 @@ def policy_on_gpu(recipe: Recipe, rows: int, guided: bool) -> Iterator[tuple[Cou
         moved(model)
         prompt = on_gpu(counts, given)
         if twin is not None:
-            prompt = VisualPrompt(**{**vars(prompt), "unconditional": on_gpu(counts, twin)})
+            prompt = TurnPrompt(**{**vars(prompt), "unconditional": on_gpu(counts, twin)})
         yield counts, model, prompt
 
 
@@ -138,7 +138,7 @@ def rollout(name: str, guided: bool) -> Figures:
     return {**whole, "planned": planned, "step": difference(seen[STEPS - 1], seen[STEPS - 2])}
 
 
-def micro_batch(counts: Counts, prompt: VisualPrompt, rows: int) -> tuple[Branch, Branch | None, Tensor]:
+def micro_batch(counts: Counts, prompt: TurnPrompt, rows: int) -> tuple[Branch, Branch | None, Tensor]:
     """What a micro-batch is fed, a sample from each prompt."""
     token, owners = released().config.image_token_id, torch.arange(rows, device=GPU)
     branch = Branch.of(prompt, owners, token)

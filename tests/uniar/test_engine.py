@@ -12,10 +12,13 @@ from torch.utils._pytree import tree_leaves
 
 from rl.config.model import LoraSection
 from rl.policy.loading import base_model, trainable
+from uniar.conversations import Message, encode_turns
 from uniar.engine import running
+from uniar.engine.cached_steps import CachedSteps
 from uniar.errors import RunError, UserError
 from uniar.generation import rollout
 from uniar.modeling_uniar import UniARForConditionalGeneration
+from uniar.writing import text_noise, write
 
 needs_a_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 
@@ -101,11 +104,11 @@ class EmulatedCapture(contextlib.ExitStack):
     def __call__(self, function):
         type(self).captures += 1
         steps = function.func.__self__
-        before = steps.hidden.clone(), steps.cursor.clone()
+        before = {name: value.clone() for name, value in vars(steps).items() if isinstance(value, torch.Tensor)}
         with Captured() as graph:
             function()
-        steps.hidden.copy_(before[0])
-        steps.cursor.copy_(before[1])
+        for name, value in before.items():
+            getattr(steps, name).copy_(value)
 
         def replay():
             graph.replay()
@@ -140,6 +143,20 @@ def test_captured_steps_draw_the_same_bits(golden, gpu, strides, engine, precisi
     assert not caplog.records
 
 
+@pytest.mark.parametrize("engine", ["graph", "auto"])
+def test_captured_steps_write_the_same_text(nano_model, nano_processor, gpu, strides, engine, caplog):
+    turns = [[Message("user", (text,))] for text in ("a red circle", "Describe it in detail.")]
+    prompt, noise = encode_turns(turns, nano_model, nano_processor, new_tokens=24), text_noise(range(4), 24)
+    probe = write(nano_model, prompt, noise, ends=[-1])
+    ends = [int(probe.tokens[sample, 5 + 3 * sample]) for sample in range(4)]
+    expected = write(nano_model, prompt, noise, ends=ends)
+    found = write(nano_model, prompt, noise, ends=ends, engine=engine)
+    for name in ("tokens", "lengths", "log_probs", "ended"):
+        assert torch.equal(getattr(found, name), getattr(expected, name))
+    assert gpu.captures > 1
+    assert not caplog.records
+
+
 def flipped_bit(steps):
     steps.bits[int(steps.cursor) - 1, 0].flatten()[0] ^= 1
 
@@ -148,7 +165,7 @@ def failing(steps):
     raise RuntimeError("operation not permitted when stream is capturing.\nMore about it.")
 
 
-@pytest.mark.parametrize(("spoiled", "said"), [(flipped_bit, "bits differ"), (failing, "not permitted when stream")])
+@pytest.mark.parametrize(("spoiled", "said"), [(flipped_bit, "values differ"), (failing, "not permitted when stream")])
 def test_auto_goes_back_to_eager(golden, gpu, caplog, spoiled, said):
     model, prompt = golden("bsq8").model(), text_prompt(golden("bsq8"), 64, 128)
     gpu.spoiled = staticmethod(spoiled)
@@ -199,8 +216,8 @@ def test_cuda_graphs_draw_the_same_bits(golden, caplog):
 
 def test_auto_compares_once_for_each_shape(golden, gpu, monkeypatch):
     model, prompt = golden("bsq8").model(), text_prompt(golden("bsq8"), 64, 128)
-    rewound, original = [], running.Steps.rewind
-    monkeypatch.setattr(running.Steps, "rewind", lambda self, hidden: rewound.append(1) or original(self, hidden))
+    rewound, original = [], CachedSteps.rewind
+    monkeypatch.setattr(CachedSteps, "rewind", lambda self, hidden: rewound.append(1) or original(self, hidden))
     for samples, times in ((3, 2), (3, 2), (2, 4), (3, 4)):
         draw(model, prompt, "auto", samples)
         assert len(rewound) == times

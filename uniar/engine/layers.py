@@ -19,10 +19,10 @@ def layers_of(model: DrawingModel) -> list[nn.Module]:
     return [*model.model.language_model.layers, *model.visual_decoder_layers]
 
 
-def empty_cache(model: DrawingModel, rows: int, slots: int) -> list[Tensor]:
+def empty_cache(model: DrawingModel, layers: Sequence[nn.Module], rows: int, slots: int) -> list[Tensor]:
     attention = model.config.text_config
     shape = (rows, attention.num_key_value_heads, slots, attention.head_dim)
-    return [torch.zeros(shape, dtype=model.dtype, device=model.device) for _ in layers_of(model)]
+    return [torch.zeros(shape, dtype=model.dtype, device=model.device) for _ in layers]
 
 
 @dataclass

@@ -1,9 +1,10 @@
 """A prefix, prefilled: what the samples of its prompt begin with."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from uniar.attention import without_empty_rows
 from uniar.drawing_model import DrawingModel
@@ -20,7 +21,7 @@ class Prefix:
     last_hidden: Tensor
     valid: Tensor
     """(U, P) bool, false on the padding"""
-    drawn_positions: Tensor
+    new_positions: Tensor
     """(3, U, T)"""
 
     @property
@@ -28,7 +29,9 @@ class Prefix:
         return self.valid.shape[1]
 
 
-def prefill(model: DrawingModel, prompt: TurnPrompt) -> Prefix:
+def prefill(model: DrawingModel, prompt: TurnPrompt, layers: Sequence[nn.Module] | None = None) -> Prefix:
+    """layers: those that are run; None: all, as drawing needs them."""
+    layers = layers_of(model) if layers is None else layers
     rows, width = prompt.input_ids.shape
     backbone = model.model
     added: list[Tensor] = []
@@ -47,8 +50,8 @@ def prefill(model: DrawingModel, prompt: TurnPrompt) -> Prefix:
     slots = torch.arange(width, device=embeds.device)
     visible = without_empty_rows((slots[:, None] >= slots) & valid[:, None, :])
     rotary = Rotary.of(model, prompt.position_ids[:, :, :width])
-    keys, values = empty_cache(model, rows, width), empty_cache(model, rows, width)
-    layers, caches = layers_of(model), list(zip(keys, values, strict=True))
+    keys, values = (empty_cache(model, layers, rows, width) for _ in range(2))
+    caches = list(zip(keys, values, strict=True))
     visible = visible[:, None].repeat(1, 1, layers[0].self_attn.num_key_value_groups, 1)
     hidden = run_layers(layers, stream_scales(layers), embeds, rotary, added, caches, slots, visible)
     return Prefix(keys, values, hidden[:, -1], valid, prompt.position_ids[:, :, width:])

@@ -10,9 +10,9 @@ from weakref import WeakKeyDictionary
 import torch
 
 from uniar.engine import Engine
+from uniar.engine.cached_steps import CachedSteps
 from uniar.engine.cuda_graphs import CudaCapture
 from uniar.engine.layers import run_layer
-from uniar.engine.steps import Steps
 from uniar.errors import RunError, UserError
 from uniar.reading.files import reason_of
 
@@ -29,8 +29,8 @@ GRAPHS = 64
 """Compiled forms of a layer that may exist: torch's own limit, 8, is soon reached by batches of several sizes."""
 
 
-def run(steps: Steps, engine: Engine, drawn: Callable[[], object]) -> None:
-    """Draws all tokens; `drawn` is called after each.
+def run(steps: CachedSteps, engine: Engine, drawn: Callable[[], object]) -> None:
+    """Samples all tokens; `drawn` is called after each, and ends it by returning True.
 
     eager and graph run the same kernels. Compiled layers, of which CUDA graphs are made where the model is on a GPU,
     round otherwise in the last digit. auto is graph on a GPU, once its first tokens have had eager's bits, else eager.
@@ -38,10 +38,11 @@ def run(steps: Steps, engine: Engine, drawn: Callable[[], object]) -> None:
     Raises RunError where `engine` is compiled and the layers do not compile.
     """
     with _stepping(steps, engine) as (step, done):
-        for token in range(len(steps.bits) - 1):
+        for token in range(len(steps.drawn) - 1):
             if token >= done:
                 step(filled(steps, token))
-            drawn()
+            if drawn() is True:
+                return
         steps.sample()
         drawn()
 
@@ -57,14 +58,14 @@ def check_engine(engine: Engine, device: torch.device) -> None:
         )
 
 
-def filled(steps: Steps, token: int) -> int:
+def filled(steps: CachedSteps, token: int) -> int:
     """Slots that attention reads when this token is fed: those in use, in strides."""
     used = steps.prefix_width + token + 1
     return min(-(-used // STRIDE) * STRIDE, len(steps.slots))
 
 
 @contextmanager
-def _stepping(steps: Steps, engine: Engine) -> Iterator[tuple[Step, int]]:
+def _stepping(steps: CachedSteps, engine: Engine) -> Iterator[tuple[Step, int]]:
     """The step, and how many tokens are drawn already."""
     device, step = steps.hidden.device, steps.step
     if engine == "compiled":
@@ -97,14 +98,13 @@ class Graphs:
 _found_right: WeakKeyDictionary[object, dict[tuple[Any, ...], bool]] = WeakKeyDictionary()
 
 
-def checked(steps: Steps, graphs: Step) -> tuple[Step, int]:
+def checked(steps: CachedSteps, graphs: Step) -> tuple[Step, int]:
     """`graphs`, if it draws the first tokens as the eager step does and raises nothing, else the eager step with a
     warning; and how many tokens are drawn. What was found of a model and shape is not looked for again. A graph that
     cannot be captured later on gives way to the eager step too."""
     known = _found_right.setdefault(steps.model, {})
-    autocast = torch.is_autocast_enabled(steps.hidden.device.type)
-    shape = len(steps.hidden), len(steps.slots), steps.gaps is None, autocast
-    if False in known.values() or len(steps.bits) <= CHECKED:  # too few to gain by graphs
+    shape = *steps.shape, torch.is_autocast_enabled(steps.hidden.device.type)
+    if False in known.values() or len(steps.drawn) <= CHECKED:  # too few to gain by graphs
         return steps.step, 0
 
     def give_way(reason: str) -> None:
@@ -128,13 +128,13 @@ def checked(steps: Steps, graphs: Step) -> tuple[Step, int]:
         steps.rewind(start)
         for token in range(CHECKED):
             taken(filled(steps, token))
-        return steps.bits[:CHECKED].clone()
+        return steps.drawn[:CHECKED].clone()
 
     expected = first(steps.step)
     try:
         found = first(graphs)
         differ = int((found != expected).sum())
-        reason = f"{differ} of {expected.numel()} bits differ" if differ else None
+        reason = f"{differ} of {expected.numel()} values differ" if differ else None
     except Exception as error:  # whatever a driver, a capture or an operator may say
         reason = reason_of(error)
     if reason is None:
@@ -146,20 +146,20 @@ def checked(steps: Steps, graphs: Step) -> tuple[Step, int]:
 
 
 @cache
-def _compiled(kind: str) -> tuple[Callable[..., object], Callable[..., torch.Tensor]]:
-    """`Steps.begin` and a layer, compiled for a kind of device: all layers share what one was compiled to."""
+def _compiled(kind: str, steps: type[CachedSteps]) -> tuple[Callable[..., object], Callable[..., torch.Tensor]]:
+    """`begin` of the steps and a layer, compiled for a kind of device: all layers share what one was compiled to."""
     options = {"cpp_wrapper": True} if kind == "cpu" else None  # else Python calls the kernels, which costs more there
     return (
-        torch.compile(Steps.begin, fullgraph=True, options=options),
+        torch.compile(steps.begin, fullgraph=True, options=options),
         torch.compile(run_layer, fullgraph=True, options=options),
     )
 
 
-def _compiled_step(steps: Steps, slots: int) -> None:
+def _compiled_step(steps: CachedSteps, slots: int) -> None:
     from torch._dynamo import config  # a second of imports, which only this needs
     from torch._dynamo.exc import TorchDynamoException
 
-    begin, one = _compiled(steps.hidden.device.type)
+    begin, one = _compiled(steps.hidden.device.type, type(steps))
     try:
         with config.patch(recompile_limit=GRAPHS):
             steps.step(slots, begin, one)
