@@ -113,7 +113,7 @@ def _train(recipe: Recipe, resume: bool, lock: FolderLock, head: bool) -> RunFol
     with blamed_on(recipe, "model.path" if recipe.model.preset is None else "model.preset"):
         source = checkpoint_of(recipe.model)
         vision = load_config(source).vision_config
-    check_model(recipe, source)
+    check_model(recipe, source, [*records, *held_out])
     processor = load_processor(source)
     check_prompts(processor, records, held_out, [*questions, *kl_questions])
 

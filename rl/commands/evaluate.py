@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> None:
         named = NamedModel(checkpoint_of(recipe.model))
     source = named.source
     if records:
-        check_model(recipe, source)
+        check_model(recipe, source, records)
     processor = load_processor(source)
     check_prompts(processor, [], records, questions)
     device = choose_device(arguments.device)

@@ -27,8 +27,8 @@ class DataSection:
 
     prompts: str = setting(
         "A prompt file (.jsonl, .json, .txt, .csv, .tsv, .parquet, also with .gz; fields prompt, task, metadata, "
-        "image, id), a folder of such, a YAML mix, or `datasets:NAME[:SPLIT]` for a dataset of the Hugging Face hub or "
-        "a folder that `save_to_disk` wrote; see [prompt files](#prompt-files).",
+        "image, answer, height, width, id), a folder of such, a YAML mix, or `datasets:NAME[:SPLIT]` for a dataset of "
+        "the Hugging Face hub or a folder that `save_to_disk` wrote; see [prompt files](#prompt-files).",
         path=True,
     )
     prompt_key: str | None = setting(

@@ -25,7 +25,7 @@ from uniar.errors import UserError, did_you_mean
 from uniar.reading.files import user_path
 from uniar.reading.json_lines import JsonLine
 from uniar.reading.pictures import check_picture, load_picture, picture_name, picture_path, picture_to_edit
-from uniar.reading.prompt_files import Keys, StoredPicture, read_all, read_record
+from uniar.reading.prompt_files import SIDES, Keys, PromptLine, StoredPicture, read_all, read_record
 from uniar.reading.prompt_forms import read_prompt_file
 from uniar.reading.settings import build, origin_of, setting
 from uniar.reading.yaml_files import read_yaml
@@ -40,6 +40,7 @@ class PromptRecord:
         task: what kind of prompt it is; rewards can be limited to tasks. None where the file names none.
         metadata: whatever rewards need to know of it (a target text, object counts, …).
         image: the picture to edit, not read yet; None to draw from scratch.
+        size: (height, width) of the image as the model draws it, in pixels; None for the usual one.
         id: unique within what was loaded together, and stable (see the module's head).
     """
 
@@ -48,6 +49,7 @@ class PromptRecord:
     metadata: dict[str, Any] = field(default_factory=dict)
     image: str | StoredPicture | None = None
     id: str = ""
+    size: tuple[int, int] | None = None
     where: str = field(default="", compare=False, repr=False)
     """file and line, for errors"""
     row: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
@@ -155,9 +157,10 @@ def _rows(
         if len(found.images) > 1:
             raise UserError(f"{line.where}: there are {len(found.images)} images; an edit has one.")
         image = found.images[0] if found.images else None
+        size = _size(found)
         key = f"{id_prefix}{found.id}"
         if found.id is None:
-            key = _hash(found.prompt, found.task, found.metadata, image)
+            key = _hash(found.prompt, found.task, found.metadata, image, *(size or ()))
         elif key in places:
             raise UserError(f"{line.where}: the id {found.id!r} was given in {places[key]}.")
         places[key] = line.where if line.place else f"line {line.number}"
@@ -167,10 +170,25 @@ def _rows(
         if image is not None:
             content = image.content() if isinstance(image, StoredPicture) else image
             check_picture(content, f"{line.where}: {picture_name(image)}")
-        record = PromptRecord(found.prompt, found.task, found.metadata, image, where=line.where, row=line.values)
+        record = PromptRecord(
+            found.prompt, found.task, found.metadata, image, size=size, where=line.where, row=line.values
+        )
         return _Row(key, record)
 
     return read_all(lines, read)
+
+
+def _size(found: PromptLine) -> tuple[int, int] | None:
+    height, width = found.sides
+    if height is not None and width is not None:
+        return height, width
+    if height is None and width is None:
+        return None
+    given, missing = SIDES if width is None else SIDES[::-1]
+    raise UserError(
+        f"{found.line.where}: '{given}' is given without '{missing}'; a size needs both, and what rewards look at "
+        "belongs in 'metadata'."
+    )
 
 
 def _mix_rows(path: Path, image_root: str | Path | None, seed: int, keys: Keys) -> list[_Row]:

@@ -143,10 +143,10 @@ def load_decoder(recipe: Recipe, source: Path, device: torch.device | str) -> Un
     )
 
 
-def check_model(recipe: Recipe, source: Path) -> None:
-    """Raises UserError for a size that the checkpoint in `source` cannot draw, or its decoder not at this ratio, for
-    adapters that the model cannot have, an engine without the device that it needs, and an attention that is not
-    installed. Loads configs alone."""
+def check_model(recipe: Recipe, source: Path, records: Sequence[PromptRecord] = ()) -> None:
+    """Raises UserError for a size, of the recipe or of a prompt, that the checkpoint in `source` cannot draw, or its
+    decoder not at this ratio, for adapters that the model cannot have, an engine without the device that it needs, and
+    an attention that is not installed. Loads configs alone."""
     rollout, ratio, sizes = recipe.rollout, recipe.decode.upsampling_ratio, DecoderSizes.of_checkpoint(source)
     for side in ("height", "width"):
         with blamed_on(recipe, f"rollout.{side}"):
@@ -155,6 +155,11 @@ def check_model(recipe: Recipe, source: Path) -> None:
     larger = "rollout.height" if rollout.height >= rollout.width else "rollout.width"
     with blamed_on(recipe, larger if ratio == 1 else "decode.upsampling_ratio"):
         sizes.output(rollout.height, rollout.width, ratio)
+    for size, record in {record.size: record for record in reversed(records) if record.size is not None}.items():
+        try:
+            sizes.output(*size, ratio)
+        except UserError as error:
+            raise UserError(f"{record.where}: {error}") from error
     with blamed_on(recipe, "model.lora.target_modules"):
         check_adapters(recipe.model, source)
     with blamed_on(recipe, "rollout.engine"):

@@ -11,6 +11,7 @@ from PIL import Image
 from pyarrow import parquet
 from support.prompt_rows import asked, lines, questions, refusal, write
 
+from rewards import RewardBatch, RewardSpec, RewardSuite
 from rl.data.prompts import load_prompts
 from uniar.commands.requests import numbered_as_uniar, read_questions
 from uniar.errors import UserError
@@ -100,10 +101,10 @@ def test_columns_that_two_signs_could_part(tmp_path):
 
 
 def test_parquet(tmp_path):
-    table = {"prompt": ["a", "b"], "metadata": ['{"n": 1}', None], "tags": [["x"], None], "height": [None, 64]}
+    table = {"prompt": ["a", "b"], "metadata": ['{"n": 1}', None], "tags": [["x"], None], "age": [None, 64]}
     parquet.write_table(pa.table(table), tmp_path / "p.parquet")
     a, b = load_prompts(tmp_path / "p.parquet")
-    assert (a.metadata, b.metadata) == ({"n": 1, "tags": ["x"]}, {"height": 64})
+    assert (a.metadata, b.metadata) == ({"n": 1, "tags": ["x"]}, {"age": 64})
     assert list(asked(tmp_path / "p.parquet").values()) == ["a", "b"]
     for cell in (b"PNG", {"bytes": b"PNG", "path": None}):
         parquet.write_table(pa.table({"prompt": ["a"], "image": [cell]}), tmp_path / "q.parquet")
@@ -272,3 +273,26 @@ def test_a_byte_order_mark_windows_line_ends_and_separators_inside_strings(tmp_p
     records = load_prompts(write(tmp_path / "p.jsonl", content))
     assert [record.prompt for record in records] == ["a\u2028b\u2029c\u0085d", "e"]
     assert records[1].where.endswith("line 3")
+
+
+def test_answers_and_sizes(tmp_path):
+    rows = [
+        {"prompt": "what colour is it?", "answer": "red"},
+        {"prompt": "how many?", "answer": [3, "three", 3.0], "height": None},
+        {"prompt": "a red square", "height": 64, "width": 96},
+        {"prompt": "a red square"},
+        {"prompt": "a red square", "height": 96, "width": 64},
+        {"prompt": "x", "metadata": {"height": 1.8, "answer": {"any": "kind"}}, "answers": ["theirs"]},
+    ]
+    records = load_prompts(write(tmp_path / "p.jsonl", lines(*rows)))
+    assert [record.size for record in records] == [None, None, (64, 96), None, (96, 64), None]
+    assert [record.metadata for record in records[:3]] == [{"answer": "red"}, {"answer": [3, "three", 3.0]}, {}]
+    assert records[5].metadata == {"height": 1.8, "answer": {"any": "kind"}, "answers": ["theirs"]}
+    assert len({record.id for record in records}) == 6
+    assert records[3].id == load_prompts(write(tmp_path / "q.jsonl", lines(rows[3])))[0].id
+    table = write(tmp_path / "p.csv", "prompt,answer,height,width\nx,3,64,96\ny,,,\n")
+    first, second = load_prompts(table)
+    assert (first.metadata, first.size, second.size) == ({"answer": "3"}, (64, 96), None)
+    suite = RewardSuite([RewardSpec("exact_match")])
+    batch = RewardBatch(["how many?"] * 2, [None] * 2, metadata=[records[1].metadata] * 2, texts=[["Three."], ["4"]])
+    assert suite.score(batch).values.flatten().tolist() == [1.0, 0.0]

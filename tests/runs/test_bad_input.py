@@ -37,6 +37,23 @@ def sentence(recipe: dict, tmp_path: Path, capsys: pytest.CaptureFixture, *overr
     return said[0]
 
 
+@pytest.mark.parametrize(
+    ("key", "size", "words"),
+    [
+        (
+            "data.prompts",
+            (64, 100),
+            "sizes.jsonl, line 2: width 100 is not a multiple of 32 pixels (patch × merge);",
+        ),
+        ("evaluate.prompts", (3200, 32), "sizes.jsonl, line 2: 3200×32 at upsampling_ratio 1 would be 3200×32; sides"),
+    ],
+)
+def test_a_prompt_whose_size_cannot_be_drawn(recipe, tmp_path, capsys, key, size, words):
+    rows = [{"prompt": "a red square"}, *({"prompt": f"{n}", "height": size[0], "width": size[1]} for n in range(4))]
+    (tmp_path / "sizes.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert words in sentence(recipe, tmp_path, capsys, f"{key}={tmp_path / 'sizes.jsonl'}")
+
+
 OVERRIDES = {
     "unknown key": ("rollout.temperatur=1", "unknown key 'rollout.temperatur'", "'temperature'"),
     "unknown section": ("rolout={}", "unknown key 'rolout'", "'rollout'"),

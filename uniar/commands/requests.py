@@ -52,6 +52,8 @@ class Question:
     prompt: str
     pictures: tuple[Path, ...]
     line: JsonLine | None = None
+    sides: tuple[int | None, int | None] = (None, None)
+    """its own height and width"""
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -112,7 +114,7 @@ def drawing_requests(
         if question.pictures:
             raise UserError(f"{question.where}: it has an image to edit; `uniar-rl edit` does that.")
         _check_name(question)
-        height, width = _sides(question.line)
+        height, width = question.sides
         sides = height or default[0], width or default[1]
         request = Request(question.name, question.prompt, *sides, fields=question.fields)
         requests.append(_checked(request, question.where, pixels_per_token))
@@ -136,7 +138,7 @@ def editing_requests(
             )
         _check_name(question)
         (picture,) = question.pictures
-        own_height, own_width = _sides(question.line)
+        own_height, own_width = question.sides
         asked = own_height or arguments.height, own_width or arguments.width
         height, width = editing_size(load_picture(picture), pixels_per_token, side**2, *asked)
         if picture not in digests:
@@ -148,13 +150,13 @@ def editing_requests(
 
 
 def _question(line: JsonLine, keys: Keys, given_pictures: tuple[Path, ...], root: Path | None) -> Question:
-    record = read_record(line, keys, also=("height", "width"))
+    record = read_record(line, keys)
     folder = line.path.parent if root is None else user_path(root)
     own = [picture_path(picture, folder, line.where) for picture in record.images]
     for picture in own:
         check_picture(picture, f"{line.where}: {picture_name(picture)}")  # which refuses an address
     name = str(line.number if record.id is None else record.id)
-    return Question(line.where, name, record.prompt, tuple(map(Path, own)) or given_pictures, line)
+    return Question(line.where, name, record.prompt, tuple(map(Path, own)) or given_pictures, line, record.sides)
 
 
 def _check_name(question: Question) -> None:
@@ -166,17 +168,6 @@ def _check_name(question: Question) -> None:
         )
     if len(name.encode()) > _LONGEST_NAME:
         raise UserError(f"{question.where}: the id has {len(name.encode())} bytes; a file name takes {_LONGEST_NAME}.")
-
-
-def _sides(line: JsonLine | None) -> tuple[int | None, int | None]:
-    """The line's own height and width."""
-    if line is None:
-        return None, None
-    sides = [line.get(name, int, "a whole number of pixels") for name in ("height", "width")]
-    for name, side in zip(("height", "width"), sides, strict=True):
-        if side is not None and side <= 0:
-            raise UserError(f"{line.where}: '{name}' is {side}, expected a whole number of pixels above 0.")
-    return sides[0], sides[1]
 
 
 def _checked(request: Request, where: str, pixels_per_token: int) -> Request:

@@ -13,22 +13,26 @@ Any of them may be compressed with gzip (`.jsonl.gz`). The fields of a record:
 - `id`, or `idx` as in UniAR's evaluation files.
 - `task`, or `task_type` as in T2I-R1's.
 - `metadata`, or `meta` as in UniAR's evaluation files: an object for the rewards.
+- `answer`: what is right, for the rewards, which see it in the metadata: a text, a number, or a list of right ones.
+- `height` and `width`: the size of this image as the model draws it, in pixels; without them the usual one.
 - `image`, or `input_image`, there or in the metadata; or the one that `image_key` names: a picture to edit.
 - `number`, the count of lines in UniAR's files, is passed over; any other field is metadata. A path of a picture under
   another name, such as `image_path`, is refused where there is no `image`: what rewards look at belongs in `metadata`.
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from uniar.errors import UserError
 from uniar.reading.files import ADDRESS
-from uniar.reading.json_lines import JsonLine
+from uniar.reading.json_lines import JsonLine, describe
 from uniar.reading.prompt_text import check_text
 
-FIELDS = ("prompt", "instruction", "id", "task", "metadata", "image", "number")
+SIDES = ("height", "width")
+FIELDS = ("prompt", "instruction", "id", "task", "metadata", "image", "number", "answer", *SIDES)
+_NO_SLIPS = ("answers",)
 _LISTED = 5
 Record = TypeVar("Record")
 _PROMPT, IDS, _TASK, _METADATA, _IMAGE = (
@@ -70,18 +74,17 @@ class PromptLine:
     metadata: dict[str, Any]
     images: tuple[Any, ...]
     """as they were given: paths, or pictures of a dataset"""
+    sides: tuple[int | None, int | None] = (None, None)
+    """height and width in pixels"""
 
 
-def read_record(
-    line: JsonLine, keys: Keys | None = None, also: Sequence[str] = (), default_prompt: str | None = None
-) -> PromptLine:
-    """The record in a row. `also` names further fields that have a meaning, of which slips are refused too. Without a
-    `default_prompt` every row needs a prompt that `check_text` accepts. Raises UserError for a field of another kind, a
-    slip, and a prompt that is missing or refused."""
+def read_record(line: JsonLine, keys: Keys | None = None, default_prompt: str | None = None) -> PromptLine:
+    """The record in a row. Without a `default_prompt` every row needs a prompt that `check_text` accepts. Raises
+    UserError for a field of another kind, a slip, and a prompt that is missing or refused."""
     keys, values, where = keys or Keys(), line.values, line.where
     aliases = (keys.prompt, keys.image, *_PROMPT, *IDS, *_TASK, *_METADATA, *_IMAGE)
-    line.refuse_slips([*FIELDS, *also], passing=aliases)
-    used = {"number", *also}
+    line.refuse_slips(FIELDS, passing=(*aliases, *_NO_SLIPS))
+    used = {"number"}
 
     def take(name: str, kinds: type | tuple[type, ...], expected: str) -> Any:
         used.add(name)
@@ -104,11 +107,33 @@ def read_record(
     images = _images(line, keys.image, metadata or {}, take)
     if not images and keys.image is None:
         _refuse_pictures_elsewhere(line)
+    sides = _side(take, "height", where), _side(take, "width", where)
+    _check_answer(line)
     extra = {name: value for name, value in values.items() if name not in used}
     for name in extra.keys() & (metadata or {}).keys():
         raise UserError(f"{where}: '{name}' is given both as a field and in metadata.")
     text = default_prompt if prompt is None and default_prompt is not None else prompt
-    return PromptLine(line, text, own_id, task, {**(metadata or {}), **extra}, images)
+    return PromptLine(line, text, own_id, task, {**(metadata or {}), **extra}, images, sides)
+
+
+def _side(take: Callable[..., Any], name: str, where: str) -> int | None:
+    """Pixels; None where the record does not say."""
+    given = take(name, (int, str), "a whole number of pixels")
+    if given is None:
+        return None
+    if not str(given).isdecimal() or int(given) == 0:  # a cell of a table is text
+        raise UserError(f"{where}: '{name}' is {given!r}, expected a whole number of pixels above 0.")
+    return int(given)
+
+
+def _check_answer(line: JsonLine) -> None:
+    """Raises UserError for an answer that is none."""
+    expected = "a text, a number, or a list of them, any of which is right"
+    for answer in given if isinstance(given := line.get("answer", (str, int, float, list), expected), list) else ():
+        if not isinstance(answer, str | int | float) or isinstance(answer, bool):
+            raise UserError(f"{line.where}: 'answer' lists {describe(answer)}, expected {expected}.")
+    if given == []:
+        raise UserError(f"{line.where}: 'answer' is an empty list; leave the field out where nothing is right.")
 
 
 def read_all(lines: Iterable[JsonLine], read: Callable[[JsonLine], Record]) -> list[Record]:
