@@ -9,7 +9,7 @@ from typing import Literal
 from rl.algorithm.advantages import Estimator
 from rl.algorithm.group_statistics import Scale
 from rl.algorithm.losses import LOSSES, LossSettings, loss_named
-from rl.algorithm.losses.settings import KLKind, RatioLevel
+from rl.algorithm.losses.settings import ConflictingSetting, KLKind, RatioLevel
 from uniar.reading.settings import PluginName, setting
 
 
@@ -52,6 +52,29 @@ class ReferenceRefreshSection:
     every: int = setting("Updates between two refreshes.", ge=1)
     mix: float = setting(
         "Share of the policy in the refreshed reference; 1: the policy itself. LoRA needs 1.", 1.0, gt=0, le=1
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class TextSection:
+    """What samples write is trained with the same loss, token by token, unless the loss has one ratio per sample."""
+
+    weight: float = setting("Weight of the loss of texts, which is averaged over texts alone.", 1.0, ge=0)
+    epsilon: float | None = setting(
+        "As algorithm.epsilon, for tokens in place of bits; null: the loss's default, whatever algorithm.epsilon is.",
+        None,
+        gt=0,
+    )
+    epsilon_high: float | None = setting("As algorithm.epsilon_high, in the same way.", None, gt=0)
+    beta: float | None = setting(
+        "Weight of the KL divergence of texts to the reference policy; null: as algorithm.beta, and with it where "
+        "algorithm.kl_control steers it.",
+        None,
+        ge=0,
+    )
+    kl: KLKind = setting(
+        "The KL divergence over the whole vocabulary, or one of the sampled estimators, from the written token.",
+        "exact",
     )
 
 
@@ -101,6 +124,7 @@ class AlgorithmSection:
     reference_refresh: ReferenceRefreshSection | None = setting(
         "Let the reference follow the policy; null: it stays as it was at the start.", None
     )
+    text: TextSection = setting("The loss of what samples write.", factory=TextSection)
     advantage: AdvantageSection = setting("How rewards become advantages.", factory=AdvantageSection)
     entropy_coef: float = setting("Weight of an entropy bonus.", 0.0)
     loss_scale: float = setting(
@@ -141,3 +165,21 @@ class AlgorithmSection:
             entropy_coef=self.entropy_coef,
         )
         return loss_named(self.loss).checked(settings)
+
+    @property
+    def text_loss_settings(self) -> LossSettings:
+        """The same for written tokens: `text` has their ranges and their KL term, the ratio level is the loss's own and
+        never centred (docs/algorithms.md), the rest is as for bits. Raises ConflictingSetting likewise."""
+        settings = dataclasses.replace(
+            self.loss_settings,
+            level=None,
+            epsilon=self.text.epsilon,
+            epsilon_high=self.text.epsilon_high,
+            centred=False,
+            beta=self.beta if self.text.beta is None else self.text.beta,
+            kl=self.text.kl,
+        )
+        try:
+            return loss_named(self.loss).checked(settings)
+        except ConflictingSetting as error:
+            raise ConflictingSetting(f"text.{error.key}", error.found) from None

@@ -80,7 +80,7 @@ def check_choices(recipe: Recipe, origins: Origins) -> None:
             "the questions whose answers are to be held, or set kl_beta to 0.",
         )
     try:
-        _ = algorithm.loss_settings
+        _ = algorithm.text_loss_settings  # and with them those of bits
     except ConflictingSetting as error:
         refuse(f"algorithm.{error.key}", str(error))
 

@@ -11,7 +11,7 @@ from rl.algorithm import losses
 from rl.algorithm.guidance import CONVENTIONS
 from rl.algorithm.losses import LOSSES, LossInputs, LossSettings
 from rl.algorithm.losses.settings import RatioLevel
-from rl.config.algorithm import AdvantageSection, AlgorithmSection
+from rl.config.algorithm import AdvantageSection, AlgorithmSection, TextSection
 from uniar.errors import UserError
 from uniar.reading.settings import build, settings_of
 from uniar.reading.yaml_files import parse_yaml
@@ -345,7 +345,12 @@ PAGE = (Path(__file__).parents[2] / "docs" / "algorithms.md").read_text(encoding
 
 def test_the_page_names_every_setting_and_its_paper_settings_are_valid():
     choices = {*LOSSES, *typing.get_args(RatioLevel), *CONVENTIONS}
-    sections = settings_of(AlgorithmSection) + settings_of(AdvantageSection) + ["exact", "k1", "k2", "k3"]
+    sections = (
+        settings_of(AlgorithmSection)
+        + settings_of(AdvantageSection)
+        + settings_of(TextSection)
+        + ["exact", "k1", "k2", "k3"]
+    )
     for name in choices | {getattr(field, "name", field) for field in sections}:
         assert re.search(rf"`(algorithm\.)?{name}[`:]", PAGE), f"docs/algorithms.md does not explain {name}"
     mappings = re.findall(r"`(\{.*?\})`(?= )", PAGE)

@@ -4,7 +4,7 @@ A new loss is a new file and its line in registry.py. objective.py has what all 
 and in the file of one loss. That is why there are more than a dozen short files.
 """
 
-from rl.algorithm.losses.averaging import aggregate
+from rl.algorithm.losses.averaging import Extent, aggregate, share
 from rl.algorithm.losses.bit_inputs import LossInputs
 from rl.algorithm.losses.inputs import PolicyInputs
 from rl.algorithm.losses.loss import Loss, Terms
@@ -16,6 +16,7 @@ from rl.algorithm.losses.token_inputs import TokenInputs
 __all__ = [
     "LOSSES",
     "METRICS",
+    "Extent",
     "Loss",
     "LossInputs",
     "LossSettings",
@@ -26,4 +27,5 @@ __all__ = [
     "importance_ratio",
     "loss_named",
     "policy_loss",
+    "share",
 ]

@@ -29,7 +29,7 @@ class CISPO(Loss):
         if settings.epsilon_high is not None and settings.epsilon_high <= 1:
             raise ConflictingSetting(
                 "epsilon_high",
-                f"algorithm.epsilon_high is {settings.epsilon_high:g}; for {self.name} it is the cap of the ratio "
+                f"is {settings.epsilon_high:g}; for {self.name} it is the cap of the ratio "
                 f"itself, so at most 1 would scale every gradient alike; expected above 1, such as {CAP:g}.",
             )
         return super().checked(settings)

@@ -54,14 +54,11 @@ class Loss(ABC):
         level = settings.level or self.levels[0]
         if level not in self.levels:
             needed = " or ".join(self.levels)
-            raise ConflictingSetting(
-                "ratio_level", f"algorithm.ratio_level is {level}; {self.name} needs {needed} (or null)."
-            )
+            raise ConflictingSetting("ratio_level", f"is {level}; {self.name} needs {needed} (or null).")
         taken = " and ".join(self.takes)
         for key in ("epsilon", "epsilon_high", "delta"):
             if key not in self.takes and getattr(settings, key) is not None:
-                sentence = f"algorithm.{key} has no use in {self.name}, which takes {taken}; leave it null."
-                raise ConflictingSetting(key, sentence)
+                raise ConflictingSetting(key, f"has no use in {self.name}, which takes {taken}; leave it null.")
         return replace(settings, level=level)
 
 

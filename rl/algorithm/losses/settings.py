@@ -12,11 +12,14 @@ KLKind = Literal["exact"] | KLEstimator
 
 
 class ConflictingSetting(UserError):
-    """Settings of a loss that do not go together. `key`: the one of `algorithm` to change."""
+    """Settings of a loss that do not go together.
 
-    def __init__(self, key: str, sentence: str) -> None:
-        super().__init__(sentence)
-        self.key = key
+    key: the one of `algorithm` to change. found: the sentence that begins with it, without it.
+    """
+
+    def __init__(self, key: str, found: str) -> None:
+        super().__init__(f"algorithm.{key} {found}")
+        self.key, self.found = key, found
 
 
 @dataclass(frozen=True)
