@@ -20,6 +20,7 @@ from uniar.configuration_uniar import UniARConfig
 from uniar.errors import UserError
 from uniar.modeling_text import UniARTextLayer, UniARTextModel, residual_stream
 from uniar.modeling_vision import UniARVisionModel
+from uniar.teacher_forcing import WrittenOutput, drawn_logits, written_log_probs
 from uniar.visual_head import visual_head
 
 
@@ -50,14 +51,16 @@ class UniARModel(Qwen3VLModel):
         return positions
 
     def embed_images(
-        self, input_ids: Tensor, features: Sequence[Tensor], places: int | None = None
+        self, input_ids: Tensor, features: Sequence[Tensor], places: int | None = None, written: int = 0
     ) -> tuple[Tensor, Tensor]:
         """Token embeddings with level 0 of `features` (L tensors of (image tokens, H)) at the image positions, of which
-        there are `places` (None: they are counted, and the host waits for it).
+        there are `places` (None: they are counted, and the host waits for it). The last `written` columns are text that
+        the model wrote, whatever tokens it is of.
 
         Returns (embeddings (B, P, H), mask (B, P) of the image positions). Raises ValueError on a count mismatch.
         """
-        image_mask = input_ids == self.config.image_token_id
+        columns = torch.arange(input_ids.shape[1], device=input_ids.device)
+        image_mask = (input_ids == self.config.image_token_id) & (columns < input_ids.shape[1] - written)
         embeds = self.get_input_embeddings()(input_ids)
         places = int(image_mask.sum()) if places is None else places
         if places != len(features[0]):
@@ -87,7 +90,7 @@ class UniARModel(Qwen3VLModel):
         hidden = residual_stream(inputs_embeds, text.layers)
         for number, layer in enumerate([*text.layers, *extra_layers]):
             hidden = layer(hidden, attention_mask=mask, position_embeddings=rotary)
-            if number < min(len(deepstack), len(text.layers)):
+            if number < min(len(deepstack), len(text.layers)) and len(deepstack[number]):
                 added = torch.zeros_like(hidden).masked_scatter(
                     image_mask[..., None], deepstack[number].to(hidden.dtype)
                 )
@@ -185,15 +188,16 @@ class UniARForConditionalGeneration(StrictLoading, Qwen3VLForConditionalGenerati
             raise UserError("this checkpoint has vistok_pred false: it reads images but has no head to draw them.")
         return self.output_layer_vistok(hidden).unflatten(-1, (*self.config.vision_config.code_shape, 2))
 
-    def set_trainable(self) -> None:
+    def set_trainable(self, text: bool = False) -> None:
         """Trains what drawing goes through (docs/checkpoint-format.md, 9): text layers, input embeddings, visual
-        decoder and head.
+        decoder and head; with `text` also the final norm and `lm_head`, which no image gradient reaches.
 
-        The vision tower stays as it is, and so do `lm_head` and the final norm, which no image gradient reaches.
+        The vision tower stays as it is.
         """
         self.requires_grad_(True)
-        for frozen in (self.model.visual, self.model.language_model.norm, self.lm_head):
-            frozen.requires_grad_(False)
+        self.model.visual.requires_grad_(False)
+        for only_text in (self.model.language_model.norm, self.lm_head):
+            only_text.requires_grad_(text)
         self.get_input_embeddings().requires_grad_(True)  # also where lm_head shares their weight
 
     def forward(
@@ -210,9 +214,15 @@ class UniARForConditionalGeneration(StrictLoading, Qwen3VLForConditionalGenerati
         visual_bits: Tensor | None = None,
         online_rollout_codes: Tensor | None = None,
         is_vistok_pred: bool = False,
+        written_tokens: Tensor | None = None,
+        written_mask: Tensor | None = None,
+        text_temperature: float = 1.0,
+        reference_hidden: Tensor | None = None,
+        reference_head: nn.Module | None = None,
         **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
-        """Text logits, or with `is_vistok_pred` the teacher-forced logits of drawn visual bits.
+    ) -> CausalLMOutputWithPast | WrittenOutput:
+        """Text logits, or with `is_vistok_pred` the teacher-forced logits of drawn visual bits, or with
+        `written_tokens` the teacher-forced log-probabilities of a text (uniar/teacher_forcing.py).
 
         For the latter `online_rollout_codes` are the drawn bits (B, T, L, S, K), {0, 1}: the last T image tokens of
         every row of `input_ids`. Any image tokens before them belong to `pixel_values` (or to `visual_bits`).
@@ -222,10 +232,30 @@ class UniARForConditionalGeneration(StrictLoading, Qwen3VLForConditionalGenerati
         if is_vistok_pred:
             if online_rollout_codes is None or input_ids is None:
                 raise ValueError("is_vistok_pred needs input_ids and the drawn bits in online_rollout_codes.")
-            logits = self._teacher_forced_logits(
-                input_ids, attention_mask, position_ids, pixel_values, image_grid_thw, visual_bits, online_rollout_codes
+            logits = drawn_logits(
+                self,
+                input_ids,
+                attention_mask,
+                position_ids,
+                pixel_values,
+                image_grid_thw,
+                visual_bits,
+                online_rollout_codes,
             )
             return CausalLMOutputWithPast(logits=logits)
+        if written_tokens is not None:
+            return written_log_probs(
+                self,
+                input_ids,
+                attention_mask,
+                position_ids,
+                visual_bits,
+                written_tokens,
+                written_mask,
+                text_temperature,
+                reference_hidden,
+                reference_head,
+            )
         return super().forward(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -239,71 +269,6 @@ class UniARForConditionalGeneration(StrictLoading, Qwen3VLForConditionalGenerati
             visual_bits=visual_bits,
             **kwargs,
         )
-
-    def _teacher_forced_logits(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None,
-        position_ids: Tensor | None,
-        pixel_values: Tensor | None,
-        image_grid_thw: Tensor | None,
-        visual_bits: Tensor | None,
-        drawn_bits: Tensor,
-    ) -> Tensor:
-        rows, tokens = drawn_bits.shape[:2]
-        image_mask = input_ids == self.config.image_token_id
-        from_the_right = image_mask.flip(1).cumsum(1).flip(1)
-        drawn = image_mask & (from_the_right <= tokens)
-        found = image_mask.sum(1).tolist()  # the one time that the host waits for the GPU
-        if min(found) < tokens:
-            raise ValueError(
-                f"every row needs at least {tokens} image tokens for its drawn bits; the rows have {found}."
-            )
-        grids = None if image_grid_thw is None else _without_last_of_each_row(image_grid_thw, rows)
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
-        if position_ids is None:
-            if image_grid_thw is None:
-                raise ValueError("image_grid_thw or position_ids must say where the image tokens stand.")
-            position_ids = self.model.rotary_positions(input_ids, attention_mask, image_grid_thw)
-
-        bits = drawn_bits.flatten(0, 1)
-        if pixel_values is not None or visual_bits is not None:
-            bits = self._with_given_images(bits, drawn[image_mask], pixel_values, grids, visual_bits)
-        # Once for all images, so that processes with and without images to edit call the same modules equally often.
-        main, *deepstack = self.model.visual.language_features(bits)
-        embeds, _ = self.model.embed_images(input_ids, [main], places=sum(found))
-        hidden = self.model.hidden_before_norm(
-            embeds, attention_mask, position_ids, image_mask, deepstack, self.visual_decoder_layers
-        )
-        # The state before a token predicts it.
-        predicting = drawn.byte().argsort(dim=1, descending=True, stable=True)[:, :tokens] - 1
-        hidden = hidden.gather(1, predicting[..., None].expand(-1, -1, hidden.shape[-1]))
-        return self.visual_logits(hidden)
-
-    def _with_given_images(
-        self,
-        drawn_bits: Tensor,
-        is_drawn: Tensor,
-        pixel_values: Tensor | None,
-        grids: Tensor | None,
-        visual_bits: Tensor | None,
-    ) -> Tensor:
-        """Bits of all image tokens in reading order: those of images to edit, and the drawn ones."""
-        if visual_bits is None:
-            if grids is None:
-                raise ValueError("pixel_values need image_grid_thw.")
-            visual_bits = self.model.visual.encode(pixel_values, grids)
-        elif pixel_values is not None:
-            raise ValueError("give the images to edit as pixel_values or as visual_bits, not both.")
-        visual_bits = visual_bits.flatten(0, -4)
-        if len(visual_bits) + len(drawn_bits) != len(is_drawn):
-            raise ValueError(
-                f"input_ids hold {len(is_drawn)} image tokens, the images give {len(visual_bits) + len(drawn_bits)}."
-            )
-        both = drawn_bits.new_empty(len(is_drawn), *drawn_bits.shape[1:])
-        both[is_drawn], both[~is_drawn] = drawn_bits, visual_bits.to(drawn_bits.dtype)
-        return both
 
     @torch.no_grad()
     def generate(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:
@@ -382,13 +347,6 @@ class UniARForConditionalGeneration(StrictLoading, Qwen3VLForConditionalGenerati
             generator=generator,
             memory_budget=memory_budget,
         )
-
-
-def _without_last_of_each_row(image_grid_thw: Tensor, rows: int) -> Tensor:
-    """(rows·n, 3) grids → those of all but each row's last image; every row has the same number of images."""
-    if len(image_grid_thw) % rows:
-        raise ValueError(f"{len(image_grid_thw)} image grids do not divide evenly over {rows} rows.")
-    return image_grid_thw.view(rows, -1, 3)[:, :-1].reshape(-1, 3)
 
 
 AutoModel.register(UniARConfig, UniARModel)
