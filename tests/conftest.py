@@ -12,6 +12,9 @@ os.environ.setdefault("WANDB_MODE", "disabled")
 
 from pathlib import Path
 
+# Not the user's own cache folder; what is there is found again by its content.
+os.environ.setdefault("UNIAR_CACHE", str(Path(__file__).parents[1] / "models"))
+
 import numpy as np
 import pytest
 import torch

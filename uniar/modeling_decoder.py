@@ -5,6 +5,7 @@ sides · R transformer rows (B, or 2B with guidance: unconditional rows first). 
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Self
 
@@ -17,11 +18,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from uniar.checkpoint import load_scheduler, require_decoder_parts, resolve_checkpoint
-from uniar.decoder_parts import encode_prompt, load_exactly
+from uniar.compiling import compile_options, compiling
+from uniar.decoder_parts import load_exactly
 from uniar.decoder_sizes import DecoderSizes
 from uniar.errors import UserError
 from uniar.modeling_sd3 import SD3Transformer2DModelWithSigLIP
 from uniar.modeling_vision import UniARVisionModel
+from uniar.prompt_embedding import constant_prompt
 from uniar.quantizer import indices_to_bits
 
 
@@ -57,6 +60,7 @@ class UniARVisualDecoder(nn.Module):
         self.sizes = DecoderSizes.of(bsq_encoder.config, sd3_transformer.config, vae.config)
         self.vae_factor = self.sizes.vae_factor
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_factor)
+        self._compiled = False
         self.requires_grad_(False)
         self.eval()
 
@@ -67,14 +71,15 @@ class UniARVisualDecoder(nn.Module):
         """Loads the decoder's parts of a checkpoint folder or hub id (docs/checkpoint-format.md, 1); `device` None: on
         the CPU.
 
-        The text encoders are loaded first, encode the prompt and leave memory before the rest is loaded. Raises
-        UserError for a missing part, a part of another kind, and a missing, left-over or mismatched tensor, by name.
+        What the text encoders made of the prompt is kept (uniar/prompt_embedding.py); where it is not yet, they are
+        loaded first and leave memory before the rest is loaded. Raises UserError for a missing part, a part of another
+        kind, and a missing, left-over or mismatched tensor, by name.
         """
         device = "cpu" if device is None else device
         folder = resolve_checkpoint(path)
         require_decoder_parts(folder)
         pipeline = folder / "sd3_pipeline"
-        prompt_embeds, pooled_prompt_embeds = encode_prompt(pipeline, device, torch_dtype)
+        prompt_embeds, pooled_prompt_embeds = constant_prompt(pipeline, device, torch_dtype)
         decoder = cls(
             UniARVisionModel.from_pretrained(folder / "bsq_encoder", dtype=torch_dtype),
             load_exactly(SD3Transformer2DModelWithSigLIP, folder / "sd3_transformer", torch_dtype=torch_dtype),
@@ -92,6 +97,13 @@ class UniARVisualDecoder(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         return self.prompt_embeds.dtype
+
+    def compile_blocks(self) -> Self:
+        """Has the SD3 transformer's blocks compiled at their first use, one form for all of a kind; images differ in
+        the last digit then. `decode` raises RunError where they do not compile."""
+        self.sd3_transformer.compile_repeated_blocks(fullgraph=True, options=compile_options(self.device.type))
+        self._compiled = True
+        return self
 
     def train(self, mode: bool = True) -> Self:
         """Stays in eval mode: nothing here is trained."""
@@ -169,9 +181,10 @@ class UniARVisualDecoder(nn.Module):
         batches = []
         for start in starts:
             features = self.encode_features(bits[start : start + size], grid)
-            clean = self._denoise(
-                features, grid, noise[start : start + size], num_inference_steps, guidance_scale, progress
-            )
+            with compiling("the decoder's blocks", "decode.compile false") if self._compiled else nullcontext():
+                clean = self._denoise(
+                    features, grid, noise[start : start + size], num_inference_steps, guidance_scale, progress
+                )
             batches.append(clean if output_type == "latent" else self._paint(clean, output_type, start))
         progress.close()
         if output_type == "pil":

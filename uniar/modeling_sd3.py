@@ -52,6 +52,8 @@ class SD3Transformer2DModelWithSigLIP(SD3Transformer2DModel):
     describe how the weights were trained; they are kept in the config and read by nothing here.
     """
 
+    _repeated_blocks = ("JointTransformerBlock",)  # what diffusers' compile_repeated_blocks compiles
+
     @register_to_config
     def __init__(
         self,

@@ -130,6 +130,11 @@ class DecodeSection:
         None,
     )
     device: Place = setting("Where the decoder runs: gpu is the training device.", "gpu")
+    compile: bool = setting(
+        "Compile the blocks of the decoder's transformer with torch.compile: fewer and larger kernels, pictures that "
+        "differ in the last digit; needs a C++ compiler, and half a minute at the first decode.",
+        False,
+    )
     processes: int = setting(
         "How many of the processes that the launcher starts on each machine only decode and score for the others, at "
         "most half of them; the others train, without the decoder and the reward models in their memory. 0: every "

@@ -176,7 +176,8 @@ def make_plan(recipe: Recipe, simulation: Simulation, gpus: int, memory: int, pr
 
 @dataclass(frozen=True)
 class Decoder:
-    """The SD3 decoder as it stays in memory: its text encoders leave once the constant prompt is encoded."""
+    """The SD3 decoder as it stays in memory: without its text encoders, whose embedding of the constant prompt is kept
+    from the first start on (uniar/prompt_embedding.py)."""
 
     parameters: int
     weights: int

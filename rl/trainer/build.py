@@ -138,9 +138,10 @@ def build_eval_rewards(
 
 def load_decoder(recipe: Recipe, source: Path, device: torch.device | str) -> UniARVisualDecoder:
     where = device if recipe.decode.device == "gpu" else "cpu"
-    return UniARVisualDecoder.from_pretrained(
+    decoder = UniARVisualDecoder.from_pretrained(
         source, device=where, torch_dtype=DTYPES[recipe.decode.dtype or recipe.model.dtype]
     )
+    return decoder.compile_blocks() if recipe.decode.compile else decoder
 
 
 def check_model(recipe: Recipe, source: Path, records: Sequence[PromptRecord] = ()) -> None:

@@ -1,6 +1,6 @@
 """A GPU that computes nothing: tensors with a shape, a type and the device "cuda", and a count of what is asked of it.
 
-Only in a process that has loaded device.cpp before torch. Times are not to be had from it.
+Only in a process that has loaded device.cpp before torch. Of time there is a roofline alone (roofline.py).
 """
 
 import contextlib
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from fakegpu.roofline import seconds
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import _disable_current_modes
@@ -51,6 +52,8 @@ class Counts(PeakBytes):
     def __init__(self) -> None:
         super().__init__()
         self.launches = 0
+        self.seconds = 0.0
+        """of the GPU, by a roofline"""
         self.waits: Counter[str] = Counter()
         self.copies: Counter[str] = Counter()
         self.mixed: Counter[str] = Counter()
@@ -136,9 +139,11 @@ class Counts(PeakBytes):
         if name in NO_KERNEL or GPU not in {tensor.device.type for tensor in (*given, *outputs)}:
             return
         self.launches += 1
+        product = _multiplications(name, given, outputs) if name in PRODUCTS else 0.0
+        self.seconds += seconds(name, given, outputs, product)
         if "scaled_dot_product_cudnn" in name and len(given) > 3 and "backward" not in name:
             self.cudnn_with_mask[place()] += 1
-        if name in PRODUCTS and 2 * _multiplications(name, given, outputs) > LARGE:
+        if 2 * product > LARGE:
             self.large_products[str(given[-1].dtype)] += 1
             if given[-1].dtype == torch.float32:
                 self.float32_shapes |= {tuple(tensor.shape) for tensor in (*given, *outputs) if tensor.dim()}

@@ -91,6 +91,7 @@ def figures(counts: Counts, before: int) -> Figures:
     return {
         "bytes": counts.peak - before,
         "launches": counts.launches,
+        "gpu_ms": 1e3 * counts.seconds,
         "waits": dict(counts.waits),
         "copies": dict(counts.copies),
         "mixed": dict(counts.mixed),
@@ -103,7 +104,8 @@ def figures(counts: Counts, before: int) -> Figures:
 def difference(after: Figures, before: Figures) -> Figures:
     """What was counted between the two."""
     between = {name: Counter(after[name]) - Counter(before[name]) for name in ("waits", "copies")}
-    return {**after, **between, "launches": after["launches"] - before["launches"]}
+    sums = {name: after[name] - before[name] for name in ("launches", "gpu_ms")}
+    return {**after, **between, **sums}
 
 
 def rollout(name: str, guided: bool) -> Figures:
@@ -152,7 +154,7 @@ def replayed(name: str, micro: int) -> Figures:
     recipe = recipe_of(name, micro)
     with policy_on_gpu(recipe, micro, False) as (counts, model, prompt):
         branch, twin, bits = micro_batch(counts, prompt, micro)
-        before, counts.launches = counts.begin(), 0
+        before, counts.launches, counts.seconds = counts.begin(), 0, 0.0
         with torch.no_grad(), torch.autocast(GPU, torch.bfloat16):
             replay(model, bits, branch, twin, recipe.rollout.guidance_settings)
         found = figures(counts, before)
@@ -172,7 +174,7 @@ def update(name: str, micro: int, checkpointing: bool = True, guided: bool = Fal
                 parameter.register_post_accumulate_grad_hook(lambda weight: setattr(weight, "grad", None))
         branch, twin, bits = micro_batch(counts, prompt, micro)
         reference, advantages = torch.empty(bits.shape, device=GPU), torch.empty(micro, device=GPU)
-        before, counts.launches = counts.begin(), 0
+        before, counts.launches, counts.seconds = counts.begin(), 0, 0.0
         with torch.autocast(GPU, torch.bfloat16):
             gap = guidance.policy_gap(replay(model, bits, branch, twin, guidance))
             inputs = LossInputs(bits=bits, gap=gap, old_gap=gap.detach(), ref_gap=reference, advantages=advantages)

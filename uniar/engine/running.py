@@ -9,11 +9,12 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from uniar.compiling import compile_options, compiling
 from uniar.engine import Engine
 from uniar.engine.cached_steps import CachedSteps
 from uniar.engine.cuda_graphs import CudaCapture
 from uniar.engine.layers import run_layer
-from uniar.errors import RunError, UserError
+from uniar.errors import UserError
 from uniar.reading.files import reason_of
 
 logger = logging.getLogger(__name__)
@@ -25,8 +26,6 @@ STRIDE = 64
 """Attention reads this many slots more at a time, so that the shapes of a rollout stay few."""
 CHECKED = 4
 """Tokens that `auto` compares: a step that warms up, one that is captured, and two that are replayed."""
-GRAPHS = 64
-"""Compiled forms of a layer that may exist: torch's own limit, 8, is soon reached by batches of several sizes."""
 
 
 def run(steps: CachedSteps, engine: Engine, drawn: Callable[[], object]) -> None:
@@ -148,7 +147,7 @@ def checked(steps: CachedSteps, graphs: Step) -> tuple[Step, int]:
 @cache
 def _compiled(kind: str, steps: type[CachedSteps]) -> tuple[Callable[..., object], Callable[..., torch.Tensor]]:
     """`begin` of the steps and a layer, compiled for a kind of device: all layers share what one was compiled to."""
-    options = {"cpp_wrapper": True} if kind == "cpu" else None  # else Python calls the kernels, which costs more there
+    options = compile_options(kind)
     return (
         torch.compile(steps.begin, fullgraph=True, options=options),
         torch.compile(run_layer, fullgraph=True, options=options),
@@ -156,14 +155,6 @@ def _compiled(kind: str, steps: type[CachedSteps]) -> tuple[Callable[..., object
 
 
 def _compiled_step(steps: CachedSteps, slots: int) -> None:
-    from torch._dynamo import config  # a second of imports, which only this needs
-    from torch._dynamo.exc import TorchDynamoException
-
     begin, one = _compiled(steps.hidden.device.type, type(steps))
-    try:
-        with config.patch(recompile_limit=GRAPHS):
-            steps.step(slots, begin, one)
-    except TorchDynamoException as error:
-        raise RunError(
-            f"the layers do not compile: {reason_of(error)} (take rollout.engine eager or auto; --engine)."
-        ) from error
+    with compiling("the layers", "rollout.engine eager or auto; --engine"):
+        steps.step(slots, begin, one)

@@ -27,8 +27,8 @@ from uniar.modeling_vision import UniARVisionModel
 from uniar.presets.decoder import DecoderSize, write_decoder
 from uniar.presets.processor import MODEL_MAX_LENGTH, corpus, write_processor
 from uniar.presets.weights import centre_rows, randomize
+from uniar.reading.machine import CACHE_VARIABLE
 
-CACHE_VARIABLE = "UNIAR_CACHE"
 DEFAULT_CACHE = "models"
 STAMP_FILE = ".preset.json"
 

@@ -1,8 +1,12 @@
-"""Which machine a process is on, as far as numbers of processes go."""
+"""Which machine a process is on, as far as numbers of processes go, and where its user keeps what can be made again."""
 
 import os
 import re
 import socket
+from pathlib import Path
+
+CACHE_VARIABLE = "UNIAR_CACHE"
+"""names the folder of presets, and of what else can be made again"""
 
 
 def machine() -> str:
@@ -13,3 +17,13 @@ def machine() -> str:
     except OSError:
         namespace = ""
     return f"{re.sub(r'[^A-Za-z0-9_-]', '-', socket.gethostname())}-{re.sub(r'[^0-9]', '', namespace) or 0}"
+
+
+def cache_folder() -> Path | None:
+    """$UNIAR_CACHE, else uniar-rl in the user's own cache folder; None for a user who has none."""
+    if own := os.environ.get(CACHE_VARIABLE):
+        return Path(own)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "uniar-rl"
+    except RuntimeError:  # no home
+        return None
