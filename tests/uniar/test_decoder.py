@@ -2,7 +2,6 @@
 
 import gc
 import json
-import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,10 +9,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch._dynamo.utils import counters
 from transformers import T5EncoderModel
 
-from uniar.errors import RunError, UserError
+from uniar.errors import UserError
 from uniar.modeling_decoder import UniARVisualDecoder, draw_latents
 from uniar.modeling_sd3 import SD3Transformer2DModelWithSigLIP, grid_shaped_like
 from uniar.quantizer import indices_to_bits
@@ -220,44 +218,6 @@ def test_schedule_shifts_with_the_size_where_the_checkpoint_says_so(models):
     finally:
         decoder.scheduler_config = plain
     assert (large[1:-1] > small[1:-1]).all()
-
-
-# --- compiled
-
-
-@pytest.fixture
-def fresh():
-    torch.compiler.reset()
-    counters.clear()
-    yield UniARVisualDecoder.from_pretrained(GOLDEN / "bsq64" / "ckpt", torch_dtype=torch.float32).compile_blocks()
-    torch.compiler.reset()
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-@pytest.mark.parametrize("guidance_scale", [1.0, 1.5])
-def test_compiled_blocks_draw_the_same_images(models, fresh, guidance_scale):
-    """Blocks of a kind share their form, and so do batches of other sizes than the first."""
-    indices = torch.randint(0, 256, (5, 4, 4, 4), generator=torch.Generator().manual_seed(2))
-    how = {"num_inference_steps": 2, "guidance_scale": guidance_scale, "output_type": "pt"}
-    forms = []
-    for size in (1, 2, 3, 5):
-        of_size = {**how, "noise_seeds": range(size)}
-        found, expected = (d.decode(indices[:size], 64, 64, **of_size) for d in (fresh, models("bsq64").decoder))
-        close(found, expected)
-        forms.append(counters["stats"]["unique_graphs"])
-    assert not counters["graph_break"]
-    kinds = len({(b.use_dual_attention, b.context_pre_only) for b in fresh.sd3_transformer.transformer_blocks})
-    assert forms[0] <= kinds
-    assert forms[-1] <= 3 * kinds  # for one row, the first larger number, any number
-
-
-@pytest.mark.slow
-def test_blocks_that_do_not_compile(fresh, monkeypatch):
-    monkeypatch.setenv("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("/nowhere/g++",))
-    with pytest.raises(RunError, match=r"the decoder's blocks do not compile: .*take decode.compile false"):
-        fresh.decode(torch.zeros(1, 4, 4, 4, dtype=torch.long), 64, 64, num_inference_steps=1)
 
 
 # --- what a trainer relies on
