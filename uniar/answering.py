@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from uniar.conversations import Drawing, Picture
+from uniar.conversations import Drawing, Message, Picture, encode_turns
 from uniar.reading.pictures import in_rgb
 from uniar.reading.prompt_text import refuse_tokens, reserved_tokens
 from uniar.turn_prompt import patch_grids
+from uniar.writing import end_tokens, write
 
 if TYPE_CHECKING:
     from uniar.configuration_uniar import UniARConfig
@@ -100,20 +101,10 @@ def answer(
     max_new_tokens: int = 32,
 ) -> list[str]:
     """The likeliest token each time, until the model ends its turn or has said `max_new_tokens`: B strings."""
-    exchange = encode_exchange(processor, model.config, pictures, questions).to(model.device)
-    output = model.generate(
-        input_ids=exchange.input_ids,
-        attention_mask=exchange.attention_mask,
-        **exchange.images,
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        temperature=None,
-        top_p=None,
-        top_k=None,
-        # Under ZeRO-3, transformers would keep all processes in step, token by token; each has its own questions here.
-        synced_gpus=False,
-    )
-    return processor.batch_decode(output[:, exchange.input_ids.shape[1] :], skip_special_tokens=True)
+    asked = [[Message("user", pair)] for pair in zip(pictures, questions, strict=True)]
+    prompt = encode_turns(asked, model, processor, new_tokens=max_new_tokens)
+    noise = torch.zeros(len(asked), max_new_tokens)
+    return write(model, prompt, noise, ends=end_tokens(model), temperature=0).texts(processor)
 
 
 @torch.no_grad()

@@ -57,7 +57,8 @@ def chat(parser: argparse.ArgumentParser) -> None:
         "--temperature",
         type=float,
         default=0.0,
-        help="sampling temperature; 0: the likeliest token each time; default: %(default)s",
+        help="sampling temperature; 0: the likeliest token each time; above 0 any token may come, at its probability "
+        "(no top-k, no top-p); default: %(default)s",
     )
     parser.add_argument(
         "--seed", type=int, default=0, help="seed of sampling at a temperature above 0; default: %(default)s"

@@ -14,7 +14,7 @@ from uniar.commands.requests import Question, read_questions
 from uniar.errors import UserError
 from uniar.reading.files import require_writable
 from uniar.reading.pictures import load_picture
-from uniar.reading.prompt_text import check_text
+from uniar.reading.prompt_text import check_text, reserved_tokens
 from uniar.seeds import seed_of
 
 
@@ -39,12 +39,14 @@ def run(arguments: argparse.Namespace) -> None:
         return
     model, processor = checkpoint.load_model(), checkpoint.load_processor()
     conversation = Conversation(model, processor, arguments.max_new_tokens, arguments.temperature, pictures)
-    for number, prompt in enumerate([question.prompt for question in questions] or _typed_lines()):
+    lines = [question.prompt for question in questions] or _typed_lines(reserved_tokens(processor))
+    for number, prompt in enumerate(lines):
         conversation.ask(prompt, seed_of("chat", arguments.seed, number), stream=True)
 
 
-def _typed_lines() -> Iterator[str]:
-    """Lines of the standard input that say something; a text that no prompt can hold is answered with the reason."""
+def _typed_lines(tokens: Sequence[str]) -> Iterator[str]:
+    """Lines of the standard input that say something; a text that no prompt can hold, as one of `tokens`, is answered
+    with the reason."""
     while True:
         try:
             line = input("> " if sys.stdin.isatty() else "")
@@ -53,7 +55,7 @@ def _typed_lines() -> Iterator[str]:
         if not line.strip():
             continue
         try:
-            check_text(line, "the question")
+            check_text(line, "the question", tokens)
         except UserError as error:
             print(error, file=sys.stderr)
             continue
