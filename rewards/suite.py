@@ -14,7 +14,6 @@ import torch
 from rewards.attempt import Fault, Outcome, score_samples
 from rewards.contract.base import Reward, RewardBatch, RewardError
 from rewards.contract.combine import term
-from rewards.contract.function import FunctionReward
 from rewards.contract.protocol import counted, described
 from rewards.contract.spec import RewardSpec
 from rewards.contract.table import RewardTable
@@ -84,10 +83,10 @@ class RewardSuite:
                         raise UserError(f"{where}: reward {reward.name!r}: {error}") from error
 
     def check_columns(self, tasks: Sequence[str | None], metadata: Sequence[Mapping[str, Any]]) -> None:
-        """Raises UserError for a function that takes a column which none of these samples has, of those it scores."""
+        """Raises UserError for a reward that needs a column which none of these samples has, of those it scores."""
         for spec, reward in zip(self.specs, self.rewards, strict=True):
             rows = [row for task, row in zip(tasks, metadata, strict=True) if spec.weight_for(task) is not None]
-            if rows and isinstance(reward, FunctionReward):
+            if rows:
                 try:
                     reward.check_columns(rows)
                 except UserError as error:

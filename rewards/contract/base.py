@@ -2,7 +2,7 @@
 
 import copy
 import inspect
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, TypeAlias
 
@@ -138,6 +138,9 @@ class Reward:
     wants_policy: bool = False
     """Whether it looks at the model that is trained (or evaluated), which `bind` then gives it."""
 
+    nested: tuple[str, ...] = ()
+    """Its parameters that are entries of other rewards: it is given these rewards, built."""
+
     @property
     def is_async(self) -> bool:
         """Whether `score` is a coroutine function; such rewards run beside the others."""
@@ -146,6 +149,9 @@ class Reward:
     def check_sample(self, prompt: str, metadata: Mapping[str, Any]) -> None:
         """Raises UserError for a prompt with metadata that `score` would fail on whatever the image. Asked of every
         prompt before anything is loaded, so that a misspelt line of a prompt file is found then."""
+
+    def check_columns(self, metadata: Iterable[Mapping[str, Any]]) -> None:
+        """Raises UserError where none of the samples that there will be has what it needs of their metadata."""
 
     def load(self) -> None:
         """Reads weights, builds what scoring needs. Called once, before the first `score`; raises UserError for a file

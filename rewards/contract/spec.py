@@ -124,7 +124,8 @@ class RewardSpec:
                 taken = [key for key in RECIPE_KEYS if key in inspect.signature(target).parameters]
                 if taken:
                     raise UserError(f"its parameter {taken[0]!r} is a key of every reward; rename it in the class.")
-                reward: Reward = target(**bind_parameters(target, self.params, elsewhere=RECIPE_KEYS))
+                nested = {key: self._nested(self.params[key]) for key in target.nested if key in self.params}
+                reward: Reward = target(**bind_parameters(target, {**self.params, **nested}, elsewhere=RECIPE_KEYS))
             else:
                 reward = FunctionReward(target, self.params, RECIPE_KEYS)
         except UserError as error:
@@ -135,6 +136,13 @@ class RewardSpec:
             ) from error
         reward.name = str(self.name)  # which __post_init__ has set
         return reward
+
+    def _nested(self, entry: Any) -> Reward:
+        """The reward that stands within this one's entry."""
+        spec = RewardSpec.from_mapping(entry, self.folder)
+        if not isinstance(entry, str) and (keys := [key for key in entry if key in RECIPE_KEYS and key != "use"]):
+            raise UserError(f"{keys[0]} stands within the reward of {self.name!r}; it belongs to the entry around it.")
+        return spec.build()
 
     def _checked(self, key: str, check: Callable, *arguments: Any) -> None:
         try:

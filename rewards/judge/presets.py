@@ -61,6 +61,30 @@ Instruction Score (1-5): X
 Preservation Score (1-5): Y
 Quality Score (1-5): Z"""
 
+PAIR = """\
+Two pictures were drawn for the following text:
+
+{prompt}
+
+Which of them shows better what the text asks for? If they show it equally well, which is the better picture: without
+glitches, distorted objects or impossible parts? End your answer with a line of the form
+
+Better: N
+
+where N is 1 for the first picture, 2 for the second, or 0 if neither is better."""
+
+EDIT_PAIR = """\
+The first picture is an original. The other two are what became of it when two people were asked to edit it:
+
+{prompt}
+
+Which is the better edit? First of all, was that done which was asked for? Then, is everything else as it was, and does
+the picture hold together? End your answer with a line of the form
+
+Better: N
+
+where N is 1 for the first of the two edits, 2 for the second, or 0 if neither is better."""
+
 PRESETS = {
     "plain": JudgePreset(_PLAIN, (1, 5), {"Score": 1.0}, "range"),
     # (0.4·Align + 0.4·Coh + 0.2·Style) / 5, as in UniAR's RL run.

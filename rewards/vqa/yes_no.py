@@ -11,6 +11,10 @@ from rewards.models.model_reward import numbers_only
 from uniar.errors import UserError
 
 QUESTION = 'Does this figure show "{prompt}"? Please answer Yes or No.'
+EDIT_QUESTION = (
+    'The first picture was to be edited: "{prompt}". Is the second picture that edit, with everything else as it was? '
+    "Please answer Yes or No."
+)
 ANSWERS = ("Yes", "yes", " Yes", " yes")
 
 
@@ -100,13 +104,14 @@ def ask_all(
     return results
 
 
-def chat(processor: Any, question: str, image: Image.Image | None = None) -> str:
-    """The prompt of one image and one question, up to where the answer begins. Raises UserError for a processor without
-    a chat template."""
+def chat(processor: Any, question: str, image: Image.Image | None = None, pictures: int = 1) -> str:
+    """The prompt of a question about one image, or so many pictures, up to where the answer begins. Raises UserError
+    for a processor without a chat template."""
     if not getattr(processor, "chat_template", None):
         raise UserError(f"{type(processor).__name__} has no chat template; an instruction-tuned model is needed.")
     picture = {"type": "image"} if image is None else {"type": "image", "image": image}
-    messages = [{"role": "user", "content": [picture, {"type": "text", "text": question}]}]
+    content = [*[picture] * pictures, {"type": "text", "text": question}]
+    messages = [{"role": "user", "content": content}]
     return processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
 

@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from rewards.contract.spec import RewardSpec
 from rewards.geneval.reward import GenEval
 from rewards.models.model_reward import ModelReward
 from rewards.models.open_clip_model import OpenClip
+from rewards.rank import Rank
 from rl.config.sections import Recipe
 from uniar.errors import UserError
 
@@ -54,7 +55,7 @@ def _sized(entries: Sequence[Any], recipe: Recipe) -> list[tuple[RewardSpec, int
     found = []
     for entry in entries:
         spec = RewardSpec.from_mapping(entry, Path(recipe.source).parent)
-        if spec.params.get("device") == "cpu":
+        if _on_cpu(spec.params):
             continue
         try:
             size = _bytes(spec.build())
@@ -64,7 +65,14 @@ def _sized(entries: Sequence[Any], recipe: Recipe) -> list[tuple[RewardSpec, int
     return found
 
 
+def _on_cpu(params: Mapping[str, Any]) -> bool:
+    within = [value for value in params.values() if isinstance(value, Mapping) and "use" in value]
+    return params.get("device") == "cpu" or any(map(_on_cpu, within))
+
+
 def _bytes(reward: Reward) -> int | None:
+    if isinstance(reward, Rank):
+        return _bytes(reward.reward)
     clip = next((value for value in vars(reward).values() if isinstance(value, OpenClip)), None)
     if clip is not None:
         counts = [_open_clip_parameters(clip.name)]

@@ -312,7 +312,14 @@ class RunFolder:
 def _from_current_folder(recipe: Recipe, entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Reward entries for the config of a run, which stands in another folder than the recipe."""
     folder = Path(recipe.source).parent
-    return [{**entry, "use": from_current_folder(entry["use"], folder)} for entry in entries]
+
+    def moved(entry: Any) -> Any:
+        if isinstance(entry, str):
+            return from_current_folder(entry, folder)
+        nested = {key: moved(value) for key, value in entry.items() if isinstance(value, dict) and "use" in value}
+        return {**entry, **nested, "use": moved(entry["use"])}
+
+    return [moved(entry) for entry in entries]
 
 
 def print_changes(before: str, after: str) -> None:

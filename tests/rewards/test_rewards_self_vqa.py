@@ -84,12 +84,52 @@ def test_reading_bits_is_looking_at_the_image(nano_checkpoint, nano_model, nano_
     assert changed.tolist() != pytest.approx(table.column("self_vqa").tolist(), rel=1e-3)
 
 
+def test_of_an_edit_it_sees_the_picture_before_and_the_bits(nano_checkpoint, nano_model, nano_processor):
+    """Against `generate`, with the whole conversation written out; the second sample edits nothing."""
+    sources = random_images((96, 64), (96, 64))
+    batch = batch_of(nano_model, source_images=[[sources[0]], [], [sources[1]]])
+    ids = nano_processor.tokenizer.convert_tokens_to_ids(YES)
+    expected = expected_probabilities(nano_model, nano_processor, batch, ids)
+    for row in (0, 2):
+        picture = f"<|vision_start|>{'<|image_pad|>' * 6}<|vision_end|>"
+        text = (
+            f'<|im_start|>user\n{picture}{picture}The first picture was to be edited: "a red square". Is the second '
+            "picture that edit, with everything else as it was? Please answer Yes or No.<|im_end|>\n"
+            "<|im_start|>assistant\n"
+        )
+        seen = nano_processor.image_processor(batch.source_images[row], return_tensors="pt")
+        before = nano_model.model.visual.encode(seen["pixel_values"], seen["image_grid_thw"])
+        out = nano_model.generate(
+            **nano_processor.tokenizer([text], return_tensors="pt"),
+            visual_bits=torch.cat([before, batch.bits[row]]),
+            image_grid_thw=torch.tensor([[1, 4, 6]] * 2),
+            max_new_tokens=1,
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        expected[row] = torch.softmax(out.logits[0][0].double(), dim=0)[ids].sum().item()
+    suite = RewardSuite.from_recipe(
+        [entry(nano_checkpoint), {**entry(nano_checkpoint, edit_question=None), "name": "plain"}]
+    )
+    table = suite.score(batch)
+    assert table.column("self_vqa").tolist() == pytest.approx(expected, rel=1e-4)
+    assert [said["question"].startswith("The first") for said in table.details["self_vqa"]] == [True, False, True]
+    assert table.column("plain")[0].item() != pytest.approx(expected[0], rel=1e-3)
+    one_by_one = RewardSuite.from_recipe([entry(nano_checkpoint, batch_size=1)]).score(batch)
+    assert one_by_one.values[:, 0].tolist() == pytest.approx(expected, rel=1e-4)
+
+
 def test_a_judge_of_its_own_keeps_only_what_reads(nano_checkpoint):
     reward = SelfVQA(str(nano_checkpoint), answers=YES)
     reward.load()
     assert {parameter.dtype for parameter in reward._model.parameters()} == {torch.bfloat16}
     assert not any(parameter.requires_grad for parameter in reward._model.parameters())
     assert not [name for name, _ in reward._model.named_parameters() if "vistok" in name or "visual_decoder" in name]
+    assert [name for name, _ in reward._model.named_parameters() if "visual.blocks" in name]  # that see what is edited
+    bits_alone = SelfVQA(str(nano_checkpoint), answers=YES, edit_question=None)
+    bits_alone.load()
+    assert not [name for name, _ in bits_alone._model.named_parameters() if "visual.blocks" in name]
     reward.to("meta")  # stands for a GPU here
     assert {parameter.device.type for parameter in reward._model.parameters()} == {"meta"}
 
