@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -59,8 +60,9 @@ class UniARModel(Qwen3VLModel):
 
         Returns (embeddings (B, P, H), mask (B, P) of the image positions). Raises ValueError on a count mismatch.
         """
-        columns = torch.arange(input_ids.shape[1], device=input_ids.device)
-        image_mask = (input_ids == self.config.image_token_id) & (columns < input_ids.shape[1] - written)
+        image_mask = input_ids == self.config.image_token_id
+        if written:
+            image_mask = F.pad(image_mask[:, :-written], (0, written))
         embeds = self.get_input_embeddings()(input_ids)
         places = int(image_mask.sum()) if places is None else places
         if places != len(features[0]):

@@ -23,6 +23,7 @@ from uniar.modeling_sd3 import SD3Transformer2DModelWithSigLIP
 from uniar.modeling_text import residual_stream
 from uniar.modeling_uniar import UniARForConditionalGeneration
 from uniar.placement import DTYPES
+from uniar.teacher_forcing import over_vocabulary
 
 DECODER_PROMPT_TOKENS = 333
 """77 of CLIP and 256 of T5"""
@@ -65,6 +66,16 @@ class Simulation:
             lambda: text_bytes(self.model.policy(recipe.model), rows, length, answer, checkpointing=checkpointing),
         )
 
+    def written(self, recipe: Recipe, rows: int, prefix: int, tokens: int, *, gradient: bool = True) -> int:
+        """`written_bytes` of a recipe's policy."""
+        checkpointing = bool(recipe.trainer.get("gradient_checkpointing", True))
+        return self._once(
+            ("written", repr(recipe.model), rows, prefix, tokens, gradient, checkpointing),
+            lambda: written_bytes(
+                self.model.policy(recipe.model), rows, prefix, tokens, gradient=gradient, checkpointing=checkpointing
+            ),
+        )
+
     def replay(self, recipe: Recipe, rows: int, prefix: int, tokens: int) -> int:
         """`replay_bytes` of a recipe's policy."""
         key = (repr(recipe.model), recipe.rollout.guidance, rows, prefix, tokens)
@@ -101,6 +112,27 @@ def update_bytes(policy: nn.Module, recipe: Recipe, rows: int, prefix: int, toke
         loss = _loss(gap[:rows] if branches == 1 else gap[:rows] + (gap[rows:] - gap[:rows]), recipe)
         loss.backward()
         del gap, loss
+    return measured.peak
+
+
+def written_bytes(
+    policy: nn.Module, rows: int, prefix: int, tokens: int, *, gradient: bool, checkpointing: bool
+) -> int:
+    """Of the replay of `rows` texts of so many tokens, with a reference's KL, and of its backward pass where there is
+    `gradient`: activations, and the distributions over the vocabulary that are in work at once."""
+    model = base_model(policy)
+    if gradient:
+        model.train()
+        if model is policy:  # adapters leave all else as it is
+            model.set_trainable(text=True)
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+    adapters_under_autocast(policy)
+    with torch.set_grad_enabled(gradient), Measured(policy) as measured:
+        log_probs, entropy, kl = written_text(model, rows, prefix, tokens)
+        if gradient:
+            (log_probs + entropy + kl).sum().backward()
+        del log_probs, entropy, kl
     return measured.peak
 
 
@@ -198,6 +230,17 @@ def text_divergence(model: UniARForConditionalGeneration, rows: int, length: int
     return categorical_kl(logits, torch.empty_like(logits)).sum()
 
 
+def written_text(model: UniARForConditionalGeneration, rows: int, prefix: int, tokens: int) -> list[Tensor]:
+    """Log-probabilities, entropies and KL on the meta device, as uniar/teacher_forcing.py computes them of texts that
+    are all as long and have no pictures before them."""
+    language = model.model.language_model
+    layers = language.layers
+    states = _hidden(model, layers, rows, prefix + tokens, 0, lambda embeds: residual_stream(embeds, layers))
+    hidden = language.norm(states[:, -tokens - 1 : -1])
+    written = torch.empty(rows, tokens, dtype=torch.long, device="meta")
+    return over_vocabulary(model.lm_head, hidden, written, 1.0, torch.empty_like(hidden.detach()))
+
+
 def _hidden(
     model: UniARForConditionalGeneration,
     layers: Iterable[nn.Module],
@@ -219,7 +262,7 @@ def _hidden(
     hidden = stream(hidden)
     for number, layer in enumerate(layers):
         hidden = layer(hidden, attention_mask=mask, position_embeddings=rotary)
-        if number < len(deepstack):
+        if number < len(deepstack) and tokens:
             added = torch.zeros_like(hidden).masked_scatter(image_mask, deepstack[number].to(hidden.dtype))
             hidden = hidden + added
     return hidden

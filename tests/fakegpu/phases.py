@@ -34,14 +34,19 @@ from rl.plan.simulation import DECODER_PROMPT_TOKENS, Simulation
 from rl.policy.loading import base_model
 from rl.policy.replay import Branch, replay
 from uniar import generation
+from uniar.engine.memory import text_bytes as engine_text_bytes
+from uniar.engine.prefix import prefill
 from uniar.engine.steps import Steps
+from uniar.engine.text_steps import TextSteps
 from uniar.modeling_decoder import UniARVisualDecoder
 from uniar.modeling_vision import UniARVisionModel
-from uniar.turn_prompt import TurnPrompt, drawing_positions
+from uniar.turn_prompt import TurnPrompt, drawing_positions, text_positions
 
 Figures = dict[str, Any]
 GRID = (16, 16)
 TOKENS = GRID[0] * GRID[1]
+WRITTEN = 512
+"""tokens of a text"""
 STEPS = 3
 """of a rollout that are run; the others have the same shapes"""
 
@@ -63,10 +68,12 @@ def recipe_of(name: str, micro: int | None = None, checkpointing: bool = True, g
     return load_recipe(f"configs/{name}.yaml", overrides)
 
 
-def prompts(model: nn.Module, rows: int, width: int = PREFIX) -> tuple[Tensor, Tensor, Tensor]:
-    """Ids, mask and positions of prefixes of several lengths, with values."""
+def prompts(model: nn.Module, rows: int, width: int = PREFIX, written: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids, mask and positions of prefixes of several lengths, with values; of texts of so many tokens, or drawings."""
     ids, lengths = torch.full((rows, width), 1000), torch.linspace(width // 2, width, rows).long()
     mask = (torch.arange(width) >= width - lengths[:, None]).long()
+    if written:
+        return ids, mask, text_positions(ids, mask, written, base_model(model))
     return ids, mask, drawing_positions(ids, mask, GRID, base_model(model))
 
 
@@ -75,10 +82,12 @@ def on_gpu(counts: Counts, tensors: tuple[Tensor, ...]) -> TurnPrompt:
 
 
 @contextmanager
-def policy_on_gpu(recipe: Recipe, rows: int, guided: bool) -> Iterator[tuple[Counts, nn.Module, TurnPrompt]]:
+def policy_on_gpu(
+    recipe: Recipe, rows: int, guided: bool, written: int = 0
+) -> Iterator[tuple[Counts, nn.Module, TurnPrompt]]:
     """The recipe's policy with nothing else on the GPU, and prompts."""
     model = released().policy(recipe.model)
-    given, twin = prompts(model, rows), prompts(model, 1, 32) if guided else None
+    given, twin = prompts(model, rows, written=written), prompts(model, 1, 32) if guided else None
     with fake_gpu() as counts:
         moved(model)
         prompt = on_gpu(counts, given)
@@ -147,6 +156,60 @@ def micro_batch(counts: Counts, prompt: TurnPrompt, rows: int) -> tuple[Branch, 
     twin = None if prompt.unconditional is None else Branch.of(prompt.unconditional, owners, token)
     bits = torch.empty(rows, TOKENS, *released().config.vision_config.code_shape, dtype=torch.uint8, device=GPU)
     return branch, twin, bits
+
+
+def writing(name: str) -> Figures:
+    """64 texts of 4 prompts; `step` counts one step of them."""
+    recipe, samples, seen = recipe_of(name), 64, []
+    with policy_on_gpu(recipe, 4, False, WRITTEN) as (counts, policy, prompt):
+        model = base_model(policy)
+        before = counts.begin()
+        with torch.no_grad(), torch.autocast(GPU, torch.bfloat16):
+            prefix = prefill(model, prompt, model.model.language_model.layers)
+            owners = torch.arange(samples, device=GPU) // (samples // 4)
+            steps = TextSteps(model, prefix, owners, torch.empty(samples, WRITTEN), [1], 1, 1.0)
+            for _ in range(STEPS):
+                seen.append(figures(counts, before))
+                steps.step()
+        whole = figures(counts, before)
+    planned = engine_text_bytes(base_model(simulation().policy(recipe)), PREFIX, WRITTEN, samples, 4)
+    return {**whole, "planned": planned, "step": difference(seen[STEPS - 1], seen[STEPS - 2])}
+
+
+def written(name: str, micro: int, gradient: bool) -> Figures:
+    """A micro-batch of texts replayed, with the KL of a reference; with `gradient` its backward pass too."""
+    recipe, tokens, real = recipe_of(name, micro), torch.full((micro, WRITTEN), 1000), torch.ones(micro, WRITTEN).long()
+    with policy_on_gpu(recipe, micro, False, WRITTEN) as (counts, policy, prompt):
+        model = base_model(policy)
+        if gradient:
+            model.train()
+            model.set_trainable(text=True)
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+            for parameter in policy.parameters():
+                if parameter.requires_grad:
+                    parameter.register_post_accumulate_grad_hook(lambda weight: setattr(weight, "grad", None))
+        ids, mask, width = counts.known(tokens), counts.known(real), model.config.text_config.hidden_size
+        given = {
+            "input_ids": torch.cat([prompt.input_ids, ids], 1),
+            "attention_mask": torch.cat([prompt.attention_mask, mask], 1),
+            "position_ids": prompt.position_ids,
+            "written_tokens": ids,
+            "written_mask": mask.bool(),
+            "reference_hidden": torch.empty(micro, WRITTEN, width, dtype=model.dtype, device=GPU),
+        }
+        before, counts.launches, counts.seconds = counts.begin(), 0, 0.0
+        with torch.set_grad_enabled(gradient), torch.autocast(GPU, torch.bfloat16):
+            output = policy(**given)
+            loss = (output.log_probs + output.entropy + output.kl).sum()
+        forward = counts.launches
+        if gradient:
+            loss.backward()
+        found = figures(counts, before)
+    return {
+        **found,
+        "forward": forward,
+        "planned": simulation().written(recipe, micro, PREFIX, WRITTEN, gradient=gradient),
+    }
 
 
 def replayed(name: str, micro: int) -> Figures:
@@ -235,6 +298,9 @@ PHASES: dict[str, Callable[[], Figures]] = {
     "LoRA, micro-batch 4": partial(update, "uniar_sft_lora", 4),
     "LoRA, micro-batch 4, all kept": partial(update, "uniar_sft_lora", 4, checkpointing=False),
     "decode of 16": decode,
+    "64 texts": partial(writing, "uniar_sft_512"),
+    "replay of 8 texts": partial(written, "uniar_sft_512", 8, gradient=False),
+    "update of 8 texts": partial(written, "uniar_sft_512", 8, gradient=True),
 }
 
 
