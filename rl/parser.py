@@ -21,7 +21,10 @@ class Parser(argparse.ArgumentParser):
         for word in rest:
             if word.startswith("-"):
                 known = re.findall(r"(?<![\w-])--?[a-zA-Z][\w-]*", self.format_help())
-                self.error(f"unrecognized arguments: {word}.{did_you_mean(word.partition('=')[0], known)}")
+                hint = did_you_mean(word.partition("=")[0], known)
+                if not hint and any("=value" in str(action.metavar) for action in self._actions):
+                    hint = f" Settings have no dashes: {word.lstrip('-')}{'' if '=' in word else '=…'}."
+                self.error(f"unrecognized arguments: {word}.{hint}")
         return found, rest
 
     def error(self, message: str) -> NoReturn:

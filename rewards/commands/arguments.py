@@ -54,19 +54,22 @@ def _list(parser: argparse.ArgumentParser) -> None:
 
 def _describe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", help="a name that `rewards list` shows, package.module:Class or path/to/file.py:Class")
-    parser.add_argument("parameters", nargs="*", metavar="key=value", help="to see what it needs with these")
+    parser.add_argument(
+        "parameters", nargs="*", default=[], metavar="key=value", help="to see what it needs with these"
+    )
 
 
 def _score(parser: argparse.ArgumentParser) -> None:
     parser.epilog, parser.formatter_class = SCORE_EXAMPLES, argparse.RawDescriptionHelpFormatter
     parser.add_argument("name", help="a name that `rewards list` shows, package.module:Class or path/to/file.py:Class")
-    parser.add_argument("parameters", nargs="*", metavar="key=value", help="its parameters, read as YAML")
+    parser.add_argument("parameters", nargs="*", default=[], metavar="key=value", help="its parameters, read as YAML")
     parser.add_argument(
         "--image",
         type=user_path,
-        action="append",
+        action="extend",
+        nargs="+",
         required=True,
-        help="a picture, a folder or a JSONL file; repeatable",
+        help="pictures, folders or JSONL files",
     )
     parser.add_argument("--prompt", default="", help="the prompt that the pictures were drawn from")
     parser.add_argument("--task", help="the task of that prompt")
@@ -95,7 +98,9 @@ def _new(parser: argparse.ArgumentParser) -> None:
 def _check(parser: argparse.ArgumentParser) -> None:
     parser.epilog, parser.formatter_class = CHECK_EXAMPLES, argparse.RawDescriptionHelpFormatter
     parser.add_argument("file", help="a .py file, checked for all its rewards; file.py:Name, or any name of a reward")
-    parser.add_argument("parameters", nargs="*", metavar="key=value", help="the reward's parameters, read as YAML")
+    parser.add_argument(
+        "parameters", nargs="*", default=[], metavar="key=value", help="the reward's parameters, read as YAML"
+    )
     parser.add_argument(
         "--samples", type=user_path, metavar="FILE.jsonl", help="pictures, as for `rewards score`; 2 to 16"
     )

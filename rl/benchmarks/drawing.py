@@ -22,6 +22,17 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
+def image_records(samples: Sequence[Sample], model: BenchmarkModel, settings: DrawSettings) -> list[dict[str, Any]]:
+    """What the file of each sample says of how it was drawn."""
+    weights = model.fingerprint
+    return [image_record(sample, settings, model.dtype, weights, model.name) for sample in samples]
+
+
+def already_drawn(folder: BenchmarkFolder, samples: Sequence[Sample], records: Sequence[dict[str, Any]]) -> set[int]:
+    """The numbers of the samples whose images are there. Raises UserError for one that was drawn otherwise."""
+    return {n for n, sample in enumerate(samples) if folder.is_drawn(sample, records[n])}
+
+
 def draw_missing(
     folder: BenchmarkFolder,
     samples: Sequence[Sample],
@@ -34,9 +45,8 @@ def draw_missing(
 ) -> int:
     """Draws what is missing in the folder and returns how many images were there. Raises UserError for an image that
     was drawn otherwise, unless `overwrite`."""
-    weights = model.fingerprint
-    records = [image_record(sample, settings, model.dtype, weights, model.name) for sample in samples]
-    there = set() if overwrite else {n for n, s in enumerate(samples) if folder.is_drawn(s, records[n])}
+    records = image_records(samples, model, settings)
+    there = set() if overwrite else already_drawn(folder, samples, records)
     batches = fixed_batches(len(samples), settings.decode_batch_size)
     batches = [batch for batch in batches if not there.issuperset(batch)]
     if accelerator is not None:

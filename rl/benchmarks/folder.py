@@ -1,6 +1,5 @@
 """The folder of a benchmark: where its images are, in UniAR's layout, and which of them are drawn already."""
 
-import dataclasses
 import hashlib
 import json
 import shutil
@@ -22,8 +21,6 @@ from uniar.reading.pictures import load_picture, picture_digest
 from uniar.shareable import shareable
 
 IMAGES, OFFICIAL, BASELINE = "images", "official", "baseline"
-_HOW = ("decode_batch_size", "engine", "memory_budget", "show_progress")
-"""settings that an image does not depend on, but for the last digits"""
 
 
 @dataclass(frozen=True)
@@ -57,10 +54,14 @@ class BenchmarkFolder:
         """The file of a sample."""
         return self.prompt_folder(sample.record) / f"samples/{sample.index:04d}.png"
 
-    def claim(self) -> None:
-        """Makes the folder. Raises UserError for one that is a run's, or cannot be made."""
+    def check_free(self) -> None:
+        """Raises UserError for a run's folder."""
         if RunFolder(self.path).was_begun:
             raise UserError(f"--output {self.path} is the folder of a run; name another folder.")
+
+    def claim(self) -> None:
+        """Makes the folder. Raises UserError for one that is a run's, or cannot be made."""
+        self.check_free()
         with writing(self.path):
             self.images.mkdir(parents=True, exist_ok=True)
             remove_unfinished(self.path, "*", "*/*", "*/*/*", "*/*/*/*")
@@ -111,14 +112,9 @@ class BenchmarkFolder:
         return load_picture(path, f"the image {path}")
 
 
-def drawn_how(settings: DrawSettings) -> dict[str, Any]:
-    """Settings that an image depends on."""
-    return {name: value for name, value in dataclasses.asdict(settings).items() if name not in _HOW}
-
-
 def image_record(sample: Sample, settings: DrawSettings, dtype: str, weights: str, model: str) -> dict[str, Any]:
     """All that an image depends on, and what its model was called; kept in its file."""
-    how = drawn_how(settings)
+    how = settings.of_images()
     record, edited = sample.record, {}
     if isinstance(record.image, str):
         edited = {"sha256": picture_digest(record.image)}

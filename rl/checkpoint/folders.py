@@ -87,8 +87,9 @@ def fault(folder: Path, manifest: Path | None = None) -> str | None:
     if not manifest.is_file():
         return f"it has no {manifest.name}, so its writing was never finished"
     try:
-        files = read_json(manifest, "manifest")["files"]
-        if not files:
+        listed = read_json(manifest, "manifest")
+        files = listed.get("files") if isinstance(listed, dict) else None
+        if not files or not isinstance(files, dict):
             return f"its {manifest.name} lists no files"
         for name, expected in files.items():
             path = folder / name

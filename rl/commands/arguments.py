@@ -9,7 +9,7 @@ from uniar.reading.files import user_path
 def train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", help="YAML recipe, see docs/config.md")
     parser.add_argument(
-        "overrides", nargs="*", metavar="key.sub=value", help="settings over the recipe's, read as YAML"
+        "overrides", nargs="*", default=[], metavar="key.sub=value", help="settings over the recipe's, read as YAML"
     )
     parser.add_argument(
         "--resume", action="store_true", help="continue from the newest checkpoint in the output folder"
@@ -21,7 +21,7 @@ def evaluate(parser: argparse.ArgumentParser) -> None:
         "recipe", help="YAML recipe; its sections evaluate, decode, eval_rewards and understanding are used"
     )
     parser.add_argument(
-        "overrides", nargs="*", metavar="key.sub=value", help="settings over the recipe's, read as YAML"
+        "overrides", nargs="*", default=[], metavar="key.sub=value", help="settings over the recipe's, read as YAML"
     )
     parser.add_argument(
         "--model", help="an exported folder or hub id, a run's checkpoint-N, or an adapter; default: the recipe's own"
@@ -53,7 +53,7 @@ def compare(parser: argparse.ArgumentParser) -> None:
 def plan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", help="YAML recipe, see docs/config.md")
     parser.add_argument(
-        "overrides", nargs="*", metavar="key.sub=value", help="settings over the recipe's, read as YAML"
+        "overrides", nargs="*", default=[], metavar="key.sub=value", help="settings over the recipe's, read as YAML"
     )
     parser.add_argument("--gpus", type=int, default=1, help="GPUs, one process each (default: 1)")
     parser.add_argument("--memory", type=float, default=80.0, help="memory of each GPU in GiB (default: 80)")

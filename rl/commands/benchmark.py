@@ -15,11 +15,11 @@ import pyarrow as pa
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 
-from rl.benchmarks.drawing import draw_missing
-from rl.benchmarks.folder import BASELINE, drawn_how
+from rl.benchmarks.drawing import already_drawn, draw_missing, image_records
+from rl.benchmarks.folder import BASELINE
 from rl.benchmarks.model import BenchmarkModel
 from rl.benchmarks.official import write_official
-from rl.benchmarks.plan import BenchmarkPlan, described, missing_needs, planned, reward_entries
+from rl.benchmarks.plan import BenchmarkPlan, described, missing_needs, output_of, planned, reward_entries
 from rl.benchmarks.scoring import score_images
 from rl.benchmarks.table import score_table
 from rl.checkpoint.layout import ENVIRONMENT, REPORT
@@ -90,7 +90,7 @@ def _drawn_before(name: str, plan: BenchmarkPlan) -> Path | None:
         )
     found = parse_json(read_regular(path / "table.json").decode(errors="replace"), f"{path / 'table.json'}")
     before = found.get("settings") if isinstance(found, dict) else None
-    own_settings = json_ready(drawn_how(plan.settings))
+    own_settings = json_ready(plan.settings.of_images())
     for key, value in own_settings.items():
         if not isinstance(before, dict) or before.get(key) != value:
             drawn = before.get(key) if isinstance(before, dict) else None
@@ -131,7 +131,8 @@ def _measure(
             write_whole(path / file, json.dumps(json_ready(content), indent=2, ensure_ascii=False) + "\n")
         write_whole(path / ENVIRONMENT, json.dumps(environment(world_size()), indent=2) + "\n")
         already = f" ({there} were there)" if there else ""
-        title = f"{plan.name}  {name}: {len(plan.records)} prompts, {len(samples)} images{already}"
+        prompts = f"{len(plan.records)} prompt{'s' * (len(plan.records) > 1)}"
+        title = f"{plan.name}  {name}: {prompts}, {len(samples)} image{'s' * (len(samples) > 1)}{already}"
         text = f"{title}\n\n{table.text()}\n" if plan.rewards.names else f"{title}\n"
         write_whole(path / "table.txt", text)
     print(text)
@@ -163,28 +164,40 @@ def _short_name(model: BenchmarkModel) -> str:
 
 
 def _dry_run(arguments: argparse.Namespace) -> int:
-    plan, missing = None, []
+    plan, missing, in_the_way = None, [], []
     try:
         plan = planned(arguments)
     except UserError as error:
         missing.append(str(error))
     missing += missing_needs(reward_entries(arguments))
-    names = [arguments.model, *([arguments.baseline] if arguments.baseline else [])]
-    for name in names:
+    output = output_of(arguments)
+    for name, path in ((arguments.model, output), (arguments.baseline, output / BASELINE)):
         try:
-            missing += _missing_of(name, arguments, plan)
+            model = None if name is None else _own_model(name, arguments, plan)
         except UserError as error:
             missing.append(str(error))
+            continue
+        if model is not None and plan is not None:
+            try:
+                plan.folder(path).check_free()
+                if not arguments.overwrite:
+                    already_drawn(plan.folder(path), plan.samples, image_records(plan.samples, model, plan.settings))
+            except UserError as error:
+                in_the_way.append(str(error))
     print(described(plan, arguments))
-    for sentence in dict.fromkeys(missing):
-        print(f"missing    {sentence}")
-    return int(bool(missing))
+    for label, sentences in (("missing", missing), ("in the way", in_the_way)):
+        for sentence in dict.fromkeys(sentences):
+            print(f"{label:10} {sentence}")
+    return int(bool(missing or in_the_way))
 
 
-def _missing_of(name: str, arguments: argparse.Namespace, plan: BenchmarkPlan | None) -> list[str]:
-    """Of a model, or of a folder to compare with. Downloads nothing."""
+def _own_model(name: str, arguments: argparse.Namespace, plan: BenchmarkPlan | None) -> BenchmarkModel | None:
+    """The model that would draw; None for a folder of images to compare with. Downloads nothing. Raises UserError for
+    one that is not here, or does not draw these prompts."""
     if not (name.startswith("preset:") or shipped_model(name) or user_path(name).exists()):
-        return [f"the model {name} is not here; where it is a hub id, it would be downloaded"]
-    if plan is not None and _drawn_before(name, plan) is None:
-        _model(arguments, name, choose_device(arguments.device)).check(plan.records, plan.settings)
-    return []
+        raise UserError(f"the model {name} is not here; where it is a hub id, it would be downloaded")
+    if plan is None or (name == arguments.baseline and _drawn_before(name, plan) is not None):
+        return None
+    model = _model(arguments, name, choose_device(arguments.device))
+    model.check(plan.records, plan.settings)
+    return model

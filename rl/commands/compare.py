@@ -50,14 +50,15 @@ def as_text(before: str, after: str, found: Comparison) -> str:
         if differences:
             parts += [*_table(title, differences), ""]
     if found.unpaired:
-        parts += [f"scored in one of the two only: {', '.join(found.unpaired)}", ""]
+        doubt = "; totals that hold it cannot be compared" if found.total is not None else ""
+        parts += [f"scored in one of the two only: {', '.join(found.unpaired)}{doubt}", ""]
     return "\n".join([*parts, verdict(found.total)])
 
 
 def verdict(total: Difference | None) -> str:
     """A sentence on the total."""
     if total is None:
-        return "No sample has a total in both."
+        return "No sample has a total of the same rewards in both."
     outcome = "B is significantly worse" if total.worse else "B is significantly better" if total.better else None
     how = f"gain {total.gain:+.4f}, 95% interval {total.low:+.4f} to {total.high:+.4f}"
     exact = "" if total.p is None else f", McNemar p = {total.p:.3g}"

@@ -6,6 +6,7 @@ uniar-rl init my_recipe.yaml --prompts prompts.jsonl --rewards ocr --gpus 8     
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -45,8 +46,10 @@ def run(arguments: argparse.Namespace) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             base, plan = _first_that_fits(target, answers)
-        except BaseException:
+        except BaseException as error:
             target.unlink(missing_ok=True)
+            if isinstance(error, UserError):  # about a line of a file that is not there any more
+                raise UserError(re.sub(rf"^{re.escape(str(target))}(, line \d+)?: ", "", str(error))) from error
             raise
     gpus, memory = answers["gpus"], answers["memory"]
     start = f"torchrun --nproc_per_node {gpus} -m rl.train" if gpus > 1 else "uniar-rl train"
@@ -65,7 +68,7 @@ def _answers(arguments: argparse.Namespace) -> dict[str, Any]:
 
     def whole(text: str) -> int:
         if not text.isdecimal() or not int(text):
-            raise UserError(f"{text!r} is not a number of GPUs.")
+            raise UserError(f"{text!r} is not a number of GPUs, 1 or more; without any, 1 stands for the CPU.")
         return int(text)
 
     def gib(text: str) -> float:

@@ -153,10 +153,10 @@ def check_batches(recipe: Recipe, world_size: int, prompt_count: int | None = No
         )
     prompts = samples // group
     if prompt_count is not None and prompt_count < prompts:
+        there = f"data.prompts '{recipe.data.prompts}' has {prompt_count} prompt{'s' * (prompt_count != 1)}"
         raise UserError(
-            f"{recipe.where('data.prompts')}: data.prompts '{recipe.data.prompts}' has {prompt_count} prompts, fewer "
-            f"than the {prompts} that a rollout takes: the {product} / rollout.samples_per_prompt {group}; give more "
-            "prompts or a smaller batch."
+            f"{recipe.where('data.prompts')}: {there}, fewer than the {prompts} that a rollout takes: the {product} / "
+            f"rollout.samples_per_prompt {group}; give more prompts or a smaller batch."
         )
     return prompts
 

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import difflib
 import functools
 import os
 import re
@@ -30,7 +31,7 @@ from uniar.reading.settings import (
     shown_value,
 )
 from uniar.reading.yaml_files import parse_yaml, read_yaml
-from uniar.shipped_files import shipped, shipped_model
+from uniar.shipped_files import SHIPPED, shipped, shipped_model
 
 _HOME = re.compile(r"~/|\$\{?\w+\}?/")
 _RETIRED = {("model", "lora", "dropout"): 0.0}
@@ -43,12 +44,23 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Raises UserError naming the file and line (or the override), what was found and what is valid.
     """
-    path = user_path(path)
-    path = path if path.exists() else shipped(str(path)) or path
+    path = _recipe_file(user_path(path))
     mapping, origins = _read_with_base(path, ())
     for override in overrides:
         _override(mapping, origins, override)
     return recipe_from_mapping(mapping, str(path), origins)
+
+
+def _recipe_file(path: Path) -> Path:
+    """A file here, or one that comes along. Raises UserError for a folder, and a name that is nearly one's."""
+    found = path if path.exists() else shipped(str(path)) or path
+    if found.is_dir():
+        inside = min(found.glob("*.yaml"), default=None)
+        raise UserError(f"'{path}' is a folder; name a recipe{f', such as {inside}' if inside else ', a YAML file'}.")
+    names = {file.stem: file.name for file in (SHIPPED / "configs").glob("*.yaml")}
+    if not found.exists() and (near := difflib.get_close_matches(path.stem, names, n=1)):
+        raise UserError(f"The recipe '{path}' does not exist. Did you mean '{names[near[0]]}'?")
+    return found
 
 
 def recipe_from_mapping(mapping: Mapping[str, Any], source: str = "recipe", origins: Origins | None = None) -> Recipe:
@@ -60,6 +72,9 @@ def recipe_from_mapping(mapping: Mapping[str, Any], source: str = "recipe", orig
     for section in ("rewards", "eval_rewards"):  # a bare name is short for {use: name}
         if isinstance(mapping.get(section), list):
             mapping[section] = [{"use": item} if isinstance(item, str) else item for item in mapping[section]]
+        elif (found := mapping.get(section)) is not None:
+            where, one = origin_of((section,), origins), found if isinstance(found, str) else "{use: NAME}"
+            raise UserError(f"{where}: {section} is {shown_value(found)}, expected a list of rewards, such as [{one}].")
     recipe = build(Recipe, mapping, (), origins, _names())
     check_rewards(recipe, origins)
     recipe = dataclasses.replace(

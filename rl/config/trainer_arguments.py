@@ -225,7 +225,7 @@ def check_trainer_arguments(arguments: dict[str, Any], origins: Origins) -> dict
     for name, value in arguments.items():
         path = ("trainer", name)
         if name in OWNED:
-            refuse(name, f"is set under {OWNED[name]}")
+            refuse(name, f"cannot be set; set {OWNED[name]} instead")
         if name not in hints:
             known = [one for one in hints if one in TAKEN]
             named = HABITS.get(f"trainer.{name}")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from uniar.errors import UserError
-from uniar.reading.files import user_path
+from uniar.reading.files import reason_of, user_path
 from uniar.reading.json_lines import JsonLine, parse_json
 from uniar.reading.pictures import picture_name, require_picture_file
 from uniar.reading.prompt_forms import has_rows
@@ -87,11 +87,13 @@ def _open(name: str, split: str) -> "datasets.Dataset":
 
     try:
         if not _is_saved(name):
-            return datasets.load_dataset(name, split=split)
+            return datasets.load_dataset(os.path.abspath(name) if os.path.isdir(name) else name, split=split)
         found = datasets.load_from_disk(name)
-    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
-        reason = " ".join(str(error.__cause__ or error).split())
-        raise UserError(f"the dataset '{name}' with split '{split}' cannot be loaded: {reason}") from error
+    except Exception as error:  # of a folder that is none it may be anything
+        reason = reason_of(error.__cause__ or error)
+        if not isinstance(error, datasets.exceptions.DatasetsError | OSError | ValueError):
+            reason = f"the library finds no data there ({type(error).__name__})"
+        raise UserError(f"the dataset '{name}' with split '{split}' cannot be loaded: {reason}.") from error
     if isinstance(found, datasets.DatasetDict):
         if split not in found:
             raise UserError(f"the dataset '{name}' has no split '{split}'; it has {', '.join(map(str, found))}.")

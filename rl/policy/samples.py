@@ -1,7 +1,7 @@
 """What is drawn, and how: a sample, and the settings that all samples of a training or an evaluation share."""
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 from rl.data.prompts import PromptRecord
 from uniar.engine import Engine
@@ -9,6 +9,9 @@ from uniar.seeds import seed_of
 
 if TYPE_CHECKING:
     from rl.config.sections import Recipe
+
+
+_HOW = ("decode_batch_size", "engine", "memory_budget", "show_progress")
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,10 @@ class DrawSettings:
             show_progress=drawn.show_progress,
             engine=drawn.engine,
         )
+
+    def of_images(self) -> dict[str, Any]:
+        """Those that images depend on, the others but for the last digits."""
+        return {name: value for name, value in asdict(self).items() if name not in _HOW}
 
     def bits_seed(self, sample: Sample, step: int) -> int:
         """Seed of the uniforms that a sample's bits are drawn from."""

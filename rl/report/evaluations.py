@@ -1,18 +1,31 @@
 """The evaluations that a folder holds, of a run or of `uniar-rl evaluate --output`."""
 
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 import pyarrow as pa
 
 from rl.checkpoint.layout import EVALUATIONS
-from rl.records.rows import read_rows
+from rl.records.rows import COLUMNS, read_rows
 from rl.run.records import files_of_steps
 from uniar.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 def evaluation_files(folder: Path) -> dict[int, Path]:
     """Update → the file with its evaluation's rows, in order."""
     return files_of_steps(folder / EVALUATIONS, ".parquet")
+
+
+def whole_rows(file: Path, columns: Mapping[str, pa.DataType] = COLUMNS, *, pictures: bool = True) -> pa.Table | None:
+    """As `read_rows` reads them; None, with a warning, for a file that is damaged."""
+    try:
+        return read_rows(file, columns, pictures=pictures)
+    except UserError as error:
+        logger.warning("The page leaves this out: %s", error)
+        return None
 
 
 def named_rows(path: Path) -> tuple[str, pa.Table]:

@@ -57,7 +57,7 @@ class Comparison:
     """All scores of two evaluations, and the total by task and by tag, each where there are several."""
 
     total: Difference | None
-    """None where no sample has a total both times"""
+    """None where no sample has a total both times, and where no reward made both"""
     rewards: list[Difference]
     by_task: list[Difference]
     by_tag: list[Difference]
@@ -99,6 +99,8 @@ def compare_rows(before: pa.Table, after: pa.Table, names: tuple[str, str] = ("A
     clusters = before["id"].to_pylist()
     columns = {name: _columns(before, after, f"{PREFIX}{name}") for name in rewards if name in others}
     totals = _columns(before, after, "total")
+    if rewards and others and not columns:
+        totals = np.full_like(totals[0], np.nan), totals[1]
     found = (difference(name, *pair, clusters) for name, pair in columns.items())
     return Comparison(
         difference("total", *totals, clusters),

@@ -16,8 +16,8 @@ from rl.config.grpo_config import flat
 from rl.config.recipe import load_recipe
 from rl.config.sections import Recipe
 from rl.evaluation.evaluate import held_out_otherwise
-from rl.records.rows import QUESTION_COLUMNS, read_rows
-from rl.report.evaluations import evaluation_files
+from rl.records.rows import QUESTION_COLUMNS, read_rows, reward_names
+from rl.report.evaluations import evaluation_files, whole_rows
 from rl.run.folder import RunFolder
 from rl.run.records import files_of_steps, read_lines
 from uniar.errors import UserError
@@ -66,7 +66,7 @@ class RunData:
 
     @property
     def steps(self) -> list[int]:
-        """The updates that were evaluated on the same samples as the last one."""
+        """The updates that were evaluated on the same samples and with the same rewards as the last one."""
         if not self.evaluations:
             return []
         last = _samples(list(self.evaluations.values())[-1])
@@ -142,9 +142,11 @@ def read_run(path: Path, *, running: bool | None = None) -> RunData:
     return RunData(
         path=path,
         lines=lines,
-        evaluations={step: read_rows(file, pictures=False) for step, file in files.items()},
+        evaluations={
+            step: rows for step, file in files.items() if (rows := whole_rows(file, pictures=False)) is not None
+        },
         answers=dict(folder.evaluated("understanding")),
-        questions=read_rows(questions, QUESTION_COLUMNS) if questions.is_file() else None,
+        questions=whole_rows(questions, QUESTION_COLUMNS) if questions.is_file() else None,
         groups=files_of_steps(folder.groups, ".parquet"),
         environment=read_object(folder.environment) if folder.environment.is_file() else {},
         finished=finished,
@@ -170,7 +172,8 @@ def mean(values: list[Any]) -> float | None:
 
 
 def _samples(rows: pa.Table) -> tuple[Any, ...]:
-    return tuple(rows[name].combine_chunks() for name in ("id", "sample", "prompt", "seed"))
+    columns = (rows[name].combine_chunks() for name in ("id", "sample", "prompt", "seed"))
+    return (*columns, tuple(reward_names(rows)))
 
 
 def _listed(mapping: dict[str, Any]) -> dict[str, Any]:

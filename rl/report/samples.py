@@ -6,7 +6,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from rl.records.rows import PREFIX, read_rows, reward_names, shared_details
+from rl.records.rows import PREFIX, reward_names, shared_details
+from rl.report.evaluations import whole_rows
 from rl.report.pictures import PictureStore
 from rl.report.run_data import RunData
 from rl.run.records import scores_in
@@ -70,7 +71,8 @@ def training_groups(run: RunData, store: PictureStore) -> list[dict[str, Any]]:
     found = []
     for step in dict.fromkeys([min(run.groups), max(run.groups)] if run.groups else ()):
         prompts: dict[str, list[dict[str, Any]]] = {}
-        for row in read_rows(run.groups[step]).to_pylist():
+        kept = whole_rows(run.groups[step])
+        for row in [] if kept is None else kept.to_pylist():
             prompts.setdefault(row["id"], []).append(row)
         groups = []
         for rows in prompts.values():

@@ -15,6 +15,7 @@ from typing import Any
 from rl.config.sections import Recipe
 from rl.data.prompts import PromptRecord
 from rl.data.questions import QuestionRecord
+from rl.policy.samples import DrawSettings
 from uniar.errors import UserError
 from uniar.reading.files import read_json
 
@@ -29,7 +30,8 @@ def data_state(
     questions: Sequence[QuestionRecord],
     kl_questions: Sequence[QuestionRecord],
 ) -> dict[str, dict[str, Any]]:
-    """The key of a recipe that names them → what the recipe says of them, how many they are, and their SHA-256."""
+    """The key of a recipe that names them → what the recipe says of them, how many they are, and their SHA-256; of
+    held-out prompts also that of how they are drawn and scored."""
     data, asked, seed = recipe.data, recipe.understanding, recipe.data_seed
     named = {
         "data.prompts": (records, [data.prompts, data.image_root, seed]),
@@ -37,10 +39,19 @@ def data_state(
         "understanding.questions": (questions, [asked.questions, asked.image_root, asked.limit]),
         "understanding.kl_questions": (kl_questions, [asked.kl_questions, asked.image_root]),
     }
-    return {
+    state = {
         key: {"from": [None if value is None else str(value) for value in said], **told_by(found)}
         for key, (found, said) in named.items()
     }
+    how = [recipe.eval_rewards or recipe.rewards, DrawSettings.for_evaluation(recipe).of_images()]
+    measured = json.dumps([*how, recipe.evaluate.samples_per_prompt], sort_keys=True, default=str)
+    state["evaluate.prompts"]["measured"] = hashlib.sha256(measured.encode()).hexdigest()
+    return state
+
+
+def measured_on(state: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """What tells the parts of evaluations apart that cannot be compared: other samples or questions, other rewards."""
+    return {part: state[key]["sha256"] + state[key].get("measured", "") for part, key in HELD_OUT.items()}
 
 
 def check_unchanged(before: Path, now: dict[str, dict[str, Any]]) -> None:

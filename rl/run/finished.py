@@ -85,4 +85,4 @@ def report(folder: RunFolder) -> None:
     print(f"checkpoint {folder.final}  plot {folder.plot}  sample grids {folder.samples}")
     if totals:
         first, last = (totals[step].nanmean().item() for step in (min(totals), max(totals)))
-        print(f"held-out reward: {first:.4f} -> {last:.4f}", flush=True)
+        print(f"held-out reward: {f'{first:.4f} -> ' if len(totals) > 1 else ''}{last:.4f}", flush=True)

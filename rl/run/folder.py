@@ -24,7 +24,7 @@ from rl.data.questions import QuestionRecord
 from rl.evaluation.evaluate import Evaluation
 from rl.evaluation.understanding import ANSWER_SCORES, Understanding
 from rl.records.rows import question_rows, write_rows, write_table
-from rl.run.data_state import HELD_OUT
+from rl.run.data_state import measured_on
 from rl.run.records import (
     append_lines,
     files_of_steps,
@@ -263,8 +263,7 @@ class RunFolder:
         """What an evaluation's file says of what it was made on; nothing where the run's folder does not."""
         if not self.data.is_file():
             return {}
-        data = read_json(self.data, "record of a run's data")
-        return {"held_out": {part: data[key]["sha256"] for part, key in HELD_OUT.items()}}
+        return {"held_out": measured_on(read_json(self.data, "record of a run's data"))}
 
     def forget_evaluation_at(self, step: int) -> None:
         """Drops the lines and files of an evaluation that is to be made again."""
@@ -294,18 +293,18 @@ class RunFolder:
 
     def evaluated(self, key: str, *, whole: bool = False) -> Iterator[tuple[int, Any]]:
         """Step by step what evaluations have under `key`, total or understanding, or with `whole` all of those that
-        have it; of the evaluations on the same held-out data as the last one, so that they can be compared."""
+        have it; of the evaluations that were made as the last one, on the same data, so that they can be compared."""
         found = {}
         for step, file in files_of_steps(self.evaluations, ".json").items():
             evaluation = read_evaluation(file)
             if evaluation is not None and key in evaluation:
                 found[step] = evaluation
-        measured_on = {
+        made_on = {
             step: (evaluation.get("held_out", {}).get(key), samples_of(evaluation, key))
             for step, evaluation in found.items()
         }
         for step, evaluation in sorted(found.items()):
-            if measured_on[step] == measured_on[max(found)]:
+            if made_on[step] == made_on[max(found)]:
                 yield step, evaluation if whole else evaluation[key]
 
 

@@ -112,7 +112,8 @@ def _check_reporters(recipe: Recipe, args: GRPOConfig) -> None:
         for integration in get_reporting_integration_callbacks(args.report_to):
             integration()  # which fails where its package is not installed
     except (*REFUSALS, AssertionError) as error:
-        raise UserError(f"{recipe.where('trainer.report_to')}: trainer.report_to: {reason_of(error)}.") from error
+        found = f"trainer.report_to is {recipe.trainer['report_to']!r}, which does not work"
+        raise UserError(f"{recipe.where('trainer.report_to')}: {found}: {reason_of(error)}.") from error
     if "wandb" in args.report_to and is_first_process() and (reason := wandb_session.refusal()) is not None:
         raise UserError(
             f"{recipe.where('trainer.report_to')}: trainer.report_to has wandb, but {reason}; log in with "

@@ -2,6 +2,8 @@
 
 import copy
 import os
+import re
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +13,11 @@ from rl.config.deepspeed_file import deepspeed_settings, filled_by_trainer
 from rl.config.sections import Recipe
 from uniar.errors import UserError, did_you_mean
 from uniar.reading.files import reason_of
+
+_OF_PYTHON = re.compile(
+    r"object has no attribute|object is not|unsupported operand|not supported between|must be \w+, not"
+)
+"""what Python says where a library takes a value for one of another type"""
 
 REFUSALS = (ValueError, TypeError, KeyError, AttributeError, AssertionError, RuntimeError, ImportError, ArithmeticError)
 
@@ -74,6 +81,7 @@ def _refusal(given: dict, args: GRPOConfig) -> Exception | None:
         filled.config.pop("train_batch_size", None)
         asked: set[str] = {"optimizer", "scheduler", "train_batch_size"}
         found = DeepSpeedConfig(_Asked(filled.config, asked))
+        _check_offloads(given)
         for key in given:
             if key not in asked:
                 raise KeyError(f"DeepSpeed has no setting '{key}'.{did_you_mean(key, asked)}")
@@ -93,6 +101,19 @@ def _refusal(given: dict, args: GRPOConfig) -> Exception | None:
     return None
 
 
+def _check_offloads(given: dict) -> None:
+    """DeepSpeed itself looks for the folder, and compiles what writes to it, only when weights are loaded."""
+    for section, asked in (given.get("zero_optimization") or {}).items():
+        if not (isinstance(asked, dict) and asked.get("device") == "nvme"):
+            continue
+        if not isinstance(path := asked.get("nvme_path"), str) or not Path(path).is_dir():
+            raise ValueError(f"{section}.nvme_path is {path!r}, expected a folder that is there")
+        from deepspeed.ops.op_builder import AsyncIOBuilder
+
+        if not AsyncIOBuilder().is_compatible(verbose=False):
+            raise ValueError(f"{section}.device is 'nvme', which needs the headers of libaio (libaio-dev)")
+
+
 def _key_of(error: Exception, blamed: list[str]) -> str:
     """Dotted: pydantic says which key of a section, elimination which section."""
     inner = [".".join(map(str, one["loc"])) for one in error.errors()] if hasattr(error, "errors") else []
@@ -102,5 +123,7 @@ def _key_of(error: Exception, blamed: list[str]) -> str:
 def _said(error: Exception) -> str:
     if hasattr(error, "errors"):  # pydantic's
         return error.errors()[0]["msg"].rstrip(" .")
+    if _OF_PYTHON.search(str(error)):
+        return "a value of another type is needed"
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     return " ".join(text.split()).rstrip(" .") or reason_of(error)

@@ -21,6 +21,18 @@ from rl.cli import main
         ),
         ("generate --model a --prompt b --output c --layout uniarr", "Did you mean 'uniar'?"),
         ("report a --zzz", "unrecognized arguments: --zzz."),
+        (
+            "train recipe.yaml --trainer.max_steps=1",
+            "unrecognized arguments: --trainer.max_steps=1. Settings have no dashes: trainer.max_steps=1.",
+        ),
+        (
+            "plan recipe.yaml --max_steps 1",
+            "unrecognized arguments: --max_steps. Settings have no dashes: max_steps=….",
+        ),
+        ("rewards score color --image a --quality 3", "Settings have no dashes: quality=…."),
+        ("train", "the following arguments are required: recipe"),
+        ("evaluate", "the following arguments are required: recipe"),
+        ("rewards score", "the following arguments are required: name, --image"),
         ("export a --output b surplus", "unrecognized arguments: surplus"),
     ],
 )
@@ -29,7 +41,7 @@ def test_hints(words, said, capsys):
         main(words.split())
     assert ended.value.code == 2
     last = capsys.readouterr().err.splitlines()[-1]
-    assert said in last
+    assert last.endswith(said) if "required" in said else said in last
     assert ("Did you mean" in last) == ("Did you mean" in said)
 
 

@@ -106,6 +106,10 @@ def test_a_picture_is_scored_as_in_a_recipe(typed, here):
     assert said == "       color  picture\n           1  drawn/c.webp\n"
     _, said = typed("score", "mine.py:length", "factor=2", "--image", "drawn/a.jpg", "--prompt", "four")
     assert said.splitlines()[1].split() == ["8", "drawn/a.jpg"]
+    _, several = typed(
+        "score", "mine.py:length", "factor=2", "--prompt", "four", "--image", "drawn/a.jpg", "drawn/b.png"
+    )
+    assert [line.split() for line in several.splitlines()[1:3]] == [["8", "drawn/a.jpg"], ["8", "drawn/b.png"]]
 
 
 def test_a_folder_in_the_order_of_its_names_and_the_mean(typed, here):

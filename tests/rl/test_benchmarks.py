@@ -267,6 +267,13 @@ def test_one_command_draws_scores_compares_and_goes_on(nano_checkpoint, tmp_path
     status, said = run("--model", other, "--output", out)
     assert status == 2
     assert "was drawn with weights" in said
+    status, said = run("--model", other, "--output", out, "--dry-run")
+    assert (status, "in the way " in said, "was drawn with weights" in said) == (1, True, True)
+    assert run(*model, "--dry-run")[0] == run("--model", other, "--output", out, "--dry-run", "--overwrite")[0] == 0
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.yaml").touch()
+    status, said = run("--model", other, "--output", tmp_path / "run", "--dry-run")
+    assert (status, "in the way " in said, "is the folder of a run" in said) == (1, True, True)
     after = tmp_path / "after"
     status, said = run("--model", other, "--output", after, "--baseline", out)
     assert status == 0

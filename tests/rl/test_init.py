@@ -61,6 +61,10 @@ def test_tiny_is_the_model_though_a_folder_has_the_name(folder):
         ("", "--prompts is missing"),
         ("--prompts none.jsonl", "none.jsonl"),
         ("--prompts prompts.jsonl --gpus none", "'none' is not a number of GPUs"),
+        (
+            "--prompts prompts.jsonl --gpus 0",
+            "'0' is not a number of GPUs, 1 or more; without any, 1 stands for the CPU.",
+        ),
         ("--prompts prompts.jsonl --memory -3", "'-3' is not a number of GiB"),
         ("--prompts prompts.jsonl --rewards compresibility", "Did you mean 'compressibility'?"),
         ("--model tiny --memory 2.1", "does not fit into 2.1 GiB on 1 GPU(s)"),
@@ -68,7 +72,9 @@ def test_tiny_is_the_model_though_a_folder_has_the_name(folder):
 )
 def test_what_cannot_be_a_recipe_leaves_none(words, said, folder, capsys):
     assert main(["init", "mine.yaml", "--gpus", "1", *words.split()]) == 2
-    assert said in capsys.readouterr().err
+    written = capsys.readouterr().err
+    assert said in written
+    assert "mine.yaml" not in written
     assert not (folder / "mine.yaml").exists()
 
 

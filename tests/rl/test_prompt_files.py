@@ -64,6 +64,7 @@ REFUSED = {
         lines({"prompt": "a", "id": 1}, {"prompt": "b", "idx": "1"}),
         "the id '1' was given in line 1",
     ),
+    "utf-32": ("p.txt", "a cat".encode("utf-32"), "is not text in UTF-8 but in UTF-32; save it as UTF-8."),
     "utf-16": ("p.txt", "a cat".encode("utf-16"), "is not text in UTF-8 but in UTF-16; save it as UTF-8."),
     "git lfs": ("p.txt", "version https://git-lfs.github.com/spec/v1\noid sha256:4\n", "is a pointer of Git LFS, not"),
     "workbook": (

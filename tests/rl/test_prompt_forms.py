@@ -64,10 +64,15 @@ def test_a_table_with_a_column_to_name(tmp_path):
     assert [record.where[-6:] for record in (fox, hill, sign)] == ["line 2", "line 5", "line 6"]
     assert list(asked(path).values()) == [fox.prompt, hill.prompt, sign.prompt]
     renamed = write(tmp_path / "other.csv", table.replace("prompt_en", "Prompts"))
-    assert "line 2: the field 'prompt' (or 'instruction') is missing; there are 'category'" in refusal(renamed)
+    assert (
+        "line 2: the field 'prompt' (or 'instruction') is missing; prompt_key can name another: 'category'"
+        in refusal(renamed)
+    )
     assert load_prompts(renamed, keys=Keys(prompt="Prompts")) == [fox, hill, sign]
     assert list(asked(renamed, "Prompts").values()) == [fox.prompt, hill.prompt, sign.prompt]
-    assert "line 2: the field 'Caption' is missing; there are " in refusal(renamed, keys=Keys(prompt="Caption"))
+    assert "line 2: the field 'Caption' is missing; prompt_key can name another: " in refusal(
+        renamed, keys=Keys(prompt="Caption")
+    )
 
 
 def test_a_table_with_tabs_ids_tasks_and_metadata(tmp_path):

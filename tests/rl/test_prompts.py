@@ -100,8 +100,12 @@ def test_ids_ignore_key_order_line_numbers_and_spelling_of_the_field(tmp_path):
         ('{"prompt": "x"', "line 2: not valid JSON: Expecting ',' delimiter at column 15."),
         ("[1, 2]", "line 2: found [1, 2] (a list), expected an object."),
         ('"x"', 'line 2: found "x" (a string), expected an object'),
-        ('{"task": "ocr"}', "line 2: the field 'prompt' (or 'instruction') is missing; there are 'task'"),
+        (
+            '{"task": "ocr"}',
+            "line 2: the field 'prompt' (or 'instruction') is missing; prompt_key can name another: 'task'",
+        ),
         ('{"promt": "x"}', "line 2: unknown field 'promt'. Did you mean 'prompt'?"),
+        ('{"messages": [{"role": "user"}]}', "'prompt' (or 'instruction') is missing; found: 'messages'"),
         ('{"prompt": null}', "line 2: the field 'prompt' (or 'instruction') is missing."),
         ('{"prompt": 3}', "line 2: 'prompt' is 3 (a number), expected a string."),
         ('{"instruction": ["x"]}', "line 2: 'instruction' is [\"x\"] (a list), expected a string."),

@@ -189,6 +189,28 @@ def test_copies_beside_the_files_are_no_evaluations(tmp_path):
     assert (found.steps, found.answers, found.groups) == (expected.steps, expected.answers, expected.groups)
 
 
+@pytest.mark.parametrize("name", ["evaluations/step-000000", "evaluations/questions", "groups/step-000040"])
+def test_what_is_damaged_is_left_out_and_named(name, tmp_path, caplog):
+    run = write_run(tmp_path / "damaged", samples=12)
+    file = run.path / f"{name}.parquet"
+    file.write_bytes(file.read_bytes()[:-20])
+    page = render([read_run(run.path)])
+    assert str(file) in caplog.text
+    assert "finished after update 40" in page
+
+
+def test_evaluations_with_other_rewards_are_not_compared(tmp_path, capsys):
+    run = write_run(tmp_path / "other", samples=12)
+    rows = read_rows(run.rows(0))
+    names = [f"{name}_of_old" if name.startswith("rewards/") else name for name in rows.column_names]
+    write_rows(run.rows(0), rows.rename_columns(names), 0)
+    assert 0 not in read_run(run.path).steps
+    assert main(["compare", str(run.rows(0)), str(run.path)]) == 0
+    said = capsys.readouterr().out
+    assert "No sample has a total of the same rewards in both." in said
+    assert "scored in one of the two only: color, color_of_old, sharpness, sharpness_of_old" in said
+
+
 def test_what_a_reward_says_is_shown_without_addresses_and_paths(tmp_path):
     run = write_run(tmp_path / "judged", samples=12)
     rows = read_rows(run.rows(40))

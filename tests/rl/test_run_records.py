@@ -12,12 +12,13 @@ from PIL import Image
 from support.training_runs import changed, run, small_recipe, weights
 
 from rl.checkpoint.folders import fault, saved_step
+from rl.config.recipe import recipe_from_mapping
 from rl.config.sections import EarlyStopSection
 from rl.data.prompts import PromptRecord
 from rl.data.questions import load_questions
 from rl.export.model_card import _understanding
 from rl.policy.prompt_stream import PromptStream
-from rl.run.data_state import told_by
+from rl.run.data_state import data_state, measured_on, told_by
 from rl.run.finished import report
 from rl.run.folder import RunFolder
 from rl.run.records import read_evaluation, read_lines
@@ -26,6 +27,12 @@ from rl.trainer.extensions.kl_control import KLControl
 from uniar.errors import UserError
 from uniar.reading.files import unfinished_path
 
+MINIMAL = {
+    "model": {"preset": "nano"},
+    "data": {"prompts": "p.jsonl"},
+    "evaluate": {"prompts": "h.jsonl"},
+    "rewards": [{"use": "color", "color": "red"}],
+}
 DAMAGED = {
     "empty": b"",
     "cut": b'{"total": [0.5, 0.',
@@ -95,6 +102,31 @@ def test_evaluations_of_other_samples_are_not_compared(folder, capsys):
     assert set(folder.evaluated_totals()) == {2, 3}
     report(folder)
     assert "held-out reward: 0.9000 -> 0.9000" in capsys.readouterr().out
+    (folder.evaluations / "step-000002.json").unlink()
+    report(folder)
+    assert capsys.readouterr().out.endswith("held-out reward: 0.9000\n")  # of a single one there is no change
+
+
+def test_evaluations_that_were_drawn_or_scored_otherwise_are_not_compared():
+    held_out = [PromptRecord("a red circle", None, {}, None, "1")]
+
+    def made_on(**sections):
+        return measured_on(data_state(recipe_from_mapping({**MINIMAL, **sections}), [], held_out, [], []))
+
+    same = {"seed": 3, "algorithm": {"beta": 0.5}, "decode": {"batch_size": 1}, "trainer": {"max_steps": 9}}
+    assert made_on(**same) == made_on()
+    for sections in (
+        {"rewards": ["sharpness"]},
+        {"eval_rewards": [{"use": "color", "color": "red", "weight": 2}]},
+        {"evaluate": {"prompts": "h.jsonl", "temperature": 0.5}},
+        {"evaluate": {"prompts": "h.jsonl", "seed": 1}},
+        {"evaluate": {"prompts": "h.jsonl", "samples_per_prompt": 2}},
+        {"decode": {"num_inference_steps": 3}},
+        {"rollout": {"height": 64}},
+    ):
+        other = made_on(**sections)
+        assert other["total"] != made_on()["total"], sections
+        assert other["understanding"] == made_on()["understanding"]
 
 
 @pytest.mark.parametrize(

@@ -130,6 +130,9 @@ TOGETHER = [
     ("data.prompts=hf://datasets/a/b", "data.prompts: 'hf://datasets/a/b' is an address"),
     ("data.prompts=$NOBODYS_FOLDER/p.jsonl", "names the variable $NOBODYS_FOLDER"),
     ("data.prompts=/dev/zero", "data.prompts"),
+    ("data.prompts=/", "data.prompts: the dataset '/' with split 'train' cannot be loaded: the library finds no data"),
+    ("rewards={use: color}", "expected a list of rewards, such as [{use: NAME}]"),
+    ("rewards.0.weight=1e39", "rewards.0.weight is 1e+39 (past float32)"),
     ("output_dir=.", "output_dir: '.' is the current folder"),
     ("output_dir=/", "output_dir: '/' is the current folder or one above it"),
     ("output_dir=/proc/x", "output_dir"),
@@ -208,6 +211,7 @@ LIBRARIES = [
     ("seed=-1", "seed"),
     ("data.seed=4294967296", "data.seed"),
     ("trainer.report_to=all", "trainer.report_to"),
+    ("trainer.report_to=''", "trainer.report_to is '', which does not work"),
     ("trainer.report_to=wandb", "trainer.report_to"),
     ("trainer.report_to=tensorbord", "trainer.report_to"),
     ("trainer.report_to=[tensorboard, none]", "trainer.report_to"),
@@ -248,6 +252,17 @@ LIBRARIES = [
     ("trainer.deepspeed={scheduler: {type: WarmupLR, params: {nonsense: 1}}}", "scheduler"),
     ("trainer.deepspeed={gradient_clipping: much}", "gradient_clipping"),
     ("trainer.deepspeed={}", "trainer.deepspeed"),
+    ("trainer.deepspeed={bf16: true}", "bf16: a value of another type is needed"),
+    ("trainer.deepspeed={zero_optimization: [1]}", "zero_optimization: a value of another type is needed"),
+    ("trainer.deepspeed={wall_clock_breakdown: x}", "wall_clock_breakdown: a value of another type is needed"),
+    (
+        "trainer.deepspeed={zero_optimization: {stage: 3, offload_param: {device: nvme}}}",
+        "zero_optimization: offload_param.nvme_path is None, expected a folder that is there",
+    ),
+    (
+        "trainer.deepspeed={zero_optimization: {stage: 3, offload_optimizer: {device: nvme, nvme_path: /no/such}}}",
+        "offload_optimizer.nvme_path is '/no/such'",
+    ),
     ("trainer.deepspeed={zero_optimization: {stage: 2}}", "trainer.deepspeed needs a launcher"),
 ]
 

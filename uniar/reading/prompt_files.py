@@ -159,9 +159,11 @@ def _prompt_key(line: JsonLine, given: str | None, needed: bool) -> str:
     found = [name for name in ([given] if given else _PROMPT) if line.values.get(name) is not None]
     if found or not needed:
         return found[0] if found else "prompt"
-    others = [f"'{name}'" for name in line.values if name not in _PROMPT]
     wanted = f"'{given}'" if given else "'prompt' (or 'instruction')"
-    there = f"; there are {', '.join(others[:_LISTED])}, one of which prompt_key can name" if others else ""
+    texts = [f"'{name}'" for name, value in line.values.items() if name not in _PROMPT and isinstance(value, str)]
+    others = texts or [f"'{name}'" for name in line.values if name not in _PROMPT]
+    what = "prompt_key can name another" if texts else "found"
+    there = f"; {what}: {', '.join(others[:_LISTED])}" if others else ""
     raise UserError(f"{line.where}: the field {wanted} is missing{there}.")
 
 

@@ -33,6 +33,8 @@ _MISTAKEN = {
     b"PK\x03\x04": "a zip archive or an Excel workbook; unpack it, or save it as CSV",
     b"PAR1": "Parquet; end its name in .parquet",
     b"\x1f\x8b": "packed by gzip; end its name in .gz",
+    b"\xff\xfe\x00\x00": "not text in UTF-8 but in UTF-32; save it as UTF-8",
+    b"\x00\x00\xfe\xff": "not text in UTF-8 but in UTF-32; save it as UTF-8",
     b"\xff\xfe": "not text in UTF-8 but in UTF-16; save it as UTF-8",
     b"\xfe\xff": "not text in UTF-8 but in UTF-16; save it as UTF-8",
 }

@@ -18,6 +18,9 @@ from typing import Any, Literal, Union
 from uniar.errors import UserError, did_you_mean, shortened
 from uniar.reading.files import user_path
 
+LARGEST_FLOAT = (2 - 2**-23) * 2.0**127
+"""of float32"""
+
 _VARIABLE = re.compile(r"\$(\{[A-Za-z_]\w*\}|[A-Z_][A-Z0-9_]+)")
 
 
@@ -224,7 +227,7 @@ def _in_words(option: Any, metadata: Mapping) -> list[str]:
         of = _options((*typing.get_args(option), Any)[0])[0]
         return [f"a list of {items.get((*of, Any)[0], 'mappings')}"]
     if option in (int, float):
-        bounds = [f"{sign} {metadata[key]:g}" for key, sign in _BOUNDS.items() if metadata.get(key) is not None]
+        bounds = [f"{sign} {metadata[key]:.10g}" for key, sign in _BOUNDS.items() if metadata.get(key) is not None]
         return [" ".join(["a whole number" if option is int else "a number", " and ".join(bounds)]).strip()]
     return [
         {
@@ -246,15 +249,14 @@ def _in_range(value: Any, hint: Any, path: tuple[str, ...], origins: Origins, me
     ge, gt, lt, le = (metadata.get(key) for key in _BOUNDS)
     too_low = (ge is not None and value < ge) or (gt is not None and value <= gt)
     if too_low or (lt is not None and value >= lt) or (le is not None and value > le):
-        raise UserError(
-            f"{origin_of(path, origins)}: {key_of(path)} is {value if isinstance(value, int) else format(value, 'g')}, "
-            f"expected {expected(hint, metadata)}."
-        )
+        shown = value if isinstance(value, int) else format(value, ".15g")
+        raise UserError(f"{origin_of(path, origins)}: {key_of(path)} is {shown}, expected {expected(hint, metadata)}.")
     return value
 
 
 def _is_usable(value: float, metadata: Mapping) -> bool:
-    return math.isfinite(value) or metadata.get("infinite", False)
+    """Whether it fits float32, as what it is computed with does: 1e308 times anything else would be infinite."""
+    return abs(value) <= LARGEST_FLOAT or metadata.get("infinite", False)
 
 
 def _is_whole(value: Any) -> bool:
@@ -271,8 +273,8 @@ def shown_value(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     kinds = {int: "a whole number", float: "a number", str: "a string", list: "a list"}
-    if isinstance(value, float) and not math.isfinite(value):
-        return f"{value} (not finite)"
+    if isinstance(value, float) and not abs(value) <= LARGEST_FLOAT:
+        return f"{value} ({'past float32' if math.isfinite(value) else 'not finite'})"
     text = repr(value) if not isinstance(value, int) or _is_whole(value) else f"a number of {value.bit_length()} bits"
     kind = kinds.get(type(value), "a mapping" if isinstance(value, dict) else type(value).__name__)
     return f"{shortened(text)} ({kind})"
