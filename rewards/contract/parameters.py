@@ -46,8 +46,9 @@ def bind_parameters(
 
 
 def hints_of(target: Callable) -> dict[str, Any]:
-    """The annotations of a class's `__init__` or of a function; none where one exists for type checkers only."""
+    """The annotations of a class's `__init__` or of a function; none where one exists for type checkers only, and of
+    what is called like a function but is none, such as a `functools.partial`."""
     try:
         return typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
-    except NameError:
+    except (NameError, TypeError):
         return {}

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from support.fresh_process import ROOT, run_fresh
+from support.fresh_process import PROJECT, ROOT, run_fresh
 from support.warm_process import run_warm
 
 import rewards.commands
@@ -128,7 +128,7 @@ distributed.destroy_process_group()
     assert done.stderr == "uniar-rl plan: it is wrong.\n"
 
 
-@pytest.mark.parametrize("file", ["rewards.py", "tiny/__init__.py", "uniar.py"])
+@pytest.mark.parametrize("file", ["rewards.py", "tiny/__init__.py", "uniar.py", "inference/__init__.py"])
 def test_a_users_own_module_of_the_same_name_is_named(file, tmp_path):
     own = tmp_path / file
     own.parent.mkdir(exist_ok=True)
@@ -148,6 +148,23 @@ def test_a_users_own_module_of_the_same_name_is_named(file, tmp_path):
     assert len(done.stderr.splitlines()) == 1
     library = run_fresh("import rl", tmp_path, tmp_path)
     assert library.stderr.splitlines()[-1].startswith(f"ImportError: {own} is taken for")
+
+
+@pytest.mark.parametrize("file", ["rl/__init__.py", "rl.py", "rewards.py", "uniar/__init__.py", "inference.py"])
+def test_another_package_that_has_a_name_of_ours_is_named_by_the_command(file, tmp_path):
+    site, here = tmp_path / "site-packages", tmp_path / "here"
+    here.mkdir()
+    own = site / file
+    own.parent.mkdir(parents=True)
+    own.write_text("")
+    module, _, function = PROJECT["scripts"]["uniar-rl"].partition(":")
+    program = f"import sys; sys.argv = ['uniar-rl', 'plan', 'x']; import {module}; sys.exit({module}.{function}())"
+    done = run_fresh(program, here, site)
+    assert done.returncode == 2, done.stderr
+    name = file.partition("/")[0].removesuffix(".py")
+    assert f" is taken for uniar-rl's own package '{name}'; uninstall " in done.stderr
+    assert str(own) in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize("name", [*uniar.__all__])

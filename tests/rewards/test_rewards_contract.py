@@ -1,5 +1,6 @@
 """The contract: what a reward is given, as a batch or as the columns of a function, and what it may return."""
 
+import functools
 import math
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image
 from support.numbered_batch import make_batch, red_channel
 
 from rewards import RewardBatch, RewardSpec, RewardSuite
+from rewards.contract.function import FunctionReward
 from rewards.contract.protocol import BrokenContract, read_scores
 from uniar.errors import UserError
 
@@ -234,3 +236,16 @@ def test_the_former_name_of_an_attribute_is_not_passed_over(tmp_path):
     (tmp_path / "mine.py").write_text(text)
     with pytest.raises(UserError, match="it says beside_decoding, which is called overlaps_decoding"):
         RewardSpec.from_mapping({"use": f"{tmp_path / 'mine.py'}:meter"}).build()
+
+
+def test_what_is_called_like_a_function_is_one():
+    class Constant:
+        def __call__(self, prompts, images, value: float = 0.5, **columns):
+            return [value] * len(prompts)
+
+        def score_all(self, prompts, images, value=0.5):
+            return [value] * len(prompts)
+
+    batch = RewardBatch(prompts=["a", "b"], images=[None, None])
+    for called in (Constant(), Constant().score_all, functools.partial(Constant().score_all, value=0.1)):
+        assert FunctionReward(called, {"value": 0.25}).score(batch) == [0.25, 0.25]
