@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch._dynamo.utils import counters
+from torch._inductor import config as inductor
 
 from uniar.errors import RunError
 from uniar.modeling_decoder import UniARVisualDecoder
@@ -48,6 +49,9 @@ def test_compiled_blocks_draw_the_same_images(plain, fresh, guidance_scale):
 @pytest.mark.slow
 def test_blocks_that_do_not_compile(fresh, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("/nowhere/g++",))
-    with pytest.raises(RunError, match=r"the decoder's blocks do not compile: .*take decode.compile false"):
+    # Not by monkeypatch, which takes the setting away for good where torch had it by default.
+    with (
+        inductor.patch({"cpp.cxx": ("/nowhere/g++",)}),
+        pytest.raises(RunError, match=r"the decoder's blocks do not compile: .*take decode.compile false"),
+    ):
         fresh.decode(torch.zeros(1, 4, 4, 4, dtype=torch.long), 64, 64, num_inference_steps=1)

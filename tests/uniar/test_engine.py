@@ -7,6 +7,7 @@ import pytest
 import torch
 from support.golden_inputs import any_noise, close, edit_prompt, text_prompt
 from torch._dynamo.utils import counters
+from torch._inductor import config as inductor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -280,7 +281,7 @@ def test_compiled_layers_of_other_models(golden, kind):
 def test_without_a_compiler(golden, monkeypatch):
     torch.compiler.reset()
     monkeypatch.setenv("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("/nowhere/g++",))
-    with pytest.raises(RunError, match=r"the layers do not compile: .*take rollout.engine eager or auto"):
+    without = inductor.patch({"cpp.cxx": ("/nowhere/g++",)})
+    with without, pytest.raises(RunError, match=r"the layers do not compile: .*take rollout.engine eager or auto"):
         draw(golden("bsq8").model(), text_prompt(golden("bsq8")), "compiled")
     torch.compiler.reset()
