@@ -7,9 +7,11 @@ source.
   bsq_encoder/  sd3_transformer/  sd3_pipeline/           visual decoder
 """
 
+import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -187,14 +189,42 @@ def decoder_weight_files(folder: Path) -> list[Path]:
     return [file for part, weights in parts for file in weight_files(folder / part, weights)]
 
 
-def copy_untrained_parts(source: Path, target: Path) -> None:
-    """Copies what training leaves alone (processor files and decoder folders), byte for byte."""
+def copy_untrained_parts(source: Path, target: Path, replaced: Path | None = None) -> None:
+    """Copies what training leaves alone (processor files and decoder folders), byte for byte. replaced: an earlier
+    copy that `target` takes the place of, on the same disk; those of its files that are still the source's go on."""
     for entry in sorted(source.iterdir()):
         if entry.is_dir():
             if entry.name in DECODER_PARTS:
-                shutil.copytree(entry, target / entry.name, dirs_exist_ok=True)
+                before = None if replaced is None else replaced / entry.name
+                copy = partial(_copy, tops=(entry, before))
+                shutil.copytree(entry, target / entry.name, copy_function=copy, dirs_exist_ok=True)
         elif not (entry.name in _MODEL_FILES or entry.name.startswith(".") or entry.name.endswith(_WEIGHT_ENDINGS)):
             shutil.copyfile(entry, target / entry.name)
+
+
+def _copy(source: str, target: str, tops: tuple[Path, Path | None]) -> None:
+    """A file of the decoder, 15 GB with its text encoders. Where a file system can share blocks between files (XFS,
+    Btrfs) or copy by itself (NFS), the kernel has it do so; a link to the source would change the source when somebody
+    changes the copy. tops: the source's folder, and the same of a copy of before: the same file there, told by size and
+    time, is linked, as it is about to lose its other name."""
+    top, before = tops
+    if before is not None and _unchanged(earlier := before / Path(source).relative_to(top), Path(source)):
+        Path(target).unlink(missing_ok=True)
+        os.link(earlier, target)
+        return
+    with open(source, "rb") as reading, open(target, "wb") as writing:
+        with suppress(OSError, AttributeError):  # another disk, an old kernel, no Linux
+            while os.copy_file_range(reading.fileno(), writing.fileno(), 2**30):
+                pass
+        shutil.copyfileobj(reading, writing, 2**24)  # what is left
+    shutil.copystat(source, target)
+
+
+def _unchanged(copy: Path, source: Path) -> bool:
+    if not copy.is_file() or copy.is_symlink():
+        return False
+    one, other = copy.stat(), source.stat()
+    return (one.st_size, one.st_mtime_ns) == (other.st_size, other.st_mtime_ns)
 
 
 class StrictLoading(_Model):

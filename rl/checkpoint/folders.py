@@ -8,8 +8,9 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -23,6 +24,9 @@ from uniar.errors import UserError
 from uniar.reading.files import read_json, reason_of, write_whole
 
 logger = logging.getLogger(__name__)
+
+_WRITER = re.compile(r"(?:\bpp_rank_|_pp_rank_|rng_state_)(\d+)")
+"""which process has written a file, in the names of DeepSpeed's and transformers'"""
 
 
 @contextmanager
@@ -61,24 +65,50 @@ def require_there(run: Path) -> None:
         raise UserError(f"{run} is not there any more: it was renamed or removed while a run was writing to it.")
 
 
-def listed(folder: Path, *but: str) -> dict[str, dict[str, Any]]:
-    """Path → size and SHA-256 of every file in a folder, without those named; waits until they are on the disk."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in but)
+Files = dict[str, dict[str, Any]]
+"""path in a folder → size and SHA-256"""
+
+
+def listed(folder: Path, *but: str) -> Files:
+    """Every file in a folder, without those named; waits until they and the folders are on the disk."""
+    found = looked_at(folder, _names(folder, *but))
+    _flush_folders(folder)
+    return found
+
+
+def looked_at(folder: Path, names: Sequence[str]) -> Files:
+    """These files of a folder, once they are on the disk."""
     with ThreadPoolExecutor() as threads:  # a large run's files are hundreds of GB
-        digests = list(threads.map(_digest, paths))
+        digests = list(threads.map(_digest, (folder / name for name in names)))
     files = {}
-    for path, digest in zip(paths, digests, strict=True):
-        files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest}
-        _flush(path)
-    for path in (*(path for path in folder.rglob("*") if path.is_dir()), folder):
-        _flush(path)
+    for name, digest in zip(names, digests, strict=True):
+        files[name] = {"bytes": (folder / name).stat().st_size, "sha256": digest}
+        _flush(folder / name)
     return files
 
 
-def seal(folder: Path) -> None:
-    """Writes the manifest of a folder whose files are all there, and waits until they are on the disk."""
-    write_whole(folder / MANIFEST, json.dumps({"files": listed(folder, MANIFEST)}, indent=2) + "\n")
-    _flush(folder)
+def shares(folder: Path, processes: int) -> list[list[str]]:
+    """The files of a checkpoint, divided among the processes that look at them: each has those that it wrote itself, as
+    far as their names tell, and the largest of the others go to whoever has least."""
+    found: list[list[str]] = [[] for _ in range(processes)]
+    held = [0] * processes
+    sizes = {name: (folder / name).stat().st_size for name in _names(folder, MANIFEST)}
+    written = {name: int(told[1]) for name in sizes if (told := _WRITER.search(name))}
+    for name in sorted(sizes, key=lambda name: (name not in written, -sizes[name], name)):
+        process = written.get(name, processes)
+        if process >= processes:
+            process = held.index(min(held))
+        found[process].append(name)
+        held[process] += sizes[name]
+    return found
+
+
+def seal(folder: Path, files: Files | None = None) -> None:
+    """Writes the manifest of a folder whose files are all there, and waits until they are on the disk. files: what
+    processes have found of their shares; None: this one looks at all."""
+    files = looked_at(folder, _names(folder, MANIFEST)) if files is None else dict(sorted(files.items()))
+    write_whole(folder / MANIFEST, json.dumps({"files": files}, indent=2) + "\n")
+    _flush_folders(folder)
 
 
 def fault(folder: Path, manifest: Path | None = None) -> str | None:
@@ -122,11 +152,11 @@ def processes_of(checkpoint: Path) -> int | None:
     return 1 if (checkpoint / RANDOM_STATE).is_file() else len(list(checkpoint.glob(RANDOM_STATES))) or None
 
 
-def publish(run: Path, name: str) -> Path:
-    """Seals `<run>/.saving/<name>` and gives it its place in the run. What is there already, such as a damaged one that
-    was passed over, is moved out of the way first and deleted after."""
+def publish(run: Path, name: str, files: Files | None = None) -> Path:
+    """Seals `<run>/.saving/<name>`, with `files` as `seal` takes them, and gives it its place in the run. What is there
+    already, such as a damaged one that was passed over, is moved out of the way first and deleted after."""
     written, place = run / SAVING / name, run / name
-    seal(written)
+    seal(written, files)
     if place.exists():
         os.replace(place, run / SAVING / f"{name}{REPLACED}")
     os.replace(written, place)
@@ -177,9 +207,19 @@ def _free(folder: Path) -> str:
         return "unknown space"
 
 
+def _names(folder: Path, *but: str) -> list[str]:
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name not in but)
+    return sorted(path.relative_to(folder).as_posix() for path in files)
+
+
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush_folders(folder: Path) -> None:
+    for path in (*(path for path in folder.rglob("*") if path.is_dir()), folder):
+        _flush(path)
 
 
 def _flush(path: Path) -> None:

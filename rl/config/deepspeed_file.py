@@ -1,5 +1,6 @@
 """`trainer.deepspeed`: a JSON file, or what could stand in one."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,23 @@ def deepspeed_settings(recipe: Recipe) -> dict[str, Any] | None:
 
 def filled_by_trainer(settings: dict[str, Any]) -> dict[str, Any]:
     """The same with batch sizes and clipping left to the recipe where nothing is said of them: accelerate fills in what
-    is "auto" and nothing else. DeepSpeed does not start without the first, and clips nothing without the last."""
+    is "auto" and nothing else. DeepSpeed does not start without the first, and clips nothing without the last. And with
+    `accumulates_in_float32`, so that what small micro-batches add is not rounded away."""
     from_recipe = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
-    return {**dict.fromkeys(from_recipe, "auto"), **settings}
+    filled = {**dict.fromkeys(from_recipe, "auto"), **settings}
+    if accumulates_in_float32(settings):
+        filled["data_types"] = {"grad_accum_dtype": "fp32", **(settings.get("data_types") or {})}
+    return filled
+
+
+def accumulates_in_float32(settings: Mapping[str, Any] | None) -> bool:
+    """Whether the gradients of an update's micro-batches are added up in float32, whatever the model's type: under
+    ZeRO-2, unless the settings say otherwise. Stage 1 would take another optimizer of DeepSpeed's for it, and an
+    optimizer on the CPU adds up there."""
+    zero = (settings or {}).get("zero_optimization") or {}
+    said = ((settings or {}).get("data_types") or {}).get("grad_accum_dtype", "fp32")
+    on_cpu = (zero.get("offload_optimizer") or {}).get("device", "none") != "none"
+    return zero.get("stage") == 2 and not on_cpu and said == "fp32"
 
 
 def with_deepspeed_settings(recipe: Recipe) -> Recipe:

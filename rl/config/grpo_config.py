@@ -16,6 +16,10 @@ from uniar.errors import UserError
 from uniar.reading.files import reason_of
 from uniar.shareable import shareable
 
+TIMEOUT = 7200
+"""seconds that a process waits for the others by default. While a checkpoint or export is written they all do: that of
+the released model is 140 GB, two hours at 20 MB/s. One that dies is noticed sooner (rl/distributed/peers.py)."""
+
 PROJECT = "uniar-rl"
 """what W&B and trackio file runs under, where neither the recipe nor the environment names it"""
 
@@ -78,6 +82,7 @@ def trl_settings(recipe: Recipe, trainer: Mapping[str, Any], bits: int) -> dict[
     """Arguments of GRPOConfig. trainer: what is chosen of them; bits: of an image."""
     return {
         "logging_steps": 1,
+        "ddp_timeout": TIMEOUT,
         "report_to": "none",
         "project": os.environ.get("WANDB_PROJECT", PROJECT),
         "bf16": recipe.model.dtype == "bfloat16",

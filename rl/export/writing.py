@@ -99,7 +99,7 @@ def _write_checkpoint(
         for name in _CONFIGS:
             if (source / name).is_file():
                 shutil.copyfile(source / name, folder / name)
-        copy_untrained_parts(source, folder)
+        copy_untrained_parts(source, folder, target)
         if card is not None:
             (folder / CARD).write_text(card)
         if note is not None:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from rl.config.deepspeed_file import deepspeed_settings
+from rl.config.deepspeed_file import accumulates_in_float32, deepspeed_settings
 from rl.config.sections import Recipe
 
 PHASES = ("rollout", "evaluate", "decode", "replay", "update", "step")
@@ -43,6 +43,8 @@ class ZeroSettings:
     """ZeRO-3: elements that may be gathered at once"""
     subgroup: int = 0
     """ZeRO-3: elements that the optimizer updates at once"""
+    float32_gradients: bool = False
+    """whether micro-batches are added up in float32"""
 
     @classmethod
     def of(cls, config: Mapping[str, Any] | None, hidden: int) -> "ZeroSettings":
@@ -68,6 +70,7 @@ class ZeroSettings:
             live=elements("stage3_max_live_parameters", 1e9, int(1e9))
             + elements("stage3_prefetch_bucket_size", 5e7, int(0.9 * hidden**2)),
             subgroup=elements("sub_group_size", 1e9, int(1e9)),
+            float32_gradients=accumulates_in_float32(config),
         )
 
 
@@ -138,7 +141,8 @@ class ModelStates:
                 Part("optimizer", states),
             ]
         master = (4 + 4 * self.states_a_weight) * number // sharded
-        gradients = self.trained_bytes // (gpus if zero.stage >= 2 else 1)
+        held = 4 * number if zero.float32_gradients else self.trained_bytes
+        gradients = held // (gpus if zero.stage >= 2 else 1)
         float32 = 4 * number // sharded
         weights = self.whole // (gpus if zero.stage == 3 else 1)
         if zero.optimizer_on_cpu:

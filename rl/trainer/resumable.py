@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset
 from torch import Tensor, nn
 from transformers import TrainerCallback
@@ -19,7 +20,7 @@ from trl.models.utils import unwrap_model_for_generation
 from trl.trainer.utils import RepeatSampler
 
 from rl.algorithm.metrics import EXTREMES, Kind
-from rl.checkpoint.folders import publish, rotate, writing
+from rl.checkpoint.folders import Files, looked_at, publish, rotate, shares, writing
 from rl.checkpoint.layout import CHECKPOINT, SAVING
 from rl.checkpoint.resume import apply_settings, forward_schedule, settings_of_groups
 from rl.checkpoint.stateful_callback import StatefulCallback
@@ -205,8 +206,16 @@ class ResumableGRPOTrainer(GRPOTrainer):
             self.accelerator.wait_for_everyone()
             if main:
                 RunFolder(run).copy_records(run / SAVING / name)
-                rotate(run, self.args.save_total_limit, publish(run, name))
+            files = self._looked_at(run / SAVING / name)
+            if main:
+                rotate(run, self.args.save_total_limit, publish(run, name, files))
             self.accelerator.wait_for_everyone()
+
+    def _looked_at(self, folder: Path) -> Files:
+        """What all processes have found of their shares of a checkpoint's files, once these are on the disk."""
+        told = [shares(folder, self.accelerator.num_processes) if self.accelerator.is_main_process else None]
+        own = looked_at(folder, broadcast_object_list(told)[0][self.accelerator.process_index])
+        return {name: found for share in gather_object([own]) for name, found in share.items()}
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(Path(self.args.output_dir) / SAVING) if self._saving else super()._get_output_dir(trial)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rl.checkpoint.folders import checkpoints, fault, newest_good, publish, rotate, writing
+from rl.checkpoint.folders import checkpoints, fault, looked_at, newest_good, publish, rotate, shares, writing
 from rl.checkpoint.layout import MANIFEST, SAVING
 from uniar.errors import UserError
 
@@ -26,6 +26,32 @@ def test_published_checkpoint_is_whole(tmp_path):
     assert set(json.loads((folder / MANIFEST).read_text())["files"]) == {"model.safetensors", "deep/state.pt"}
     assert not (tmp_path / SAVING).exists()
     assert newest_good(tmp_path) == folder
+
+
+ZERO = [f"global_step1/bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in range(4)]
+RANDOM = [f"rng_state_{rank}.pth" for rank in range(4)]
+OTHERS = {"model-1.safetensors": 50, "model-2.safetensors": 40, "global_step1/mp_rank_00_model_states.pt": 30, "a": 2}
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4, 7])
+def test_processes_look_at_what_they_wrote_and_share_the_rest(tmp_path, processes):
+    folder = tmp_path / SAVING / "checkpoint-1"
+    (folder / "global_step1").mkdir(parents=True)
+    sizes = dict.fromkeys(ZERO, 100) | dict.fromkeys(RANDOM, 1) | OTHERS
+    for name, size in sizes.items():
+        (folder / name).write_bytes(os.urandom(size))
+    shared = shares(folder, processes)
+    assert sorted(name for own in shared for name in own) == sorted(sizes)
+    for rank in range(min(4, processes)):
+        assert {ZERO[rank], RANDOM[rank]} <= set(shared[rank])
+    loads = [sum(sizes[name] for name in own) for own in shared]
+    assert max(loads) <= {1: 526, 2: 276, 4: 152, 7: 101}[processes]
+    files = {name: found for own in reversed(shared) for name, found in looked_at(folder, own).items()}
+    place = publish(tmp_path, folder.name, files)
+    assert fault(place) is None
+    assert list(json.loads((place / MANIFEST).read_text())["files"]) == sorted(sizes)
+    (place / ZERO[0]).write_bytes(b"x" * 100)
+    assert "not what was written" in fault(place)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """The checkpoint folder: the layout and keys that the reference writes and reads, and strict loading."""
 
+import errno
 import filecmp
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -200,6 +202,44 @@ def test_a_folder_of_something_else_is_not_copied(checkpoint, tmp_path):
     copy_untrained_parts(checkpoint, target)
     assert not (target / "runs").exists()
     assert not (target / ".hidden").exists()
+
+
+def weights_of_decoders(folder):
+    return {path.relative_to(folder): path for path in folder.rglob("*/*.safetensors")}
+
+
+def test_a_copy_that_is_replaced_gives_what_is_still_the_sources(checkpoint, tmp_path):
+    """Nothing is copied again but what somebody has changed there, and the source is in no other folder's hands."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    for target, before in ((first, None), (second, first)):
+        target.mkdir()
+        if before is not None:
+            changed = sorted(weights_of_decoders(first).values())[0]
+            changed.write_bytes(b"somebody's")
+        copy_untrained_parts(checkpoint, target, before)
+    for name, path in weights_of_decoders(checkpoint).items():
+        assert filecmp.cmp(path, second / name, shallow=False)
+        assert path.stat().st_nlink == 1
+        assert (second / name).samefile(first / name) == (first / name != changed)
+    shutil.rmtree(first)
+    assert all(path.stat().st_nlink == 1 for path in weights_of_decoders(second).values())
+
+
+@pytest.mark.parametrize("refusal", ["refused", "cut", "missing"])
+def test_copies_where_the_kernel_copies_nothing(checkpoint, tmp_path, monkeypatch, refusal):
+    def refused(*_):
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    if refusal == "missing":
+        monkeypatch.delattr(os, "copy_file_range")
+    else:
+        whole = os.copy_file_range
+        once = iter([100])
+        cut = lambda source, target, count: whole(source, target, next(once, 0))  # noqa: E731
+        monkeypatch.setattr(os, "copy_file_range", refused if refusal == "refused" else cut)
+    copy_untrained_parts(checkpoint, tmp_path)
+    for name, path in weights_of_decoders(checkpoint).items():
+        assert filecmp.cmp(path, tmp_path / name, shallow=False)
 
 
 # What is refused
