@@ -148,6 +148,12 @@ def peaks(recipes: list[Recipe], gpus: int) -> list[str]:
     return [f"{one.peak / GIB:.1f} ({one.peak_phase}){'' if one.fits else ', too much'}" for one in found]
 
 
+def divided(images: int) -> tuple[str, str]:
+    """So many images of a GPU in micro-batches of at most eight."""
+    micro = min(8, images)
+    return f"trainer.per_device_train_batch_size={micro}", f"trainer.gradient_accumulation_steps={images // micro}"
+
+
 def on_both_engines(*overrides: str) -> list[Recipe]:
     return [load_recipe(RECIPE, [engine, *overrides]) for engine in ENGINES.values()]
 
@@ -156,19 +162,19 @@ def by_gpus() -> list[list[str]]:
     """The same 512 images per update on more GPUs."""
     rows = [["GPUs", "images per GPU", *ENGINES, "zero2: s", "drawing", "sending", "zero3: s", "sending"]]
     for gpus in (8, 16, 32, 64):
-        accumulation = 256 // gpus
-        recipes = on_both_engines(f"trainer.gradient_accumulation_steps={accumulation}")
+        images = 512 // gpus
+        recipes = on_both_engines(*divided(images))
         two, three = (seconds(recipe, gpus) for recipe in recipes)
         times = [two.together, two.drawing, two.sending, three.together, three.sending]
-        rows.append([str(gpus), str(2 * accumulation), *peaks(recipes, gpus), *(f"{time:.1f}" for time in times)])
+        rows.append([str(gpus), str(images), *peaks(recipes, gpus), *(f"{time:.1f}" for time in times)])
     return rows
 
 
 def by_images() -> list[list[str]]:
     """More images per update on 8 GPUs."""
     rows = [["images", "per GPU", *ENGINES, "zero2: s", "per image and GPU"]]
-    for accumulation in (2, 8, 32, 64, 128):
-        recipes, images = on_both_engines(f"trainer.gradient_accumulation_steps={accumulation}"), 2 * accumulation
+    for images in (4, 16, 64, 128, 256):
+        recipes = on_both_engines(*divided(images))
         time = seconds(recipes[0], 8).together
         rows.append([str(8 * images), str(images), *peaks(recipes, 8), f"{time:.1f}", f"{time / images:.2f}"])
     return rows

@@ -32,7 +32,11 @@ TINY_DEFAULTS = {"prompts": "configs/prompts/shapes/train.jsonl", "rewards": "ti
 SMALLER = {
     "decode": {"batch_size": 1},
     "rollout": {"memory_budget_gb": 4},
-    "trainer": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 64},
+    "trainer": {
+        "gradient_checkpointing": True,
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": 64,
+    },
 }
 """what lowers the peak at last: less at once, as many images per update"""
 
@@ -132,6 +136,7 @@ def _candidates(model: str, gpus: int) -> Iterator[tuple[str, dict[str, Any]]]:
         yield "uniar_sft_512.yaml", {}
         yield "uniar_sft_zero3.yaml", {}
     yield "uniar_sft_lora.yaml", {}
+    yield "uniar_sft_lora.yaml", {"trainer": {"gradient_checkpointing": True}}
     yield "uniar_sft_lora.yaml", SMALLER
 
 

@@ -291,6 +291,7 @@ PHASES: dict[str, Callable[[], Figures]] = {
     "rollout of 64": partial(rollout, "uniar_sft_512", guided=False),
     "rollout of 64, guided": partial(rollout, "uniar_sft_512", guided=True),
     "replay, micro-batch 2": partial(replayed, "uniar_sft_512", 2),
+    "replay, micro-batch 8": partial(replayed, "uniar_sft_512", 8),
     "update, micro-batch 2": partial(update, "uniar_sft_512", 2),
     "update, micro-batch 8": partial(update, "uniar_sft_512", 8),
     "update, micro-batch 2, guided": partial(update, "uniar_sft_512", 2, guided=True),

@@ -29,6 +29,7 @@ LAUNCHES = {
     "rollout of 64, guided": 6869,
     "rollout of 64, guided, step": 1154,
     "replay, micro-batch 2": 1538,
+    "replay, micro-batch 8": 1541,
     "update, micro-batch 2": 5282,
     "update, micro-batch 8": 5282,
     "update, micro-batch 2, guided": 5299,

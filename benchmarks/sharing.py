@@ -1,0 +1,63 @@
+"""Two ways of sharing an update's or an evaluation's work out among GPUs, simulated from computed times.
+
+    python benchmarks/sharing.py
+
+Processes that decode for others (`decode.processes`) beside none; an evaluation shared out in its fixed batches beside
+one shared out evenly by samples. Times are those of an H100 by a roofline (benchmarks/RESULTS.md, "The released size,
+computed"); what is sent, and what rewards take, is left out. Nothing here is measured.
+"""
+
+import math
+
+STEP, STEP_OF_A_ROW = 0.0080, 0.0000165
+"""seconds of a step of the rollout: of its weights, and of each row's cache, half filled"""
+TOKENS = 256
+REPLAY, UPDATE = 0.104 / 8, 0.393 / 8
+"""seconds per image, in micro-batches of 8"""
+DECODING_STEP, PAINTING = 0.0978 / 16, 0.0487 / 16
+"""seconds per image of the SD3 transformer and of the autoencoder, 16 at once"""
+
+
+def drawing(rows: float) -> float:
+    return TOKENS * (STEP + rows * STEP_OF_A_ROW)
+
+
+def decoding(images: float, steps: int) -> float:
+    return images * (steps * DECODING_STEP + PAINTING)
+
+
+def update(images: int, gpus: int, decoders: int) -> float:
+    """Seconds of an update. Those that decode begin when all is drawn and end before the loss; meanwhile the others
+    replay, and without any each decodes its own images."""
+    own = images / (gpus - decoders)
+    replay = own * REPLAY
+    scored = max(replay, decoding(images / decoders, 14)) if decoders else replay + decoding(own, 14)
+    return drawing(own) + scored + own * UPDATE
+
+
+def evaluation(samples: int, batch: int, gpus: int, *, by_sample: bool) -> float:
+    """Seconds of the process that ends last. Guided: two rows for each sample."""
+    share = samples / gpus
+    sizes = [share] if by_sample and share <= batch else [batch] * math.ceil(math.ceil(samples / batch) / gpus)
+    return sum(drawing(2 * size) + decoding(size, 28) for size in sizes)
+
+
+def markdown(rows: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in [rows[0], ["---"] * len(rows[0]), *rows[1:]])
+
+
+def main() -> None:
+    rows = [["8 GPUs, of them decode", "seconds per update of 512 images", "times as long"]]
+    for decoders in (0, 1, 2, 3, 4):
+        taken = update(512, 8, decoders)
+        rows.append([str(decoders or "none"), f"{taken:.1f}", f"{taken / update(512, 8, 0):.1f}"])
+    print(markdown(rows), end="\n\n")
+    rows = [["GPUs", "96 samples in batches of 16: s", "by sample: s"]]
+    for gpus in (1, 2, 4, 8, 16):
+        times = (evaluation(96, 16, gpus, by_sample=way) for way in (False, True))
+        rows.append([str(gpus), *(f"{taken:.1f}" for taken in times)])
+    print(markdown(rows))
+
+
+if __name__ == "__main__":
+    main()
