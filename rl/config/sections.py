@@ -137,10 +137,10 @@ class DecodeSection:
     )
     processes: int = setting(
         "How many of the processes that the launcher starts on each machine only decode and score for the others, at "
-        "most half of them; the others train, without the decoder and the reward models in their memory. It is for where "
-        "these do not fit beside the policy, and costs time: of 8 GPUs, 1 that decodes makes an update of UniAR-SFT 4 "
-        "times as long, 4 make it 1.7 times (computed). 0: every process decodes its own images, as `uniar-rl evaluate` "
-        "always does.",
+        "most half of them; the others train, without the decoder and the reward models in their memory. It is for "
+        "where these do not fit beside the policy, and costs time: of 8 GPUs, 1 that decodes makes an update of "
+        "UniAR-SFT 4 times as long, 4 make it 1.7 times (computed). 0: every process decodes its own images, as "
+        "`uniar-rl evaluate` always does.",
         0,
         ge=0,
     )
