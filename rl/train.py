@@ -52,14 +52,11 @@ from rl.scoring.decoder_process import DecoderProcess
 from rl.scoring.scorer import DecoderConnection, LocalScorer, RemoteScorer, ScoredList, Scorer
 from rl.trainer.arguments_check import check_trainer
 from rl.trainer.build import (
-    build_eval_rewards,
-    build_evaluator,
     build_examiner,
     build_rewards,
     build_text_kl,
     check_model,
     check_prompts,
-    held_out_prompts,
     held_out_questions,
     load_decoder,
     text_kl_questions,
@@ -68,6 +65,7 @@ from rl.trainer.build import (
 from rl.trainer.callbacks import RunCallback
 from rl.trainer.extensions.collection import TrainerExtensions
 from rl.trainer.extensions.early_stop import check_metric
+from rl.trainer.held_out import build_evaluators, check_sets, held_out_sets, with_rewards
 from rl.trainer.stopping import Stopper
 from rl.trainer.trainer import UniARTrainer
 from rl.trainer.wandb_session import reporting
@@ -103,39 +101,40 @@ def _train(recipe: Recipe, resume: bool, lock: FolderLock, head: bool) -> RunFol
     for risk in (precision_risk(recipe), rounding_risk(recipe), refresh_risk(recipe)):
         if risk is not None and is_first_process():
             logger.warning("WARNING: %s", risk)
-    held_out = held_out_prompts(recipe)
+    sets = held_out_sets(recipe)
+    held_out = [record for one in sets for record in one.records]
     questions, kl_questions = held_out_questions(recipe), text_kl_questions(recipe)
     load_loss(recipe)
     rewards = build_rewards(recipe, "rewards", records)
-    eval_rewards = build_eval_rewards(recipe, held_out, rewards)
-    check_metric(recipe, eval_rewards.names)
-    check_rewards(recipe, [*rewards.rewards, *eval_rewards.rewards])
+    sets = with_rewards(sets, rewards)
+    scored = {"rewards": ScoredList(rewards, DrawSettings.for_training(recipe), records)}
+    scored |= {one.key: one.scored for one in sets}
+    suites = list({id(each.rewards): each.rewards for each in scored.values()}.values())
+    check_metric(recipe, {one.name: one.scored.rewards.names for one in sets})
+    check_rewards(recipe, [reward for suite in suites for reward in suite.rewards])
     with blamed_on(recipe, "model.path" if recipe.model.preset is None else "model.preset"):
         source = checkpoint_of(recipe.model)
         vision = load_config(source).vision_config
-    check_model(recipe, source, [*records, *held_out])
+    check_model(recipe, source, records)
+    check_sets(sets, source)
     processor = load_processor(source)
     check_prompts(processor, records, held_out, [*questions, *kl_questions])
 
     planned = summary(recipe, source, processes) if head and is_first_process() else None
 
-    lists = {
-        "rewards": ScoredList(rewards, DrawSettings.for_training(recipe), records),
-        "eval_rewards": ScoredList(eval_rewards, DrawSettings.for_evaluation(recipe), held_out),
-    }
     decoder = None
     if role is None or role.decodes:
         # Before the trainer's arguments: under ZeRO-3 whatever is loaded after them is sharded.
         use_local_device()
         decoder = load_decoder(recipe, source, local_device())
-        for suite in (rewards, eval_rewards):
+        for suite in suites:
             suite.load()
     if decoding is not None:
         assert decoder is not None
         try:
-            decoding.serve(decoder, lists)
+            decoding.serve(decoder, scored)
         finally:
-            for suite in (rewards, eval_rewards):
+            for suite in suites:
                 suite.close()
         return None
     prepare_deepspeed_on_cpu(recipe)
@@ -143,16 +142,16 @@ def _train(recipe: Recipe, resume: bool, lock: FolderLock, head: bool) -> RunFol
     model = load_policy(recipe.model, source)
     connection = None if role is None else DecoderConnection(role.socket)
     scorers: dict[str, Scorer] = {}
-    for key, scored in lists.items():
+    for key, each in scored.items():
         if connection is not None:
-            scorers[key] = RemoteScorer(connection, key, scored)
+            scorers[key] = RemoteScorer(connection, key, each)
         elif decoder is not None:
-            scorers[key] = LocalScorer(decoder, scored, processor)
+            scorers[key] = LocalScorer(decoder, each, processor)
     data = data_state(recipe, records, held_out, questions, kl_questions)
     claimed = claim_folder(recipe, args, resume, lock, data)
     folder, checkpoint = claimed.folder, claimed.checkpoint
     if claimed.finished:
-        for suite in (rewards, eval_rewards):
+        for suite in suites:
             suite.close()
         if connection is not None:
             connection.close()
@@ -161,7 +160,7 @@ def _train(recipe: Recipe, resume: bool, lock: FolderLock, head: bool) -> RunFol
         print_head(recipe.source, {**planned, "folder": str(folder.path)})
     console = RunConsole(speaks=args.process_index == 0, bar=not recipe.rollout.show_progress)
     set_seed(recipe.seed)  # adapters start from random values
-    evaluator = build_evaluator(recipe, held_out, processor, scorers["eval_rewards"])
+    evaluator = build_evaluators(sets, processor, scorers)
     stopper = Stopper(None if recipe.max_runtime is None else recipe.max_runtime * 3600)
     held = recipe.evaluate
     callback = RunCallback(
@@ -208,7 +207,7 @@ def _train(recipe: Recipe, resume: bool, lock: FolderLock, head: bool) -> RunFol
     finally:
         if args.process_index == 0:
             folder.release_if_unused()
-        for suite in (rewards, eval_rewards):
+        for suite in suites:
             suite.close()
     if connection is not None:
         connection.close()

@@ -34,6 +34,7 @@ def as_json(before: str, after: str, found: Comparison) -> str:
         "worse": is_worse(found),
         "total": None if found.total is None else found.total.plain(),
         "rewards": [one.plain() for one in found.rewards],
+        "by_set": [one.plain() for one in found.by_set],
         "by_task": [one.plain() for one in found.by_task],
         "by_tag": [one.plain() for one in found.by_tag],
         "unpaired": found.unpaired,
@@ -42,10 +43,10 @@ def as_json(before: str, after: str, found: Comparison) -> str:
 
 
 def as_text(before: str, after: str, found: Comparison) -> str:
-    """A table: a line per score, then the total by task and by tag."""
+    """A table: a line per score, then the total by set, task and tag."""
     parts = [f"A  {before}", f"B  {after}", ""]
     tables = [("score", [*([found.total] if found.total else []), *found.rewards])]
-    tables += [("total by task", found.by_task), ("total by tag", found.by_tag)]
+    tables += [("total by set", found.by_set), ("total by task", found.by_task), ("total by tag", found.by_tag)]
     for title, differences in tables:
         if differences:
             parts += [*_table(title, differences), ""]

@@ -21,22 +21,18 @@ from rl.evaluation.evaluate import Evaluation
 from rl.evaluation.understanding import Understanding
 from rl.policy.evaluated import NamedModel, named_model
 from rl.policy.loading import checkpoint_of
-from rl.policy.samples import DrawSettings
 from rl.records.environment import environment
 from rl.run.folder import RunFolder
 from rl.run.pictures import sample_grid
 from rl.run.records import json_ready
-from rl.scoring.scorer import LocalScorer, ScoredList
+from rl.scoring.scorer import LocalScorer
 from rl.trainer.build import (
-    build_eval_rewards,
-    build_evaluator,
     build_examiner,
-    check_model,
     check_prompts,
-    held_out_prompts,
     held_out_questions,
     load_decoder,
 )
+from rl.trainer.held_out import build_evaluators, check_sets, held_out_sets, with_rewards
 from uniar.checkpoint import load_processor
 from uniar.errors import UserError
 from uniar.inspection import inspect_checkpoint
@@ -46,10 +42,12 @@ from uniar.reading.files import remove_unfinished, require_writable, write_whole
 
 def run(arguments: argparse.Namespace) -> None:
     recipe = load_recipe(arguments.recipe, arguments.overrides)
-    records, questions = held_out_prompts(recipe), held_out_questions(recipe)
+    sets, questions = held_out_sets(recipe), held_out_questions(recipe)
+    records = [record for one in sets for record in one.records]
     if not records and not questions:
         raise UserError(
-            f"{recipe.source}: evaluate.prompts and understanding.questions are null; name what to evaluate on."
+            f"{recipe.source}: evaluate.prompts and understanding.questions are null, and evaluate.sets is empty; name "
+            "what to evaluate on."
         )
     if arguments.output is not None:
         if RunFolder(arguments.output).was_begun:
@@ -61,15 +59,14 @@ def run(arguments: argparse.Namespace) -> None:
         with writing(arguments.output):
             arguments.output.mkdir(parents=True, exist_ok=True)
             remove_unfinished(arguments.output, "*", "*/*")
-    rewards = build_eval_rewards(recipe, records) if records else None
+    sets = with_rewards(sets) if records else []
     if arguments.model is not None:
         named = named_model(arguments.model)
         inspect_checkpoint(named.source, decoder=bool(records))
     else:
         named = NamedModel(checkpoint_of(recipe.model))
     source = named.source
-    if records:
-        check_model(recipe, source, records)
+    check_sets(sets, source)
     processor = load_processor(source)
     check_prompts(processor, [], records, questions)
     device = choose_device(arguments.device)
@@ -81,12 +78,15 @@ def run(arguments: argparse.Namespace) -> None:
     evaluation = understanding = None
     if records:
         decoder = load_decoder(recipe, source, device)
-        scorer = LocalScorer(decoder, ScoredList(rewards, DrawSettings.for_evaluation(recipe)), processor)
-        rewards.load()
+        scorers = {one.key: LocalScorer(decoder, one.scored, processor) for one in sets}
+        suites = list({id(one.rewards): one.rewards for one in sets}.values())
+        for suite in suites:
+            suite.load()
         try:
-            evaluation = build_evaluator(recipe, records, processor, scorer).run(model, accelerator)
+            evaluation = build_evaluators(sets, processor, scorers).run(model, accelerator)
         finally:
-            rewards.close()
+            for suite in suites:
+                suite.close()
     if questions:
         understanding = build_examiner(recipe, questions, processor).run(model, accelerator)
     if accelerator is None or accelerator.is_main_process:

@@ -1,22 +1,27 @@
 """Settings of a recipe that must agree with each other, with the number of processes and with that of the prompts."""
 
 import math
+import re
 
 from rewards.contract.spec import RewardSpec
 from rl.algorithm.guidance import CONVENTIONS
 from rl.algorithm.losses.settings import ConflictingSetting
 from rl.config.sections import Recipe
 from uniar.errors import UserError
-from uniar.reading.settings import Origins, checked_values, origin_of
+from uniar.reading.settings import Origins, checked_values, key_of, origin_of
 
 
 def check_rewards(recipe: Recipe, origins: Origins) -> None:
     """The keys that every reward entry shares; the rest is checked by the reward itself."""
     if not recipe.rewards:
         raise UserError(f"{origin_of(('rewards',), origins)}: rewards is empty, expected at least one reward.")
-    for section in ("rewards", "eval_rewards"):
-        for i, entry in enumerate(getattr(recipe, section)):
-            checked_values(RewardSpec, entry, (section, str(i)), origins)
+    lists = [(("rewards",), recipe.rewards), (("eval_rewards",), recipe.eval_rewards)]
+    lists += [(("evaluate", "sets", name, "rewards"), one.rewards or []) for name, one in recipe.evaluate.sets.items()]
+    for path, entries in lists:
+        for i, entry in enumerate(entries):
+            if path[0] == "evaluate" and not isinstance(entry, dict):
+                raise UserError(f"{origin_of(path, origins)}: {key_of(path)} has {entry!r}; expected mappings.")
+            checked_values(RewardSpec, entry, (*path, str(i)), origins)
 
 
 def check_choices(recipe: Recipe, origins: Origins) -> None:
@@ -53,7 +58,13 @@ def check_choices(recipe: Recipe, origins: Origins) -> None:
         )
     if recipe.watch.kl_limit is not None and algorithm.beta == 0:
         refuse("watch.kl_limit", "watch.kl_limit needs a reference to measure from; algorithm.beta is 0.")
-    if recipe.evaluate.early_stop is not None and (recipe.evaluate.prompts is None or recipe.evaluate.every is None):
+    for name, one in recipe.evaluate.sets.items():
+        if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
+            refuse("evaluate.sets", f"evaluate.sets has a set {name!r}; letters, digits, '_', '-' and '.' are allowed.")
+        if one.prompts is None and recipe.evaluate.prompts is None:
+            refuse(f"evaluate.sets.{name}", f"evaluate.sets.{name} has no prompts, and evaluate.prompts is null.")
+    held_out = recipe.evaluate.prompts is not None or recipe.evaluate.sets
+    if recipe.evaluate.early_stop is not None and (not held_out or recipe.evaluate.every is None):
         refuse(
             "evaluate.early_stop",
             "evaluate.early_stop looks at evaluations during training; set evaluate.prompts and evaluate.every.",

@@ -21,6 +21,7 @@ from uniar.errors import UserError
 from uniar.reading.files import user_path
 from uniar.reading.plugins import from_current_folder
 from uniar.reading.settings import (
+    ANY_NAME,
     Origins,
     build,
     home_expanded,
@@ -69,12 +70,14 @@ def recipe_from_mapping(mapping: Mapping[str, Any], source: str = "recipe", orig
     origins = origins or {(): source}
     mapping = _without_retired(mapping)
     _locate(mapping, lambda text: None if os.path.exists(text) else shipped(text))
-    for section in ("rewards", "eval_rewards"):  # a bare name is short for {use: name}
-        if isinstance(mapping.get(section), list):
-            mapping[section] = [{"use": item} if isinstance(item, str) else item for item in mapping[section]]
-        elif (found := mapping.get(section)) is not None:
-            where, one = origin_of((section,), origins), found if isinstance(found, str) else "{use: NAME}"
-            raise UserError(f"{where}: {section} is {shown_value(found)}, expected a list of rewards, such as [{one}].")
+    for path, holder, key in _reward_lists(mapping):  # a bare name is short for {use: name}
+        found = holder[key]
+        if not isinstance(found, list):
+            where, one = origin_of(path, origins), found if isinstance(found, str) else "{use: NAME}"
+            raise UserError(
+                f"{where}: {key_of(path)} is {shown_value(found)}, expected a list of rewards, such as [{one}]."
+            )
+        holder[key] = [{"use": item} if isinstance(item, str) else item for item in found]
     recipe = build(Recipe, mapping, (), origins, _names())
     check_rewards(recipe, origins)
     recipe = dataclasses.replace(
@@ -86,12 +89,31 @@ def recipe_from_mapping(mapping: Mapping[str, Any], source: str = "recipe", orig
         algorithm=dataclasses.replace(
             recipe.algorithm, loss=from_current_folder(recipe.algorithm.loss, Path(source).parent)
         ),
+        evaluate=dataclasses.replace(
+            recipe.evaluate,
+            sets={
+                name: dataclasses.replace(
+                    one, rewards=_with_homes(one.rewards, ("evaluate", "sets", name, "rewards"), origins)
+                )
+                for name, one in recipe.evaluate.sets.items()
+            },
+        ),
         **{key: _with_homes(getattr(recipe, key), (key,), origins) for key in ("rewards", "eval_rewards")},
     )
     recipe = with_precision(dataclasses.replace(recipe, output_dir=recipe.output_dir or recipe.default_folder))
     check_choices(recipe, origins)
     check_rollout_boundaries(recipe, origins)
     return recipe
+
+
+def _reward_lists(mapping: dict[str, Any]) -> list[tuple[tuple[str, ...], dict[str, Any], str]]:
+    """The lists of rewards in a recipe as it was read: where each stands, what holds it, and under which key."""
+    evaluate = mapping.get("evaluate")
+    sets = evaluate.get("sets") if isinstance(evaluate, dict) else None
+    places: list[tuple[tuple[str, ...], Any, str]] = [((key,), mapping, key) for key in ("rewards", "eval_rewards")]
+    for name, one in sets.items() if isinstance(sets, dict) else ():
+        places.append((("evaluate", "sets", str(name), "rewards"), one, "rewards"))
+    return [place for place in places if isinstance(place[1], dict) and place[1].get(place[2]) is not None]
 
 
 def _without_retired(mapping: Mapping[str, Any]) -> dict[str, Any]:
@@ -127,7 +149,8 @@ def _names() -> dict[str, str]:
     """The last part of each setting's key, where only one has it, and names by habit -> that key: for hints."""
     keys: dict[str, list[str]] = {name: [f"trainer.{name}"] for name in TAKEN}
     for key, field, _ in nested_settings(Recipe):
-        keys.setdefault(field.name, []).append(key)
+        if ANY_NAME not in key.split("."):
+            keys.setdefault(field.name, []).append(key)
     return HABITS | {name: found[0] for name, found in keys.items() if len(found) == 1}
 
 
@@ -169,15 +192,17 @@ def _read_with_base(path: Path, children: tuple[Path, ...]) -> tuple[dict[str, A
 def _locate(mapping: dict[str, Any], find: Callable[[str], Path | None]) -> None:
     """Replaces the paths of what a recipe has read by what `find` says, where it finds something."""
     for key in _paths_read():
-        *sections, name = key.split(".")
-        section: Any = mapping
-        for part in sections:
-            section = section.get(part) if isinstance(section, dict) else None
-        text = section.get(name) if isinstance(section, dict) else None
-        if isinstance(text, str) and text.strip() and not text.startswith(("~", "datasets:")):
-            found = shipped_model(text) if key == "model.path" else None
-            if (found := find(text) or found) is not None:
-                section[name] = str(found)
+        *within, name = key.split(".")
+        sections: list[Any] = [mapping]
+        for part in within:
+            dicts = [section for section in sections if isinstance(section, dict)]
+            sections = [one for each in dicts for one in (each.values() if part == ANY_NAME else [each.get(part)])]
+        for section in sections:
+            text = section.get(name) if isinstance(section, dict) else None
+            if isinstance(text, str) and text.strip() and not text.startswith(("~", "datasets:")):
+                found = shipped_model(text) if key == "model.path" else None
+                if (found := find(text) or found) is not None:
+                    section[name] = str(found)
 
 
 def _if_there(path: Path) -> Path | None:

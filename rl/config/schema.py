@@ -61,7 +61,8 @@ def _of_type(hint: Any, bounds: Mapping[str, Any]) -> dict[str, Any]:
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return _of_settings(hint)
     if isinstance(kind, type) and issubclass(kind, Mapping):
-        return {"type": "object"}
+        within = {"additionalProperties": _of_settings(args[1])} if dataclasses.is_dataclass((*args, 0, 0)[1]) else {}
+        return {"type": "object", **within}
     if kind in (list, tuple):
         return {"type": "array", "items": _of_type(args[0], {}) if args else {}}
     return {}

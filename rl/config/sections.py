@@ -1,6 +1,6 @@
 """What a recipe can say: one dataclass a section, each setting with its type, default and help text.
 
-docs/config.md is generated from this file and the two that it imports sections from (`python -m docs.config_page`);
+docs/config.md is generated from this file and the three that it imports sections from (`python -m docs.config_page`);
 reading, overriding and checking recipes is in rl/config/recipe.py. Only types and help texts live here, so importing it
 costs nothing.
 """
@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from rl.algorithm.guidance import CONVENTIONS, GuidanceSettings
 from rl.config.algorithm import AlgorithmSection
+from rl.config.held_out_set import EvaluationSetSection
 from rl.config.model import LARGEST_SEED, ModelSection, Place
 from uniar.engine import Engine
 from uniar.reading.settings import Origins, origin_of, setting, settings_of
@@ -171,6 +172,11 @@ class EvaluateSection:
     temperature: float = setting("Sampling temperature; 0: greedy.", 0.1, ge=0)
     guidance_scale: float = setting("Strength of classifier-free guidance on the visual logits; 1: none.", 2.5, ge=1)
     num_inference_steps: int | None = setting("Denoising steps of the decoder; null: as in decode.", None, ge=1)
+    sets: dict[str, EvaluationSetSection] = setting(
+        "Named held-out sets, in place of the one of evaluate.prompts: name → what is otherwise for it. Scores are "
+        "logged as eval_NAME/reward and so on, and over all samples of all sets as eval_reward.",
+        factory=dict,
+    )
     every: int | None = setting("Updates between two evaluations; null: none in between.", None, ge=1)
     at_start: bool = setting("Evaluate before the first update.", True)
     at_end: bool = setting("Evaluate after the last update.", True)

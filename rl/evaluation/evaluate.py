@@ -18,7 +18,7 @@ from rl.distributed.sharing import fixed_batches, in_order, share_of, shares_at_
 from rl.policy.completion import Completion, completions_of
 from rl.policy.rollout import draw
 from rl.policy.samples import DrawSettings, Sample
-from rl.records.rows import PICTURE_SIZE, picture_of, said_of, sample_rows
+from rl.records.rows import PICTURE_SIZE, picture_of, said_of, sample_rows, tag_of
 from rl.scoring.pipeline import chunk_size
 from rl.scoring.scorer import Scorer, Scores
 from uniar.errors import UserError
@@ -82,6 +82,10 @@ class Evaluation:
     """the details of what is shown, as a line of text each"""
     rows: pa.Table | None = None
     """all N samples, as rl/records/rows.py has them; None but in the main process"""
+    sets: Mapping[str, "Evaluation"] = field(default_factory=dict)
+    """of named held-out sets each by itself, where it is of several"""
+    kinds: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """of a named set: task/NAME and tag/NAME → the samples of that task or skill, each where there are several"""
 
     @property
     def mean(self) -> float:
@@ -93,7 +97,14 @@ class Evaluation:
         return standard_error(self.totals)
 
     def metrics(self) -> dict[str, float]:
-        """For the log: `eval_reward`, its standard error, samples without a total, and each reward's mean."""
+        """For the log: `eval_reward`, its standard error, samples without a total, and each reward's mean; the same of
+        each named set as `eval_SET/reward` and so on, and its mean total by task and tag."""
+        named = {
+            f"eval_{name}/{key.removeprefix('eval_')}": value
+            for name, one in self.sets.items()
+            for key, value in one.metrics().items()
+        }
+        kinds = {f"eval_{kind}": self.totals[list(places)].nanmean().item() for kind, places in self.kinds.items()}
         means = {f"eval_{name}": self.values[:, i].nanmean().item() for i, name in enumerate(self.names)}
         return {
             "eval_reward": self.mean,
@@ -101,6 +112,8 @@ class Evaluation:
             "eval_excluded_samples": float(self.totals.isnan().sum()),
             "eval_seconds": self.seconds,
             **means,
+            **kinds,
+            **named,
         }
 
 
@@ -136,6 +149,8 @@ def paired_gain(before: Tensor, after: Tensor) -> tuple[float, float]:
 def held_out_otherwise(recipe: "Recipe") -> str | None:
     """In what the held-out score is set otherwise than the training one, so that the two are not to be compared; None
     where they are alike."""
+    if recipe.evaluate.sets:
+        return f"sets {', '.join(recipe.evaluate.sets)}"
     trained, held_out = DrawSettings.for_training(recipe), DrawSettings.for_evaluation(recipe)
     differences = ["other rewards"] if recipe.eval_rewards and recipe.eval_rewards != recipe.rewards else []
     for name, label in (
@@ -175,8 +190,11 @@ class Evaluator:
         samples_per_prompt: int = 1,
         grid_prompts: int = 8,
         picture_size: int | None = PICTURE_SIZE,
+        name: str | None = None,
     ) -> None:
-        """picture_size: longest side of the pictures that are kept; None: as they are, 0: none is."""
+        """picture_size: longest side of the pictures that are kept; None: as they are, 0: none is. name: of a held-out
+        set."""
+        self.name = name
         self.samples = [Sample(record, index) for record in records for index in range(samples_per_prompt)]
         self.shown = range(0, min(grid_prompts, len(records)) * samples_per_prompt, samples_per_prompt)
         size = samples_at_once(samples_per_prompt, settings.decode_batch_size)
@@ -205,11 +223,13 @@ class Evaluator:
         if kept := {n: one for share in shares_at_main(own, accelerator) for n, one in share.items()}:
             all_kept = [kept[n] for n in range(len(self.samples))]
             stored, made = [one.stored for one in all_kept], [one.made for one in all_kept]
-            rows = sample_rows(self.samples, self.settings, table, totals.tolist(), stored, made)
+            scores = table, totals.tolist()
+            rows = sample_rows(self.samples, self.settings, *scores, stored, made, held_out_set=self.name)
             shown = [Shown(self.samples[n].record, kept[n].drawn, totals[n].item(), made[n].texts) for n in self.shown]
             notes = [said_of(rows["details"][n].as_py()) for n in self.shown]
         seconds = time.perf_counter() - started
-        return Evaluation(self.scorer.rewards.names, table.values, totals, shown, seconds, table.details, notes, rows)
+        names, kinds = self.scorer.rewards.names, {} if self.name is None else _kinds(self.samples)
+        return Evaluation(names, table.values, totals, shown, seconds, table.details, notes, rows, kinds=kinds)
 
     def _finish(self, begun: Begun | None, tables: dict[int, RewardTable], kept: dict[int, Kept]) -> None:
         if begun is None:
@@ -219,3 +239,12 @@ class Evaluator:
         for n, completion, image in zip(numbers, completions, drawn, strict=True):
             made, stored = replace(completion, drawing=None), picture_of(image, self.picture_size)
             kept[n] = Kept(made, stored, image if n in self.shown else None)
+
+
+def _kinds(samples: Sequence[Sample]) -> dict[str, list[int]]:
+    found: dict[str, dict[str, list[int]]] = {"task": {}, "tag": {}}
+    for place, sample in enumerate(samples):
+        for key, name in (("task", sample.record.task), ("tag", tag_of(sample.record.metadata))):
+            if name is not None:
+                found[key].setdefault(name, []).append(place)
+    return {f"{key}/{name}": places for key, named in found.items() if len(named) > 1 for name, places in named.items()}

@@ -190,7 +190,10 @@ def _reward_table(origin: Origin) -> str:
     if not origin.rewards:
         return "## Rewards\n\nThe run has no evaluations on held-out prompts to show.\n"
     held = origin.recipe.evaluate
-    conditions = f"temperature {held.temperature:g}, guidance {held.guidance_scale:g}, the same noise each time"
+    settings = f"temperature {held.temperature:g}, guidance {held.guidance_scale:g}"
+    if held.sets:
+        settings = f"of the sets {', '.join(held.sets)}, each at its own settings"
+    conditions = f"{settings}, the same noise each time"
     return (
         f"## Rewards\n\nMeans over {origin.rewards[0].samples} samples of held-out prompts ({conditions}); the "
         f"gain is paired by sample, ± its standard error.\n\n{_table('reward', origin.evaluated, origin.rewards)}"

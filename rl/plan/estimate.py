@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from rl.config.checks import check_batches
+from rl.config.evaluation_sets import sets_of
 from rl.config.sections import Recipe
 from rl.evaluation.evaluate import samples_at_once
 from rl.plan.model_states import PHASES, ModelStates, Part
@@ -132,10 +133,10 @@ def make_plan(recipe: Recipe, simulation: Simulation, gpus: int, memory: int, pr
         asked = math.ceil(recipe.understanding.kl_questions_per_update / (gpus * accumulation))
         kept = simulation.text(recipe, asked, prefix + tokens + ANSWER, ANSWER)
         parts.append(Part("text-KL activations", kept, frozenset({"update"})))
-    if recipe.evaluate.prompts is not None:
-        guided, group = recipe.evaluate.guidance_scale != 1, recipe.evaluate.samples_per_prompt
-        samples = samples_at_once(group, decode.batch_size)
-        parts += cache_parts(recipe, policy, samples, group, prefix, tokens, guided, "evaluate")
+    evaluated = [one for one in sets_of(recipe).values() if one.evaluate.prompts is not None]
+    if evaluated:
+        caches = [_evaluation_caches(one, policy, prefix, vision.pixels_per_token) for one in evaluated]
+        parts += max(caches, key=lambda found: (sum(part.bytes for part in found), found[0].bytes))
         if recipe.evaluate.ema:  # the average takes the place of the policy's own weights, which wait beside it
             aside = states.trained_bytes // gpus
             parts.append(Part("policy weights set aside", aside, frozenset({"evaluate", "decode"})))
@@ -146,6 +147,8 @@ def make_plan(recipe: Recipe, simulation: Simulation, gpus: int, memory: int, pr
     if decode.device == "gpu":
         scoring.append(Part("decoder", decoder.weights))
         working = simulation.decode(recipe, min(decode.batch_size, share))
+        if recipe.evaluate.sets:  # which may be larger
+            working = max(working, *(simulation.decode(one, decode.batch_size) for one in evaluated))
         scoring.append(Part("decoding", working, frozenset({"decode"})))
     if not decoders:
         parts += scoring
@@ -215,6 +218,16 @@ def cache_parts(
         Part(f"KV caches{where}", caches, frozenset({phase})),
         Part(f"engine buffers{where}", held - caches, frozenset({phase})),
     ]
+
+
+def _evaluation_caches(recipe: Recipe, policy: nn.Module, prefix: int, unit: int) -> list[Part]:
+    """Of a recipe's held-out prompts."""
+    held, drawn = recipe.evaluate, recipe.rollout
+    check_size(drawn.height, drawn.width, unit, "evaluate.sets: ")
+    samples = samples_at_once(held.samples_per_prompt, recipe.decode.batch_size)
+    tokens = (drawn.height // unit) * (drawn.width // unit)
+    guided = held.guidance_scale != 1
+    return cache_parts(recipe, policy, samples, held.samples_per_prompt, prefix, tokens, guided, "evaluate")
 
 
 def rollout_bytes(recipe: Recipe, samples: int, bits: int, several_updates: bool) -> int:

@@ -16,6 +16,7 @@ from rewards.geneval.reward import GenEval
 from rewards.models.model_reward import ModelReward
 from rewards.models.open_clip_model import OpenClip
 from rewards.rank import Rank
+from rl.config.evaluation_sets import sets_of
 from rl.config.sections import Recipe
 from uniar.errors import UserError
 
@@ -38,7 +39,8 @@ class RewardSizes:
 
     @classmethod
     def of(cls, recipe: Recipe) -> "RewardSizes":
-        lists = [_sized(entries, recipe) for entries in (recipe.rewards, recipe.eval_rewards)]
+        held_out = {repr(one.eval_rewards): one.eval_rewards for one in sets_of(recipe).values()}
+        lists = [_sized(entries, recipe) for entries in (recipe.rewards, *held_out.values())]
         every = [found for entries in lists for found in entries]
         # Training and evaluation take turns, each with its own models.
         scoring = [sum(size or 0 for spec, size in entries if spec.offload) for entries in lists]

@@ -38,6 +38,7 @@ COLUMNS = {
     "prompt": pa.string(),
     "task": pa.string(),
     "tag": pa.string(),
+    "set": pa.string(),
     "episode": pa.string(),
     "texts": pa.list_(pa.string()),
     "total": pa.float64(),
@@ -46,10 +47,11 @@ COLUMNS = {
     "seed": pa.int64(),
     "picture": pa.binary(),
 }
-"""The columns besides the rewards'. `sample` numbers the samples of a prompt; `texts` is what a sample wrote, turn by
-turn, null in files of versions before they were kept; `advantage` is null but in training; `details` is JSON, the
-reward's name → what it says besides its score; `seed` is that of the noise the bits were drawn from; `picture` is the
-content of a WebP file, or null where nothing was drawn or kept."""
+"""The columns besides the rewards'. `sample` numbers the samples of a prompt; `set` is the name of the held-out set, or
+null; `texts` is what a sample wrote, turn by turn; these two are null in files of versions before they were kept.
+`advantage` is null but in training; `details` is JSON, the reward's name → what it says besides its score; `seed` is
+that of the noise the bits were drawn from; `picture` is the content of a WebP file, or null where nothing was drawn or
+kept."""
 
 
 QUESTION_COLUMNS = {"question": pa.string(), "answer": pa.string(), "picture": pa.binary()}
@@ -65,6 +67,7 @@ def sample_rows(
     *,
     step: int = 0,
     advantages: Sequence[float] | None = None,
+    held_out_set: str | None = None,
 ) -> pa.Table:
     """B samples, in their order, as rows. scores: of B samples under R rewards. made: what they made; None where all
     drew and wrote nothing. step: that the noise was seeded with. Scores that are missing are null."""
@@ -75,7 +78,8 @@ def sample_rows(
         "sample": [sample.index for sample in samples],
         "prompt": [sample.record.prompt for sample in samples],
         "task": [sample.record.task for sample in samples],
-        "tag": [_tag(sample.record.metadata) for sample in samples],
+        "tag": [tag_of(sample.record.metadata) for sample in samples],
+        "set": [held_out_set] * len(samples),
         "episode": [one.episode for one in made],
         "texts": [list(one.texts) for one in made],
         "total": [_number(total) for total in totals],
@@ -120,8 +124,8 @@ def question_rows(questions: Sequence[QuestionRecord], picture_size: int | None 
 
 
 def read_rows(path: Path, columns: Mapping[str, pa.DataType] = COLUMNS, *, pictures: bool = True) -> pa.Table:
-    """The rows of such a file. columns: that it must have; `texts` is added where it is missing. pictures: whether they
-    are read too. Raises UserError for anything else."""
+    """The rows of such a file. columns: that it must have; `set` and `texts` are added where they are missing.
+    pictures: whether they are read too. Raises UserError for anything else."""
     try:
         named = None if pictures else [name for name in pq.read_schema(path).names if name != "picture"]
         rows = pq.read_table(path, columns=named, partitioning=None)
@@ -129,8 +133,9 @@ def read_rows(path: Path, columns: Mapping[str, pa.DataType] = COLUMNS, *, pictu
         raise UserError(f"the rows '{path}' do not exist.") from None
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"the rows '{path}' are not a whole Parquet file: {reason_of(error)}.") from error
-    if "texts" in columns and "texts" not in rows.column_names:
-        rows = rows.append_column("texts", pa.nulls(len(rows), COLUMNS["texts"]))
+    for name in ("set", "texts"):
+        if name in columns and name not in rows.column_names:
+            rows = rows.append_column(name, pa.nulls(len(rows), COLUMNS[name]))
     for name, kind in columns.items():
         if name == "picture" and not pictures:
             continue
@@ -182,7 +187,8 @@ def _sentence(said: Mapping[str, Any]) -> str:
     return str(said["why"]) if "why" in said else ", ".join(f"{key} {value}" for key, value in said.items())
 
 
-def _tag(metadata: Mapping[str, Any]) -> str | None:
+def tag_of(metadata: Mapping[str, Any]) -> str | None:
+    """The skill that a prompt is about."""
     return next((metadata[key] for key in TAGS if isinstance(metadata.get(key), str)), None)
 
 

@@ -54,11 +54,12 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All scores of two evaluations, and the total by task and by tag, each where there are several."""
+    """All scores of two evaluations, and the total by held-out set, task and tag, each where there are several."""
 
     total: Difference | None
     """None where no sample has a total both times, and where no reward made both"""
     rewards: list[Difference]
+    by_set: list[Difference]
     by_task: list[Difference]
     by_tag: list[Difference]
     unpaired: list[str]
@@ -68,10 +69,7 @@ class Comparison:
 def paired_rows(before: pa.Table, after: pa.Table, names: tuple[str, str] = ("A", "B")) -> tuple[pa.Table, pa.Table]:
     """The rows of two evaluations in the order of the first, sample by sample. names: what errors call them. Raises
     UserError for other prompts, and for other noise."""
-    one, two = (
-        {key: row for row, key in enumerate(zip(rows["id"].to_pylist(), rows["sample"].to_pylist(), strict=True))}
-        for rows in (before, after)
-    )
+    one, two = ({key: row for row, key in enumerate(_samples(rows))} for rows in (before, after))
     if one.keys() != two.keys():
         shared = len(one.keys() & two.keys())
         raise UserError(
@@ -83,7 +81,7 @@ def paired_rows(before: pa.Table, after: pa.Table, names: tuple[str, str] = ("A"
     for column, what in (("prompt", "prompts"), ("seed", "noise")):
         values = zip(*(table[column].to_pylist() for table in rows), strict=True)
         if different := [key for key, (a, b) in zip(keys, values, strict=True) if a != b]:
-            identity, sample = different[0]
+            _, identity, sample = different[0]
             raise UserError(
                 f"{names[0]} and {names[1]} are of other {what}: {len(different)} of {len(keys)} samples differ in it, "
                 f"the first of them sample {sample} of prompt {identity!r}; evaluate both with the same prompts and "
@@ -92,11 +90,16 @@ def paired_rows(before: pa.Table, after: pa.Table, names: tuple[str, str] = ("A"
     return rows
 
 
+def _samples(rows: pa.Table) -> Iterator[tuple[str | None, str, int]]:
+    """What tells the samples of an evaluation apart."""
+    return zip(*(rows[name].to_pylist() for name in ("set", "id", "sample")), strict=True)
+
+
 def compare_rows(before: pa.Table, after: pa.Table, names: tuple[str, str] = ("A", "B")) -> Comparison:
     """What changed between two evaluations. Raises UserError as `paired_rows` does."""
     before, after = paired_rows(before, after, names)
     rewards, others = reward_names(before), reward_names(after)
-    clusters = before["id"].to_pylist()
+    clusters = list(zip(before["set"].to_pylist(), before["id"].to_pylist(), strict=True))
     columns = {name: _columns(before, after, f"{PREFIX}{name}") for name in rewards if name in others}
     totals = _columns(before, after, "total")
     if rewards and others and not columns:
@@ -105,7 +108,7 @@ def compare_rows(before: pa.Table, after: pa.Table, names: tuple[str, str] = ("A
     return Comparison(
         difference("total", *totals, clusters),
         [one for one in found if one is not None],
-        *(list(_by(key, before, totals, clusters)) for key in ("task", "tag")),
+        *(list(_by(key, before, totals, clusters)) for key in ("set", "task", "tag")),
         unpaired=sorted({*rewards} ^ {*others}),
     )
 

@@ -172,7 +172,7 @@ def mean(values: list[Any]) -> float | None:
 
 
 def _samples(rows: pa.Table) -> tuple[Any, ...]:
-    columns = (rows[name].combine_chunks() for name in ("id", "sample", "prompt", "seed"))
+    columns = (rows[name].combine_chunks() for name in ("set", "id", "sample", "prompt", "seed"))
     return (*columns, tuple(reward_names(rows)))
 
 

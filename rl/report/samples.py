@@ -26,6 +26,7 @@ def gallery(sides: Sequence[tuple[str, int, pa.Table]], store: PictureStore) -> 
     samples = []
     for number, row in enumerate(columns[0] if columns else ()):
         shown = {"id": row["id"], "n": row["sample"], "prompt": row["prompt"], "task": row["task"], "tag": row["tag"]}
+        shown |= {} if row["set"] is None else {"set": row["set"]}
         shown["sides"] = [_side(column[number], rewards, store) for column in columns]
         samples.append(shown)
     return {

@@ -11,7 +11,7 @@ from rl.config.recipe import recipe_from_mapping
 from rl.report.charts import Series, difference_bar, line_chart
 from rl.report.paired import Comparison, Difference, compare_rows, interval, numbers_of
 from rl.report.run_data import RunData, mean
-from rl.run.curves import PLAIN_CURVES, phases, reward_curves, series
+from rl.run.curves import PLAIN_CURVES, held_out_sets, phases, reward_curves, series
 from rl.run.records import scores_in
 from uniar.reading.yaml_files import dump_yaml
 from uniar.shareable import shareable
@@ -113,6 +113,12 @@ def panels(runs: Sequence[RunData], opens: Sequence[int]) -> list[dict[str, Any]
         else:
             add(f"{title}, training", drawn)
             add(f"{title}, held-out" + (f" ({runs[0].otherwise})" if alone and runs[0].otherwise else ""), tested)
+    for name in dict.fromkeys(name for run in runs for name in held_out_sets(run.lines)):
+        key = f"eval_{name}/reward"
+        add(
+            f"total of {name}, held-out",
+            [_points(run, key, run.name, n + alone, opens if alone else ()) for n, run in enumerate(runs)],
+        )
     for key, title in PLAIN_CURVES:
         add(title, [_curve(run, key, run.name, n) for n, run in enumerate(runs)])
     for run in runs:
@@ -144,7 +150,7 @@ def _points(run: RunData, key: str, label: str, colour: int, opens: Sequence[int
 def tables(found: Comparison) -> list[dict[str, Any]]:
     """Section 4: rows with bars."""
     parts = [("score", [*([found.total] if found.total else []), *found.rewards])]
-    parts += [("by task", found.by_task), ("by skill", found.by_tag)]
+    parts += [("by set", found.by_set), ("by task", found.by_task), ("by skill", found.by_tag)]
     return [{"title": title, "rows": _with_bars(rows)} for title, rows in parts if rows]
 
 

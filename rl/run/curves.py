@@ -35,6 +35,12 @@ def reward_curves(lines: Sequence[dict[str, Any]]) -> list[tuple[str, str, str]]
     return [("reward", "eval_reward", "total"), *curves]
 
 
+def held_out_sets(lines: Sequence[dict[str, Any]]) -> list[str]:
+    """The names of held-out sets that lines have scores of."""
+    keys = dict.fromkeys(key for line in lines for key in line)
+    return [key[5:-7] for key in keys if key.startswith("eval_") and key.endswith("/reward")]
+
+
 def phases(lines: Sequence[dict[str, Any]]) -> list[str]:
     """Keys of the seconds that each phase of an update took."""
     return list(dict.fromkeys(key for line in lines for key in line if key.startswith("seconds/")))

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rl.config.evaluation_sets import sets_of
 from rl.config.sections import Recipe
 from rl.data.prompts import PromptRecord
 from rl.data.questions import QuestionRecord
@@ -33,9 +34,10 @@ def data_state(
     """The key of a recipe that names them → what the recipe says of them, how many they are, and their SHA-256; of
     held-out prompts also that of how they are drawn and scored."""
     data, asked, seed = recipe.data, recipe.understanding, recipe.data_seed
+    sets = [f"{name}: {one.evaluate.prompts}, {one.evaluate.limit}" for name, one in sets_of(recipe).items() if name]
     named = {
         "data.prompts": (records, [data.prompts, data.image_root, seed]),
-        "evaluate.prompts": (held_out, [recipe.evaluate.prompts, data.image_root, seed, recipe.evaluate.limit]),
+        "evaluate.prompts": (held_out, [recipe.evaluate.prompts, data.image_root, seed, recipe.evaluate.limit, *sets]),
         "understanding.questions": (questions, [asked.questions, asked.image_root, asked.limit]),
         "understanding.kl_questions": (kl_questions, [asked.kl_questions, asked.image_root]),
     }

@@ -144,6 +144,13 @@ class RunFolder:
             output_dir=str(self.path),
             rewards=_from_current_folder(recipe, recipe.rewards),
             eval_rewards=_from_current_folder(recipe, recipe.eval_rewards),
+            evaluate=dataclasses.replace(
+                recipe.evaluate,
+                sets={
+                    name: dataclasses.replace(one, rewards=one.rewards and _from_current_folder(recipe, one.rewards))
+                    for name, one in recipe.evaluate.sets.items()
+                },
+            ),
         )
 
     def _unwritable(self, error: OSError) -> UserError:

@@ -173,9 +173,9 @@ def check_model(recipe: Recipe, source: Path, records: Sequence[PromptRecord] = 
 
 
 def build_evaluator(
-    recipe: Recipe, records: Sequence[PromptRecord], processor: Any, scorer: Scorer
+    recipe: Recipe, records: Sequence[PromptRecord], processor: Any, scorer: Scorer, name: str | None = None
 ) -> Evaluator | None:
-    """None where the recipe names no held-out prompts."""
+    """None where the recipe names no held-out prompts. name: of the held-out set that they are."""
     if not records:
         return None
     return Evaluator(
@@ -186,4 +186,5 @@ def build_evaluator(
         samples_per_prompt=recipe.evaluate.samples_per_prompt,
         grid_prompts=recipe.evaluate.grid_prompts,
         picture_size=recipe.records.picture_size,
+        name=name,
     )

@@ -15,6 +15,7 @@ from rewards import RewardTable
 from rl.checkpoint.folder_lock import FolderLock
 from rl.config.grpo_config import RunConfig, flat
 from rl.evaluation.evaluate import Evaluator
+from rl.evaluation.several_sets import SeveralSets
 from rl.evaluation.understanding import Examiner
 from rl.policy.samples import Sample
 from rl.records.mirror import to_tensorboard, to_wandb
@@ -48,7 +49,7 @@ class RunCallback(TrainerCallback):
     def __init__(
         self,
         folder: RunFolder,
-        evaluator: Evaluator | None,
+        evaluator: Evaluator | SeveralSets | None,
         stopper: Stopper,
         lock: FolderLock,
         export: Callable[[Path], None],

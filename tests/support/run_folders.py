@@ -46,6 +46,7 @@ def rows_of(samples: int, scores: np.ndarray, *, seed: int = 1, pictures: int = 
         "prompt": prompts,
         "task": ["draw"] * samples,
         "tag": [SKILLS[n % 3] for n in range(samples)],
+        "set": [None] * samples,
         "episode": ["draw"] * samples,
         "texts": [texts.get(n, []) for n in range(samples)],
         "total": scores.tolist(),

@@ -20,7 +20,8 @@ from uniar.reading.files import user_path
 
 LARGEST_FLOAT = (2 - 2**-23) * 2.0**127
 """of float32"""
-
+ANY_NAME = "NAME"
+"""in a dotted key, for what the user calls it"""
 _VARIABLE = re.compile(r"\$(\{[A-Za-z_]\w*\}|[A-Z_][A-Z0-9_]+)")
 
 
@@ -71,9 +72,19 @@ def nested_settings(cls: type, prefix: str = "") -> Iterator[tuple[str, dataclas
     for field in settings_of(cls):
         key, hint = f"{prefix}{field.name}", hints[field.name]
         yield key, field, hint
+        if (named := _section_by_name(hint)) is not None:
+            yield from nested_settings(named, f"{key}.{ANY_NAME}.")
+            continue
         for kind in (hint, *typing.get_args(hint)):
             if isinstance(kind, type) and dataclasses.is_dataclass(kind):
                 yield from nested_settings(kind, f"{key}.")
+
+
+def _section_by_name(kind: Any) -> type | None:
+    """The dataclass of a mapping of such under names of the user's; None for any other type."""
+    section = typing.get_args(kind)[1:]
+    by_name = typing.get_origin(kind) in _MAPPINGS and len(section) == 1 and dataclasses.is_dataclass(section[0])
+    return section[0] if by_name else None
 
 
 def key_of(path: tuple[str, ...]) -> str:
@@ -182,6 +193,8 @@ def check_type(
         if kind in _LISTS and isinstance(value, list | tuple):
             items = [check_type(item, (*args, Any)[0], (*path, str(i)), origins) for i, item in enumerate(value)]
             return tuple(items) if kind is tuple else items
+        if (section := _section_by_name(option)) is not None and isinstance(value, Mapping):
+            return {str(name): build(section, each, (*path, str(name)), origins) for name, each in value.items()}
         if option is Any or (kind in _MAPPINGS and isinstance(value, Mapping)):
             return value
         if option is float and (_is_whole(value) or (isinstance(value, float) and _is_usable(value, metadata))):

@@ -45,7 +45,7 @@
   if (!data.samples.length) return;
 
   const [left, right, sorting, kind, text] = ["left", "right", "order", "kind", "text"].map($);
-  const kinds = [...new Set(data.samples.flatMap((sample) => [sample.task, sample.tag]).filter((name) => name !== null))].sort();
+  const kinds = [...new Set(data.samples.flatMap((sample) => [sample.set || null, sample.task, sample.tag]).filter((name) => name !== null))].sort();
   for (const name of kinds) {
     const option = make("option", "", name);
     option.value = name;
@@ -63,7 +63,7 @@
     const wanted = text.value.trim().toLowerCase();
     order = data.samples.map((_, number) => number).filter((number) => {
       const sample = data.samples[number];
-      if (kind.value && sample.task !== kind.value && sample.tag !== kind.value) return false;
+      if (kind.value && ![sample.set, sample.task, sample.tag].includes(kind.value)) return false;
       const said = [sample.prompt, sample.id, ...sides(number).flatMap((side) => [...(side.why || []), ...(side.w || [])])].join(" ");
       return said.toLowerCase().includes(wanted);
     });
@@ -138,7 +138,7 @@
       reason.append(said);
       return why ? [row, reason] : [row];
     }));
-    $("opened-note").textContent = ["sample " + sample.n + " of prompt " + sample.id, sample.task, sample.tag].filter((part) => part !== null).join(" · ");
+    $("opened-note").textContent = ["sample " + sample.n + " of prompt " + sample.id, sample.set || null, sample.task, sample.tag].filter((part) => part !== null).join(" · ");
     if (!dialog.open) dialog.showModal();
   }
   function step(by) {

@@ -77,9 +77,12 @@ class EarlyStop(StatefulCallback):
         self.without_improvement = int(state["without_improvement"])
 
 
-def check_metric(recipe: Recipe, rewards: Sequence[str]) -> None:
-    """Raises UserError where evaluate.early_stop names no score of evaluations with these rewards."""
-    early_stop, names = recipe.evaluate.early_stop, ("reward", *rewards)
+def check_metric(recipe: Recipe, rewards: Mapping[str | None, Sequence[str]]) -> None:
+    """Raises UserError where evaluate.early_stop names no score of evaluations. rewards: of each held-out set, whose
+    name is None where there is one without."""
+    early_stop, names = recipe.evaluate.early_stop, dict.fromkeys(["reward"])
+    names |= dict.fromkeys(name for own in rewards.values() for name in own)
+    names |= dict.fromkeys(f"{one}/{name}" for one, own in rewards.items() if one for name in ("reward", *own))
     if early_stop is not None and early_stop.metric not in names:
         raise UserError(
             f"{recipe.source}: evaluate.early_stop.metric is {early_stop.metric!r}, expected one of {', '.join(names)}."
