@@ -6,7 +6,8 @@ pass has them. Tokens of pictures may come too, at their probability; in a text 
 Shapes: U prompts · B samples · N new tokens at most · A tokens of the longest text.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,7 +111,8 @@ def write(
                 seen(steps.tokens[done - 1].tolist())
             return (seen is not None or done % LOOK_EVERY == 0) and bool(steps.ended.all())
 
-        run(steps, engine, taken)
+        with _cumulative_sums():
+            run(steps, engine, taken)
         return steps
 
     parts = [write_batch(order[start : start + size]) for start in range(0, samples, size)]
@@ -118,3 +120,15 @@ def write(
     longest, back = int(lengths.max()), torch.tensor(order, device=model.device).argsort()
     found = [torch.cat([getattr(part, name)[:longest] for part in parts], 1) for name in ("tokens", "log_probs")]
     return Written(found[0].T[back], lengths[back], found[1].T[back], ended[back])
+
+
+@contextmanager
+def _cumulative_sums() -> Iterator[None]:
+    """Inside, a GPU may sum up a distribution where only deterministic algorithms are allowed (`full_determinism`),
+    which torch refuses: the order of a sum in float64 shows in no choice."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])

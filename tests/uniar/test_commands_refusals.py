@@ -18,7 +18,7 @@ LINE_FAULTS = {
     "empty prompt": ('{"prompt": " "}', "line 2", "the prompt is empty"),
     "slip": ('{"prompt": "a", "heigth": 64}', "unknown field 'heigth'", "'height'"),
     "size": ('{"prompt": "a", "height": 65}', "line 2: height 65 is not a multiple of 32", "64 and 96"),
-    "size kind": ('{"prompt": "a", "width": "64"}', "line 2: 'width' is \"64\" (a string)", "pixels"),
+    "size kind": ('{"prompt": "a", "width": "64px"}', "line 2: 'width' is '64px'", "pixels"),
     "size zero": ('{"prompt": "a", "width": 0}', "line 2: 'width' is 0", "above 0"),
     "same id": ('{"prompt": "a", "id": 1}', "line 2: its name '1' is already that of line 1", ""),
     "path as id": ('{"prompt": "a", "id": "../a"}', "line 2: the id '../a' cannot be a file name", ""),
