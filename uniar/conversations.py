@@ -6,7 +6,7 @@ Shapes: U conversations · P prefix positions · T new tokens · L levels · S p
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from PIL import Image
@@ -39,13 +39,14 @@ class Drawing:
 
 
 Picture: TypeAlias = Image.Image | Drawing
+Role: TypeAlias = Literal["system", "user", "assistant"]
 
 
 @dataclass(frozen=True)
 class Message:
     """A turn that was taken: texts and pictures in their order."""
 
-    role: Literal["system", "user", "assistant"]
+    role: Role
     parts: tuple[str | Picture, ...]
 
 
@@ -111,9 +112,16 @@ def _check(conversations: Sequence[Sequence[Message]], processor: Any, *, drawin
             last = messages[-1].role if messages else "no one"
             raise UserError(f"the conversation ends with a message of {last}; it must end with one of the user.")
         for message in messages:
-            for text in message.parts:
-                if isinstance(text, str) and message.role != "assistant":
-                    refuse_tokens(text, f"the prompt {text!r}", reserved)
+            if message.role not in get_args(Role):
+                raise UserError(f"a message has the role {message.role!r}; it must be {', '.join(get_args(Role))}.")
+            if isinstance(message.parts, str):
+                raise UserError(f"the parts of a message are {message.parts!r}; they must be a tuple, as of one text.")
+            for part in message.parts:
+                if not isinstance(part, str | Image.Image | Drawing):
+                    kind = type(part).__name__
+                    raise UserError(f"a part of a message is a {kind}; it must be a text, an image or a drawing.")
+                if isinstance(part, str) and message.role != "assistant":
+                    refuse_tokens(part, f"the prompt {part!r}", reserved)
 
 
 def _drawings(messages: Sequence[Message]) -> list[Drawing]:

@@ -131,6 +131,12 @@ def test_what_no_conversation_may_be(nano_model, nano_processor, made, monkeypat
         made([user("a"), Message("assistant", ("b",))], grid=(2, 2))
     with pytest.raises(UserError, match="ends with a message of no one"):
         made([])
+    with pytest.raises(UserError, match="the role 'model'; it must be system, user, assistant"):
+        made([Message("model", ("a",))])
+    with pytest.raises(UserError, match="the parts of a message are 'hello'; they must be a tuple"):
+        made([Message("user", "hello")])
+    with pytest.raises(UserError, match="a part of a message is a Tensor; it must be a text, an image or a drawing"):
+        made([user("a", torch.zeros(3))])
     bits = torch.zeros(4, *nano_model.config.vision_config.code_shape, dtype=torch.uint8)
     with pytest.raises(ValueError, match="4 visual tokens do not fill 3 rows"):
         made([user(Drawing(bits, 3))])
