@@ -1,14 +1,14 @@
 """`rank`: another reward's scores as ranks within the prompt's samples."""
 
-import inspect
 import math
-from collections.abc import Awaitable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
+from rewards.attempt import score_samples
 from rewards.contract.base import Reward, RewardBatch
-from rewards.contract.protocol import read_scores, split_details
+from rewards.contract.protocol import Details, read_scores, split_details
 from uniar.errors import UserError
 
 
@@ -55,15 +55,21 @@ class Rank(Reward):
 
     def score(self, batch: RewardBatch) -> Any:
         """For each sample a mapping with `score`, None, or an exception; a coroutine where the other reward's is."""
-        scores = self.reward.score(batch)
-        return self._awaited(batch, scores) if inspect.isawaitable(scores) else self._ranked(batch, scores)
+        if self.is_async:
+            return self._awaited(batch)
+        # So that a sample on which the other reward raises does not cost the others theirs.
+        found = score_samples(self.reward, batch, wait=None, retries=0, first_fault_only=False)
+        return self._ranked(
+            batch, found.scores, {row: fault.text for row, fault in found.faults.items()}, found.details
+        )
 
-    async def _awaited(self, batch: RewardBatch, scores: Awaitable[Any]) -> list[Any]:
-        return self._ranked(batch, await scores)
+    async def _awaited(self, batch: RewardBatch) -> list[Any]:
+        scores, details = split_details(await self.reward.score(batch))
+        return self._ranked(batch, *read_scores(scores, len(batch)), details)
 
-    def _ranked(self, batch: RewardBatch, scores: Any) -> list[Any]:
-        scores, details = split_details(scores)
-        values, faults = read_scores(scores, len(batch))
+    def _ranked(
+        self, batch: RewardBatch, values: list[float], faults: Mapping[int, str], details: Sequence[Details | None]
+    ) -> list[Any]:
         groups: dict[str, list[float]] = {}
         for prompt, value in zip(batch.prompts, values, strict=True):
             if not math.isnan(value):

@@ -18,6 +18,11 @@ PLUGIN = """
 def given(prompts, images, value):
     return [{"score": one, "why": f"says {one}"} if isinstance(one, float) else one for one in value]
 
+def picky(prompts, images, value):
+    if "bad" in value:
+        raise ValueError("no such value")
+    return value
+
 async def later(prompts, images, value):
     return list(value)
 """
@@ -60,6 +65,14 @@ def test_a_score_that_is_none_fails_that_sample(tmp_path):
     assert table.values[[0, 2, 3], 0].tolist() == [0.0, 1.0, 0.5]
     with pytest.raises(RewardError, match=r"reward 'rank' failed: given returned 'good' \(str\).* on sample 1"):
         suite_of(tmp_path).score(batch_of(values))
+
+
+def test_a_sample_on_which_the_other_raises_does_not_cost_the_others_theirs(tmp_path):
+    table = suite_of(tmp_path, "picky", on_error="skip").score(batch_of([3.0, "bad", 1.0, 2.0]))
+    assert table.failed[:, 0].tolist() == [False, True, False, False]
+    assert table.values[[0, 2, 3], 0].tolist() == [1.0, 0.0, 0.5]
+    with pytest.raises(RewardError, match="reward 'rank' failed: picky raised ValueError: no such value"):
+        suite_of(tmp_path, "picky").score(batch_of([3.0, "bad"]))
 
 
 def test_it_is_loaded_bound_moved_and_closed_as_the_other(tmp_path):
