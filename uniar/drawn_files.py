@@ -36,6 +36,18 @@ def read_record(path: Path) -> dict[str, Any] | None:
     return record if isinstance(record, dict) else None
 
 
+def is_drawn(path: Path, record: dict[str, Any]) -> bool:
+    """Whether the file is there as it would be drawn. Raises UserError for any other file in its place."""
+    if not path.exists():
+        return False
+    found = read_record(path)
+    if found is None:
+        raise UserError(f"{path} exists and was not drawn by this command; name another --output, or use --overwrite.")
+    if other := difference(record, found):
+        raise UserError(f"{path} was drawn with {other}; name another --output, or use --overwrite to draw it again.")
+    return True
+
+
 def write_image(image: Image.Image, path: Path, record: dict[str, Any]) -> None:
     """Writes a PNG with its record, whole or not at all. Raises UserError where that cannot be."""
     text = PngInfo()

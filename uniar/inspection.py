@@ -32,6 +32,7 @@ from uniar.modeling_vision import UniARVisionModel
 from uniar.reading.files import read_object
 from uniar.weight_files import DIFFUSERS, MODEL, stored_tensors
 
+_POINTER, _POINTER_BYTES = b"version https://git-lfs", 1024
 _DECODER_MODELS = {
     "bsq_encoder": UniARVisionModel,
     "sd3_transformer": SD3Transformer2DModelWithSigLIP,
@@ -46,6 +47,9 @@ def inspect_checkpoint(folder: Path, *, decoder: bool) -> None:
     if not (folder / "config.json").is_file():  # nor is a whole home folder looked through
         require_parts(folder, decoder=decoder)
     files = [(file, file.stat()) for file in sorted(folder.rglob("*")) if file.is_file()]
+    for file, stat in files:
+        if stat.st_size < _POINTER_BYTES and file.read_bytes().startswith(_POINTER):
+            raise UserError(f"{file} is a pointer of Git LFS, not the file itself; fetch it with `git lfs pull`.")
     _inspect(folder, decoder, tuple((file, stat.st_size, stat.st_mtime_ns) for file, stat in files))
 
 
@@ -94,6 +98,10 @@ def _inspect_model(model_class: type[ModelMixin | PreTrainedModel], folder: Path
         "unexpected_keys": [name for name in stored if name not in tensors and (own or in_layers(name))],
     }
     require_exact_tensors(folder, model, found)
+    for name, tensor in tensors.items():
+        if name in stored and tensor.is_floating_point() and not stored[name].dtype.is_floating_point:
+            kind = str(stored[name].dtype).removeprefix("torch.")
+            raise UserError(f"{folder}: tensor {name} is stored as {kind}; its numbers would be others.")
     return config
 
 

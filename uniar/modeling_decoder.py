@@ -21,7 +21,7 @@ from uniar.checkpoint import load_scheduler, require_decoder_parts, resolve_chec
 from uniar.compiling import compile_options, compiling
 from uniar.decoder_parts import load_exactly
 from uniar.decoder_sizes import DecoderSizes
-from uniar.errors import UserError
+from uniar.errors import RunError, UserError
 from uniar.modeling_sd3 import SD3Transformer2DModelWithSigLIP
 from uniar.modeling_vision import UniARVisionModel
 from uniar.prompt_embedding import constant_prompt
@@ -160,7 +160,7 @@ class UniARVisualDecoder(nn.Module):
         `output_type`: "pil"; "pt", (B, 3, H, W) float32 in 0 to 1; or "latent", (B, C, h, w) float32.
 
         Raises UserError for sizes as `output_size` does and for fewer than one step, ValueError for tensors of a wrong
-        shape and contradictory arguments, FloatingPointError for an image that is not finite.
+        shape and contradictory arguments, RunError for an image that is not finite.
         """
         ratio = self.default_upsampling_ratio if upsampling_ratio is None else upsampling_ratio
         latent_shape = self.latent_shape(ar_height, ar_width, ratio)
@@ -253,9 +253,7 @@ class UniARVisualDecoder(nn.Module):
         images = self.vae.decode(scaled.to(self.dtype), return_dict=False)[0].float()
         for number, finite in enumerate(images.isfinite().flatten(1).all(1).tolist()):
             if not finite:
-                raise FloatingPointError(
-                    f"decoding sample {first + number} in {self.dtype} gave NaN or infinite pixels."
-                )
+                raise RunError(f"decoding sample {first + number} in {self.dtype} gave NaN or infinite pixels.")
         return self.image_processor.postprocess(images, output_type=output_type)
 
     def _bits(self, indices_or_bits: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -143,7 +143,7 @@ class VLMJudge(Reward):
         if len(unreached) == len(answers):
             raise UserError(f"no judge can be used: {unreached[-1]}.")
         if self.model is None:
-            raise UserError(f"{' and '.join(answers)} list no model; name it by 'model'.")
+            raise UserError(f"{' and '.join(answers)} list{'s' * (len(answers) == 1)} no model; name it by 'model'.")
         if not any(isinstance(answer, ServerError) and answer.status for answer in answers.values()):
             self._pool.health = "/models"
         self._loaded = True

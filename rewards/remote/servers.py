@@ -12,7 +12,7 @@ import httpx2
 
 from rewards.remote.addresses import checked_url, stays_here
 from rewards.remote.server_answers import ServerError, described, read_body, reason
-from rewards.remote.statuses import is_busy, is_passing, rest_asked_for
+from rewards.remote.statuses import is_busy, is_passing, rest_asked_for, status_of
 from uniar.errors import UserError
 
 _HEALTH_SECONDS = 5.0
@@ -265,7 +265,8 @@ class ServerPool:
             server.in_flight -= 1
             self._changed.set()
             self._changed = asyncio.Event()
-        if answer.status_code == 200:
+        status = status_of(answer.status_code, body)
+        if status == 200:
             if content is not None:  # a server may be well by its own account, and fail at every request
                 server.failures, server.well = 0, True
                 if started >= server.refused_at:
@@ -273,9 +274,9 @@ class ServerPool:
                     server.allowed = min(self._concurrency, server.allowed + 1 / server.allowed)
             return body
         said = described(server.url, answer, body)
-        if not is_passing(answer.status_code):
-            raise ServerError(said, answer.status_code)
-        raise _Unusable(said, answer.status_code, rest_asked_for(answer.headers))
+        if not is_passing(status):
+            raise ServerError(said, status)
+        raise _Unusable(said, status, rest_asked_for(answer.headers))
 
     def _let_rest(self, server: _Server, started: float, problem: Exception) -> None:
         """Keeps a server from getting requests: for the time it asked for, else for longer each time in a row."""

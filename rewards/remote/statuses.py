@@ -1,6 +1,7 @@
 """What an HTTP status says about asking again: never, after a failure, or once the server has time."""
 
 import contextlib
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -12,12 +13,26 @@ LONGEST_REST = 60.0
 
 _BUSY = (425, 429, 503, 529)  # 529: "overloaded", of hosted services
 _PASSING = (408, *_BUSY)
+_LONGEST_ERROR = 10_000
 _NUMBER = re.compile(r"[0-9]{1,12}(?:\.[0-9]{1,12})?")
 
 
 def is_passing(status: int) -> bool:
     """Whether another attempt may get another answer: 408, 425, 429 and all of 5xx."""
     return status in _PASSING or 500 <= status < 600
+
+
+def status_of(status: int, body: bytes) -> int:
+    """The status of an answer; of one that says 200 and is an error with a status of its own, as routers of hosted
+    models send where the model behind them refuses, the latter."""
+    if status != 200 or len(body) > _LONGEST_ERROR or b'"error"' not in body:
+        return status
+    with contextlib.suppress(ValueError, RecursionError):
+        found = json.loads(body)
+        error = found.get("error") if isinstance(found, dict) else None
+        code = error.get("code") if isinstance(error, dict) else None
+        return code if isinstance(code, int) and 400 <= code < 600 else status
+    return status
 
 
 def is_busy(status: int) -> bool:

@@ -14,7 +14,7 @@ from PIL import Image
 from rl.data.prompts import PromptRecord
 from rl.policy.samples import DrawSettings, Sample
 from rl.run.folder import RunFolder
-from uniar.drawn_files import difference, read_record, write_image
+from uniar.drawn_files import is_drawn, write_image
 from uniar.errors import UserError
 from uniar.reading.files import remove_unfinished, write_whole, writing
 from uniar.reading.pictures import load_picture, picture_digest
@@ -92,16 +92,7 @@ class BenchmarkFolder:
 
     def is_drawn(self, sample: Sample, record: dict[str, Any]) -> bool:
         """Whether its file is there as it would be drawn. Raises UserError for any other file in its place."""
-        path = self.image(sample)
-        if not path.exists():
-            return False
-        found = read_record(path)
-        other = "something else" if found is None else difference(record, found)
-        if other is not None:
-            raise UserError(
-                f"{path} was drawn with {other}; name another --output, or use --overwrite to draw all of it again."
-            )
-        return True
+        return is_drawn(self.image(sample), record)
 
     def write(self, sample: Sample, image: Image.Image, record: dict[str, Any]) -> None:
         write_image(image, self.image(sample), record)

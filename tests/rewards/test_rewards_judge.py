@@ -344,8 +344,8 @@ def test_parameters_that_cannot_work_are_refused(parameters, message):
     [
         (MODELS, "judge-70b", "has no model 'judge-70b'; it has judge-7b. Did you mean 'judge-7b'"),
         ({"data": [{"id": "a"}, {"id": "b"}]}, None, "has no model None; it has a, b"),
-        (404, None, "list no model; name it by 'model'"),
-        ({"models": []}, None, "list no model; name it by 'model'"),
+        (404, None, "lists no model; name it by 'model'"),
+        ({"models": []}, None, "lists no model; name it by 'model'"),
         (401, "judge-7b", r"answered 401.*the key is read from nowhere: set token_env"),
     ],
 )

@@ -15,7 +15,7 @@ from support.red_server import LISTING, good, suite_of
 
 from rewards.remote.addresses import is_loopback, stays_here
 from rewards.remote.servers import ServerError, ServerPool
-from rewards.remote.statuses import is_passing, rest_asked_for
+from rewards.remote.statuses import is_passing, rest_asked_for, status_of
 
 
 def well(request):
@@ -53,6 +53,29 @@ def test_a_state_that_passes_costs_nothing(status):
         table, _ = score(suite_of(server, deadline=ENOUGH), make_batch(2))
     assert table.values.flatten().tolist() == [0, 1]
     assert len(server.posts) == 2
+
+
+@pytest.mark.parametrize(("code", "asked"), [(429, 2), (529, 2), (502, 2), (403, 1)])
+def test_an_error_that_comes_as_200_has_its_own_status(code, asked):
+    def routed(request):
+        request.send({"error": {"message": "of the model behind", "code": code}}) if request.number == 1 else well(
+            request
+        )
+
+    with hostile_server(routed, LISTING) as server:
+        [found], _ = post(ServerPool(server.url))
+    assert len(server.posts) == asked
+    assert found == b"{}" if asked == 2 else (found.status, "of the model behind" in str(found)) == (code, True)
+    for body in (
+        b"{}",
+        b"",
+        b'{"error": null}',
+        b'{"error": {"code": "429"}}',
+        b'["error"]',
+        b'{"error": {"code": 200}}',
+    ):
+        assert status_of(200, body) == 200
+    assert status_of(503, b'{"error": {"code": 400}}') == 503
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 405, 409, 410, 418, 422, 451, 499])

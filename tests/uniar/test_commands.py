@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -314,3 +315,18 @@ def test_random_state_is_left_alone(nano_checkpoint, tmp_path) -> None:
     assert draw(nano_checkpoint, "--prompt", "a", "--output", tmp_path / "a.png") == 0
     assert chat(nano_checkpoint, "--prompt", "a", "--temperature", "1") == 0
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_what_is_not_finite_is_no_image(nano_checkpoint, tmp_path, capsys) -> None:
+    checkpoint = Path(shutil.copytree(nano_checkpoint, tmp_path / "checkpoint"))
+    options = ("--prompt", "a red circle", "--output", tmp_path / "a.png")
+    assert draw(nano_checkpoint, *options, "--decoder-guidance", "1e38") == 1
+    assert "decoding sample 0 in torch.float32 gave NaN or infinite pixels." in capsys.readouterr().err
+    weights = load_file(checkpoint / "model.safetensors")
+    save_file(
+        weights | {"output_layer_vistok.1.weight": weights["output_layer_vistok.1.weight"] * math.nan},
+        checkpoint / "model.safetensors",
+    )
+    assert draw(checkpoint, *options) == 1
+    assert "the model draws from NaN or infinite logits in float32; its weights are damaged." in capsys.readouterr().err
+    assert not (tmp_path / "a.png").exists()

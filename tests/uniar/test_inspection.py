@@ -6,6 +6,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from safetensors.torch import load_file, save_file
 from support.command_line import chat, draw
 from support.training_runs import small_recipe
 
@@ -177,3 +178,20 @@ def test_drawing_with_a_checkpoint_of_a_run_names_export(checkpoint, tmp_path, c
     shutil.rmtree(checkpoint / "sd3_pipeline")
     assert draw(checkpoint, "--prompt", "a red circle", "--output", tmp_path / "a.png") == 2
     assert f"`uniar-rl export {checkpoint} --output FOLDER` makes a checkpoint of it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json", "sd3_pipeline/tokenizer_3/tokenizer.json"])
+def test_a_pointer_of_git_lfs_is_no_file(checkpoint, file):
+    (checkpoint / file).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 123456\n")
+    with pytest.raises(UserError, match=rf"{file} is a pointer of Git LFS, not the file itself; fetch it with"):
+        inspect_checkpoint(checkpoint, decoder=True)
+
+
+def test_weights_that_are_whole_numbers_are_refused(checkpoint):
+    weights = load_file(checkpoint / "model.safetensors")
+    stored = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
+    save_file(stored, checkpoint / "model.safetensors")
+    inspect_checkpoint(checkpoint, decoder=False)  # of another precision they may be
+    save_file(weights | {"lm_head.weight": weights["lm_head.weight"].char()}, checkpoint / "model.safetensors")
+    with pytest.raises(UserError, match=r"tensor lm_head\.weight is stored as int8; its numbers would be others"):
+        inspect_checkpoint(checkpoint, decoder=False)

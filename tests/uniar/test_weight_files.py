@@ -16,7 +16,7 @@ from rl.checkpoint.tensor_files import TensorFiles, main_dtype
 from rl.cli import main
 from rl.export.writing import trained_weights
 from uniar.checkpoint import copy_untrained_parts, require_parts
-from uniar.commands.loading import Checkpoint
+from uniar.commands.loading import find_checkpoint
 from uniar.errors import UserError
 from uniar.modeling_uniar import UniARForConditionalGeneration
 from uniar.weight_files import DIFFUSERS, has_weights, stored_tensors, weight_files
@@ -58,7 +58,7 @@ def same(found, expected) -> bool:
 
 def fingerprint(folder: Path) -> str:
     arguments = Namespace(model=str(folder), device="cpu", dtype="auto", attention="auto", quiet=True)
-    return Checkpoint.find(arguments, decoder=True).fingerprint()
+    return find_checkpoint(arguments, decoder=True).fingerprint()
 
 
 @pytest.mark.parametrize(

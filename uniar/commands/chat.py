@@ -8,10 +8,11 @@ from tqdm import tqdm
 
 from uniar.commands.answers import AnswerSettings, answer_record, append_answer, read_answered
 from uniar.commands.conversation import Conversation
-from uniar.commands.loading import Checkpoint, check_number
+from uniar.commands.loading import check_number, find_checkpoint
 from uniar.commands.processes import Processes
 from uniar.commands.requests import Question, read_questions
 from uniar.errors import UserError
+from uniar.placed_checkpoint import PlacedCheckpoint
 from uniar.reading.files import require_writable
 from uniar.reading.pictures import load_picture
 from uniar.reading.prompt_text import check_text, reserved_tokens
@@ -32,7 +33,7 @@ def run(arguments: argparse.Namespace) -> None:
     asked = arguments.prompt is not None or arguments.prompts is not None
     questions = read_questions(arguments, given_pictures) if asked else []
     pictures = [load_picture(path) for path in given_pictures]
-    checkpoint = Checkpoint.find(arguments, decoder=False)
+    checkpoint = find_checkpoint(arguments, decoder=False)
     checkpoint.config()
     if arguments.prompts is not None:
         _answer_file(arguments, checkpoint, questions)
@@ -62,13 +63,13 @@ def _typed_lines(tokens: Sequence[str]) -> Iterator[str]:
         yield line
 
 
-def _answer_file(arguments: argparse.Namespace, checkpoint: Checkpoint, questions: Sequence[Question]) -> None:
+def _answer_file(arguments: argparse.Namespace, checkpoint: PlacedCheckpoint, questions: Sequence[Question]) -> None:
     """Answers each line on its own, and appends to the output what is not answered there yet."""
     settings = AnswerSettings(
         max_new_tokens=arguments.max_new_tokens,
         temperature=arguments.temperature,
         seed=arguments.seed,
-        dtype=checkpoint.dtype_name,
+        dtype=checkpoint.dtype,
         weights=checkpoint.fingerprint(),
     )
     records = [answer_record(question, settings, checkpoint.name) for question in questions]

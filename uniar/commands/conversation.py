@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from transformers import TextStreamer
 
-from uniar.commands.loading import memory_advice
 from uniar.conversations import Message, encode_turns
+from uniar.placed_checkpoint import memory_advice
 from uniar.writing import end_tokens, text_noise, write
 
 if TYPE_CHECKING:

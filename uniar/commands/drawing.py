@@ -15,14 +15,15 @@ from PIL import Image
 from tqdm import tqdm
 
 from uniar.commands.layout import Output
-from uniar.commands.loading import Checkpoint, check_number, memory_advice
+from uniar.commands.loading import check_number
 from uniar.commands.processes import Processes
 from uniar.commands.requests import Request
-from uniar.drawn_files import check_manifest, difference, read_record, write_image
+from uniar.drawn_files import check_manifest, is_drawn, write_image
 from uniar.engine import Engine
 from uniar.engine.running import check_engine
-from uniar.errors import UserError
+from uniar.errors import RunError, UserError
 from uniar.generation import draw_noise, rollout
+from uniar.placed_checkpoint import PlacedCheckpoint, memory_advice
 from uniar.processing import build_visual_prompt
 from uniar.reading.files import remove_unfinished, require_writable
 from uniar.reading.pictures import picture_to_edit
@@ -95,7 +96,7 @@ def check_options(arguments: argparse.Namespace) -> None:
         check_number("--memory-budget-gb", arguments.memory_budget_gb, 0, above=True)
 
 
-def draw_requests(arguments: argparse.Namespace, checkpoint: Checkpoint, requests: Sequence[Request]) -> None:
+def draw_requests(arguments: argparse.Namespace, checkpoint: PlacedCheckpoint, requests: Sequence[Request]) -> None:
     """Draws what is not there yet and says so.
 
     Raises UserError for a checkpoint that cannot draw, an output that cannot be used, and sizes that the visual decoder
@@ -111,7 +112,7 @@ def draw_requests(arguments: argparse.Namespace, checkpoint: Checkpoint, request
         upsampling_ratio=arguments.upsampling_ratio,
         steps=arguments.steps,
         decoder_guidance=arguments.decoder_guidance,
-        dtype=checkpoint.dtype_name,
+        dtype=checkpoint.dtype,
         weights=checkpoint.fingerprint(),
     )
     output = Output(arguments.output, arguments.layout)
@@ -122,7 +123,7 @@ def draw_requests(arguments: argparse.Namespace, checkpoint: Checkpoint, request
         )
     _claim(output)
     records = {sample.path: sample.record(settings, checkpoint.name) for sample in samples}
-    there = set() if arguments.overwrite else {path for path, record in records.items() if _is_drawn(path, record)}
+    there = set() if arguments.overwrite else {path for path, record in records.items() if is_drawn(path, record)}
     # The batches are fixed before they are shared: what is drawn does not depend on the number of processes.
     batches = _batches(samples, arguments.batch_size)
     batches = [batch for batch in batches if any(sample.path not in there for sample in batch)]
@@ -145,7 +146,7 @@ def draw_requests(arguments: argparse.Namespace, checkpoint: Checkpoint, request
 
 
 def _draw_batches(
-    checkpoint: Checkpoint,
+    checkpoint: PlacedCheckpoint,
     batches: Sequence[Sequence[RequestedImage]],
     settings: DrawingOptions,
     memory_budget: int | None,
@@ -208,9 +209,12 @@ def draw_batch(
         guidance_scale=settings.cfg if guided else None,
         temperature=settings.temperature,
         show_progress=show_progress,
+        return_gaps=True,
         memory_budget=memory_budget,
         engine=engine,
     )
+    if not drawn.gap_cond.isfinite().all():
+        raise RunError(f"the model draws from NaN or infinite logits in {settings.dtype}; its weights are damaged.")
     return decoder.decode(
         drawn.bits,
         ar_height=height,
@@ -240,18 +244,6 @@ def _claim(output: Output) -> None:
     if output.is_folder:
         check_manifest(output.folder)
     remove_unfinished(output.folder, *output.files)
-
-
-def _is_drawn(path: Path, record: dict[str, Any]) -> bool:
-    """Whether the file is there as it would be drawn. Raises UserError for any other file in its place."""
-    if not path.exists():
-        return False
-    found = read_record(path)
-    if found is None:
-        raise UserError(f"{path} exists and was not drawn by this command; name another --output, or use --overwrite.")
-    if other := difference(record, found):
-        raise UserError(f"{path} was drawn with {other}; name another --output, or use --overwrite to replace it.")
-    return True
 
 
 def _batches(samples: Sequence[RequestedImage], batch_size: int) -> list[list[RequestedImage]]:

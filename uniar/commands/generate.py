@@ -3,7 +3,7 @@
 import argparse
 
 from uniar.commands.drawing import check_options, draw_requests
-from uniar.commands.loading import Checkpoint
+from uniar.commands.loading import find_checkpoint
 from uniar.commands.requests import drawing_requests, numbered_as_uniar, read_questions
 
 
@@ -13,6 +13,6 @@ def run(arguments: argparse.Namespace) -> None:
     questions = read_questions(arguments, ())
     if arguments.layout == "uniar":
         questions = numbered_as_uniar(questions)
-    checkpoint = Checkpoint.find(arguments, decoder=True)
+    checkpoint = find_checkpoint(arguments, decoder=True)
     requests = drawing_requests(questions, arguments, *checkpoint.sizes())
     draw_requests(arguments, checkpoint, requests)
