@@ -45,10 +45,15 @@ def data_state(
         key: {"from": [None if value is None else str(value) for value in said], **told_by(found)}
         for key, (found, said) in named.items()
     }
-    how = [recipe.eval_rewards or recipe.rewards, DrawSettings.for_evaluation(recipe).of_images()]
-    measured = json.dumps([*how, recipe.evaluate.samples_per_prompt], sort_keys=True, default=str)
+    how = {str(name): _evaluated_how(one) for name, one in sets_of(recipe).items()}
+    measured = json.dumps(how, sort_keys=True, default=str)
     state["evaluate.prompts"]["measured"] = hashlib.sha256(measured.encode()).hexdigest()
     return state
+
+
+def _evaluated_how(recipe: Recipe) -> list[Any]:
+    drawn = DrawSettings.for_evaluation(recipe).of_images()
+    return [recipe.eval_rewards or recipe.rewards, drawn, recipe.evaluate.samples_per_prompt]
 
 
 def measured_on(state: dict[str, dict[str, Any]]) -> dict[str, str]:

@@ -121,6 +121,7 @@ def test_evaluations_that_were_drawn_or_scored_otherwise_are_not_compared():
         {"evaluate": {"prompts": "h.jsonl", "temperature": 0.5}},
         {"evaluate": {"prompts": "h.jsonl", "seed": 1}},
         {"evaluate": {"prompts": "h.jsonl", "samples_per_prompt": 2}},
+        {"evaluate": {"sets": {"one": {"prompts": "h.jsonl"}}}},
         {"decode": {"num_inference_steps": 3}},
         {"rollout": {"height": 64}},
     ):
