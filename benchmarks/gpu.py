@@ -35,6 +35,7 @@ from rl.plan.planned_model import PlannedModel, planned_model  # noqa: E402
 from rl.plan.simulation import DECODER_PROMPT_TOKENS, Simulation  # noqa: E402
 from rl.policy.loading import base_model  # noqa: E402
 from rl.policy.replay import Branch, replay  # noqa: E402
+from uniar.compiling import compile_options, compiling  # noqa: E402
 from uniar.engine import Engine  # noqa: E402
 from uniar.generation import rollout  # noqa: E402
 from uniar.modeling_uniar import UniARForConditionalGeneration  # noqa: E402
@@ -191,20 +192,29 @@ class Bench:
                 transformer(**inputs, return_dict=False)
             vae.decode(some(vae.config.latent_channels, side, side), return_dict=False)[0].float()
 
+        sized = replace(self.recipe, rollout=replace(self.recipe.rollout, height=self.size, width=self.size))
+        planned = Simulation(self.model).decode(sized, images)
         decode()
         _, seconds, peak = self.gpu.timed(decode)
-        sized = replace(self.recipe, rollout=replace(self.recipe.rollout, height=self.size, width=self.size))
-        return [
-            (f"decode of {images}, {steps} steps, seconds", f"{seconds:.2f}", ""),
-            memory("decode", peak, Simulation(self.model).decode(sized, images)),
-        ]
+        rows = [(f"decode of {images}, {steps} steps, seconds", f"{seconds:.2f}", ""), memory("decode", peak, planned)]
+        if self.gpu.is_cuda:
+            transformer.compile_repeated_blocks(fullgraph=True, options=compile_options(self.gpu.device.type))
+            with compiling("the decoder's blocks", "nothing"):
+                decode()
+                _, compiled, peak = self.gpu.timed(decode)
+            rows += [
+                ("the same, its blocks compiled", f"{compiled:.2f}", f"{seconds / compiled:.2f} times as fast"),
+                memory("decode, compiled", peak, planned),
+            ]
+        return rows
 
     def update(self, name: str, recipe: Recipe) -> list[Row]:
         """One micro-batch and the optimizer's step, on as many text layers as fit."""
         micro = recipe.trainer["per_device_train_batch_size"]
         layers, simulation, activations = self._fitting(recipe, micro)
         policy = self.gpu.filled(simulation.model.policy(recipe.model)).train()
-        base_model(policy).gradient_checkpointing_enable({"use_reentrant": False})
+        if recipe.trainer.get("gradient_checkpointing", True):
+            base_model(policy).gradient_checkpointing_enable({"use_reentrant": False})
         trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=1e-6)
         given, owners = prompts(policy, micro, self.grid, self.gpu.device), torch.arange(micro, device=self.gpu.device)
