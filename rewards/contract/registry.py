@@ -24,6 +24,7 @@ _BUILT_IN = {
     "hpsv2": "rewards.models.hpsv2:HPSv2",
     "hpsv3": "rewards.models.hpsv3:HPSv3",
     "image_reward": "rewards.models.image_reward:ImageReward",
+    "judge_questions": "rewards.judge.questions:JudgeQuestions",
     "ocr": "rewards.ocr.reward:OCR",
     "pairwise": "rewards.judge.pairwise:Pairwise",
     "pickscore": "rewards.models.pickscore:PickScore",

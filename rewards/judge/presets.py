@@ -42,6 +42,12 @@ Style Score (1-5): Z
 
 Text Caption: [{prompt}]"""
 
+QUESTION = """\
+Look at the image and answer the question with yes or no. Answer yes only where the image shows it clearly, and begin
+your answer with the word.
+
+{question}"""
+
 # The criteria of EditScore (arXiv 2509.23909) and UnifiedReward-Edit, in this project's words.
 _EDIT = """\
 The first picture is an original, the last is what became of it when somebody was asked to edit it:

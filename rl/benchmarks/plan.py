@@ -11,6 +11,7 @@ from typing import Any
 from rewards import RewardSpec, RewardSuite
 from rewards.contract.needs import needs_of
 from rewards.contract.registry import resolve
+from rewards.judge.questions import KEY as QUESTIONS
 from rl.benchmarks.catalog import BENCHMARKS, Benchmark
 from rl.benchmarks.folder import BenchmarkFolder
 from rl.benchmarks.official import WRITERS, check_official
@@ -52,7 +53,7 @@ def planned(arguments: argparse.Namespace) -> BenchmarkPlan:
     """Raises UserError for prompts, settings or rewards that cannot be used."""
     settings, images = settings_of(arguments)
     records = read_prompts(arguments)
-    rewards = build_rewards(reward_entries(arguments), records)
+    rewards = build_rewards(reward_entries(arguments, records), records)
     plan = BenchmarkPlan(arguments.name, records, settings, images, rewards, output_of(arguments))
     check_official(plan.name, plan.folder(plan.output), images)
     return plan
@@ -112,13 +113,16 @@ def settings_of(arguments: argparse.Namespace) -> tuple[DrawSettings, int]:
     return settings, images
 
 
-def reward_entries(arguments: argparse.Namespace) -> list[Mapping[str, Any]]:
-    """Entries as a recipe has them: those of the command line, else the benchmark's own. They wait in the machine's
+def reward_entries(arguments: argparse.Namespace, records: Sequence[PromptRecord] = ()) -> list[Mapping[str, Any]]:
+    """Entries as a recipe has them: those of the command line, else the benchmark's own. A judge is asked the prompts'
+    own questions where they have some. They wait in the machine's
     memory while images are drawn. Raises UserError for what is not YAML."""
     entries: list[Any] = [parse_yaml(text, "--reward", lines=False)[0] for text in arguments.reward or ()]
     if arguments.judge is not None:
+        asked = any(record.metadata.get(QUESTIONS) for record in records)
         preset = {"preset": "edit"} if BENCHMARKS[arguments.name].edits else {}
-        entries.append({"use": "vlm_judge", "name": "judge", "url": arguments.judge, **preset})
+        judge = {"use": "judge_questions"} if asked else {"use": "vlm_judge", **preset}
+        entries.append({**judge, "name": "judge", "url": arguments.judge})
     if arguments.no_scores:
         if entries:
             raise UserError("--no-scores goes with neither --reward nor --judge.")

@@ -6,6 +6,7 @@ A line of another form becomes such a line: `idx` is its place, `meta` all that 
 whichever of its files it comes from.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -61,7 +62,7 @@ def _lines(name: str, source: str) -> list[JsonLine]:
         if not kept:
             raise UserError(f"the prompts '{source}' have none of the category {ONEIG_TEXT[0]}.")
         return kept
-    return list(_first_of_each(lines, "item_id")) if name == "dpg" else lines
+    return list(_with_questions(lines)) if name == "dpg" else lines
 
 
 def _by_name(path: Path) -> list[JsonLine]:
@@ -79,16 +80,21 @@ def _by_name(path: Path) -> list[JsonLine]:
     return lines
 
 
-def _first_of_each(lines: Iterable[JsonLine], key: str) -> Iterable[JsonLine]:
-    """Of rows that share a key, a question each, the first; all rows that have none."""
-    seen = set()
-    for line in lines:
-        identity = line.values.get(key)
-        if identity is None:
-            yield line
-        elif identity not in seen:
-            seen.add(identity)
-            yield replace(line, values={"id": identity, "text": line.values.get("text")})
+def _with_questions(lines: Iterable[JsonLine]) -> Iterable[JsonLine]:
+    """Rows of dpg_bench.csv, a question each, as one line of each `item_id` with its `questions`, as `judge_questions`
+    reads them; all rows that have none as they are."""
+    found: dict[Any, JsonLine] = {}
+    for place, line in enumerate(lines):
+        item, number = line.values.get("item_id"), line.values.get("proposition_id")
+        first = found.setdefault(("row", place) if item is None else item, line)
+        if item is None:
+            continue
+        if first is line:
+            found[item] = first = replace(line, values={"id": item, "text": line.values.get("text")})
+        if isinstance(text := line.values.get("question_natural_language"), str):
+            after = [one for one in re.findall(r"\d+", str(line.values.get("dependency", ""))) if one != "0"]
+            first.values.setdefault("questions", []).append({"id": str(number), "question": text, "after": after})
+    return found.values()
 
 
 def _uniar_line(line: JsonLine, place: int) -> JsonLine:

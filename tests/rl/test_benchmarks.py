@@ -10,9 +10,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from support.benchmark_files import DPG, EDITS, GENEVAL, LONGTEXT, TEXT, of_uniar, published, write_lines
+from support.hostile_server import hostile_server
 from support.training_runs import SMALL_DRAWING
 
 from rewards import RewardTable
+from rewards.judge.questions import questions_of
 from rl.benchmarks.catalog import BENCHMARKS, SHAPES_PROMPTS
 from rl.benchmarks.folder import BenchmarkFolder, image_record
 from rl.benchmarks.official import check_official, write_official
@@ -71,11 +73,17 @@ def test_what_the_metadata_says_of_each():
 def test_dpg_comes_as_a_folder_or_as_a_table_of_questions(tmp_path):
     folder = read_benchmark("dpg", str(published("dpg", tmp_path)))
     assert {record.metadata["id"]: record.prompt for record in folder} == DPG
-    rows = [f'{key},"{text}",{n},"Is it?"\n' for key, text in DPG.items() for n in (1, 2)]
-    (tmp_path / "dpg_bench.csv").write_text("item_id,text,proposition_id,question\n" + "".join(rows))
+    asked = ((1, "0", "Is there one?"), (2, '"0, 1"', "Is it red?"))
+    rows = [f'{key},"{text}",{n},{after},"{said}"\n' for key, text in DPG.items() for n, after, said in asked]
+    head = "item_id,text,proposition_id,dependency,question_natural_language\n"
+    (tmp_path / "dpg_bench.csv").write_text(head + "".join(rows))
     table = read_benchmark("dpg", str(tmp_path / "dpg_bench.csv"))
     assert {record.metadata["id"]: record.prompt for record in table} == DPG
     assert "text" not in table[0].metadata  # which says elsewhere what is to be written
+    for record in table:
+        first, second = questions_of(record.metadata)
+        assert (first.text, first.after, second.text, second.after) == ("Is there one?", (), "Is it red?", ("1",))
+    assert not any(questions_of(record.metadata) for record in folder)
 
 
 def test_shapes_are_the_held_out_captions_under_their_own_names():
@@ -310,6 +318,24 @@ def test_edits_are_laid_out_without_scores_and_scored_beside_their_pictures(nano
     assert main([*command, *options, "--reward", "{use: preservation}"]) == 0  # which sees what was edited
     assert "(1 were there)" in capsys.readouterr().out
     assert json.loads((tmp_path / "out/table.json").read_text())["total"]["scores"]["preservation"] is not None
+
+
+def test_a_judge_is_asked_the_questions_of_dpg(nano_checkpoint, tmp_path):
+    head = "item_id,text,proposition_id,dependency,question_natural_language\n"
+    (tmp_path / "dpg_bench.csv").write_text(f'{head}a,a dog,1,0,"Is there a dog?"\na,a dog,2,1,"Is it black?"\n')
+
+    def no_dog(request):
+        said = "no" if "Is there a dog?" in request.content["messages"][-1]["content"][-1]["text"] else "yes"
+        request.send({"choices": [{"message": {"content": said}, "finish_reason": "stop"}]})
+
+    with hostile_server(no_dog, {"data": [{"id": "judge"}]}) as server:
+        words = ["benchmark", "dpg", "--model", nano_checkpoint, "--prompts", tmp_path / "dpg_bench.csv", *SMALL]
+        words += ["--judge", f"{server.url}/v1", "--images-per-prompt", 4, "--output", tmp_path / "out"]
+        assert main([*map(str, words)]) == 0
+        assert len(server.posts) == 8  # two questions about each of four images
+    rows = read_rows(tmp_path / "out/evaluations/step-000000.parquet")
+    assert rows["rewards/judge"].to_pylist() == [0.0] * 4  # a dog that is not there is not black
+    assert (tmp_path / "out/official/a.png").is_file()
 
 
 def test_a_dry_run_says_all_that_is_missing(tmp_path, capsys):
