@@ -99,9 +99,9 @@ def as_drawings(pictures: Sequence[Picture], model: DrawingModel, processor: Any
         if isinstance(picture, Drawing):
             found.append(Drawing(picture.bits.to(model.device, torch.uint8), picture.rows))
             continue
-        made = processor.image_processor(images=[in_rgb(picture)], return_tensors="pt").to(model.device)
-        bits = model.model.visual.encode(made["pixel_values"], made["image_grid_thw"])
-        found.append(Drawing(bits, int(made["image_grid_thw"][0, 1]) // merge))
+        made = processor.image_processor(images=[in_rgb(picture)], return_tensors="pt")
+        pixels, grid = (made[name].to(model.device) for name in ("pixel_values", "image_grid_thw"))
+        found.append(Drawing(model.model.visual.encode(pixels, grid), int(made["image_grid_thw"][0, 1]) // merge))
     return found
 
 
