@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -85,9 +86,12 @@ def prepare_deepspeed_on_cpu(recipe: Recipe) -> None:
         return
     import deepspeed
 
+    from rl.config.grpo_config import TIMEOUT  # with TRL
+
     # Its shared-memory collective would be compiled at the first run, for a minute and a half.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(dist_backend="gloo")
+    seconds = recipe.trainer.get("ddp_timeout", TIMEOUT)
+    deepspeed.init_distributed(dist_backend="gloo", timeout=timedelta(seconds=seconds))
 
 
 # A model under the engine ---------------------------------------------------------------------------------------------
