@@ -7,6 +7,14 @@ from typing import Any, NoReturn
 
 from uniar.errors import did_you_mean
 
+_HABITS = {
+    "--guidance-scale": "--cfg",
+    "--num-inference-steps": "--steps",
+    "--num-images-per-prompt": "--images-per-prompt",
+    "--question": "--prompt",
+    "--questions": "--prompts",
+}
+"""Options by the names that other programs give them."""
 _CHOICE = re.compile(r"invalid choice: '(.*?)' \(choose from (.*)\)")
 
 
@@ -21,8 +29,11 @@ class Parser(argparse.ArgumentParser):
         for word in rest:
             if word.startswith("-"):
                 known = re.findall(r"(?<![\w-])--?[a-zA-Z][\w-]*", self.format_help())
-                hint = did_you_mean(word.partition("=")[0], known)
-                if not hint and any("=value" in str(action.metavar) for action in self._actions):
+                name = word.partition("=")[0]
+                habits = {one: option for one, option in _HABITS.items() if option in known}
+                hint = did_you_mean(habits.get(name.replace("_", "-"), name), known)
+                takes_settings = any("=value" in str(action.metavar) for action in self._actions)
+                if not hint and takes_settings and re.search("[._]", name):  # else it may be anything
                     hint = f" Settings have no dashes: {word.lstrip('-')}{'' if '=' in word else '=…'}."
                 self.error(f"unrecognized arguments: {word}.{hint}")
         return found, rest
