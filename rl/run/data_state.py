@@ -22,6 +22,8 @@ from uniar.reading.files import read_json
 
 HELD_OUT = {"total": "evaluate.prompts", "understanding": "understanding.questions"}
 """What the parts of an evaluation's file were measured on."""
+_LATER = ("size",)
+"""Fields that records have not always had: only one that is set counts, so that a run of an earlier version goes on."""
 
 
 def data_state(
@@ -88,6 +90,7 @@ def told_by(records: Sequence[PromptRecord | QuestionRecord]) -> dict[str, Any]:
     digest = hashlib.sha256()
     for record in records:
         fields = {field.name: getattr(record, field.name) for field in dataclasses.fields(record) if field.compare}
+        fields = {name: value for name, value in fields.items() if name not in _LATER or value is not None}
         fields["image"] = _picture(record.image)
         digest.update(json.dumps(fields, sort_keys=True, default=str).encode() + b"\n")
     return {"records": len(records), "sha256": digest.hexdigest()}

@@ -1,10 +1,12 @@
 """What a run has left on the disk and is damaged: empty, cut, not JSON, of another type. Each file is named, and what
 can be made again, or done without, does not stop the run that goes on."""
 
+import hashlib
 import json
 import logging
 import math
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -257,3 +259,12 @@ def test_data_is_the_same_wherever_it_lies(tmp_path):
     told += [told_by(prompts), told_by(prompts[::-1])]
     assert told[0] == told[1]
     assert len({entry["sha256"] for entry in told}) == 5
+
+
+def test_a_field_that_records_came_to_have_changes_nothing_where_it_is_not_set():
+    """The hash of an earlier version, of a record as it was then; without it, no run of that version goes on."""
+    record = PromptRecord("a red circle", "colors", {"n": 1}, None, "7")
+    then = {"prompt": "a red circle", "task": "colors", "metadata": {"n": 1}, "image": None, "id": "7"}
+    line = json.dumps(then, sort_keys=True).encode() + b"\n"
+    assert told_by([record])["sha256"] == hashlib.sha256(line).hexdigest()
+    assert told_by([replace(record, size=(64, 64))]) != told_by([record])
