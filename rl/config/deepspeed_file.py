@@ -39,12 +39,12 @@ def filled_by_trainer(settings: dict[str, Any]) -> dict[str, Any]:
 
 def accumulates_in_float32(settings: Mapping[str, Any] | None) -> bool:
     """Whether the gradients of an update's micro-batches are added up in float32, whatever the model's type: under
-    ZeRO-2, unless the settings say otherwise. Stage 1 would take another optimizer of DeepSpeed's for it, and an
-    optimizer on the CPU adds up there."""
+    ZeRO-2 and ZeRO-3, unless the settings say otherwise. Stage 1 would take another optimizer of DeepSpeed's for it,
+    and where the optimizer is on the CPU memory is dear."""
     zero = (settings or {}).get("zero_optimization") or {}
     said = ((settings or {}).get("data_types") or {}).get("grad_accum_dtype", "fp32")
     on_cpu = (zero.get("offload_optimizer") or {}).get("device", "none") != "none"
-    return zero.get("stage") == 2 and not on_cpu and said == "fp32"
+    return str(zero.get("stage")) in ("2", "3") and not on_cpu and said == "fp32"
 
 
 def with_deepspeed_settings(recipe: Recipe) -> Recipe:

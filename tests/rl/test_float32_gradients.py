@@ -1,4 +1,4 @@
-"""Gradients of an update's micro-batches are added up in float32 under ZeRO-2, and `plan` counts them so."""
+"""Gradients of an update's micro-batches are added up in float32 under ZeRO-2 and ZeRO-3, and `plan` counts them so."""
 
 import json
 import re
@@ -32,7 +32,8 @@ TWO = {"zero_optimization": {"stage": 2}}
         ({"zero_optimization": {}}, False),
         ({}, False),
         (None, False),
-        (read_object(CONFIGS / "zero3.json"), False),
+        (read_object(CONFIGS / "zero3.json"), True),
+        (read_object(CONFIGS / "zero3_offload.json"), False),
     ],
 )
 def test_which_settings_add_up_in_float32(settings, float32):
@@ -66,15 +67,18 @@ engine, optimizer, *_ = deepspeed.initialize(model=model, optimizer=optimizer, c
 for size in [1.0] + [2.0**-9] * 256:
     engine.backward(engine(torch.full((1, 4), size, dtype=torch.bfloat16)).sum())
     engine.step()
-print("moved", -optimizer.single_partition_of_fp32_groups[0][0].item() * 257)
+three = hasattr(optimizer, "fp32_partitioned_groups_flat")
+[master] = optimizer.fp32_partitioned_groups_flat if three else optimizer.single_partition_of_fp32_groups
+print("moved", -master[0].item() * 257)
 """
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("engine", ["zero2", "zero3"])
 @pytest.mark.parametrize(("said", "moved"), [({}, 1.5), ({"data_types": {"grad_accum_dtype": "bf16"}}, 1.0)])
-def test_small_gradients_are_not_rounded_away(said, moved):
+def test_small_gradients_are_not_rounded_away(engine, said, moved):
     """A gradient of 1 and 256 of 1/512: in bfloat16 each of these is rounded away."""
-    settings = filled_by_trainer({**read_object(CONFIGS / "zero2.json"), **said}) | {
+    settings = filled_by_trainer({**read_object(CONFIGS / f"{engine}.json"), **said}) | {
         "train_micro_batch_size_per_gpu": 1,
         "train_batch_size": 257,
         "gradient_accumulation_steps": 257,
