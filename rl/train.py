@@ -1,8 +1,9 @@
-"""Trains a UniAR checkpoint with GRPO on visual bits.
+"""Trains a UniAR checkpoint with GRPO on visual bits and written text.
 
-For each batch of prompts: draw G images per prompt with classifier-free guidance, decode them through the SD3 decoder,
-score them, turn scores into advantages within the group, replay the bits, take a clipped policy-gradient step with an
-exact KL term to the starting model. No critic, no reward model training, no text sampling, no asynchronous rollout.
+For each batch of prompts: play G samples of each, drawing with classifier-free guidance, writing, or both in turns;
+decode drawings through the SD3 decoder, score what was made, turn scores into advantages within the group, replay the
+turns, take a clipped policy-gradient step with an exact KL term to the starting model. No critic, no reward model
+training, no asynchronous rollout.
 
     uniar-rl train configs/quickstart.yaml                                   one process
     torchrun --nproc_per_node 8 -m rl.train configs/uniar_sft_512.yaml       one process per GPU
@@ -57,6 +58,7 @@ from rl.trainer.build import (
     build_text_kl,
     check_model,
     check_prompts,
+    episode_turns,
     held_out_questions,
     load_decoder,
     text_kl_questions,
@@ -105,6 +107,7 @@ def _train(recipe: Recipe, resume: bool, lock: FolderLock, head: bool) -> RunFol
     held_out = [record for one in sets for record in one.records]
     questions, kl_questions = held_out_questions(recipe), text_kl_questions(recipe)
     load_loss(recipe)
+    turns = episode_turns(recipe, records, held_out)
     rewards = build_rewards(recipe, "rewards", records)
     sets = with_rewards(sets, rewards)
     scored = {"rewards": ScoredList(rewards, DrawSettings.for_training(recipe), records)}
@@ -138,7 +141,7 @@ def _train(recipe: Recipe, resume: bool, lock: FolderLock, head: bool) -> RunFol
                 suite.close()
         return None
     prepare_deepspeed_on_cpu(recipe)
-    args = grpo_config(recipe, vision)
+    args = grpo_config(recipe, vision, turns)
     model = load_policy(recipe.model, source)
     connection = None if role is None else DecoderConnection(role.socket)
     scorers: dict[str, Scorer] = {}
@@ -178,7 +181,7 @@ def _train(recipe: Recipe, resume: bool, lock: FolderLock, head: bool) -> RunFol
         held_out_as=held_out_otherwise(recipe),
     )
     reference = reference_for(recipe, source)
-    policy = trainable(model, recipe.model.lora)
+    policy = trainable(model, recipe.model.lora, turns)
     if only_weights := checkpoint is not None and only_weights_of(checkpoint, args):
         load_weights(policy, checkpoint, source)
     trainer = UniARTrainer(
@@ -194,6 +197,7 @@ def _train(recipe: Recipe, resume: bool, lock: FolderLock, head: bool) -> RunFol
         TrainerExtensions.of(recipe, reference, records),
         callbacks=[callback, stopper],
         only_weights=only_weights,
+        turns=turns,
         scores_seen=callback.scores_seen,
         groups_seen=folder.save_groups,
     )

@@ -86,7 +86,12 @@ def rollout(
             temperature,
             keep_gaps=return_gaps,
         )
-        run(steps, engine, progress.update)
+
+        def drawn() -> bool:
+            progress.update()  # which returns whether it has drawn its bar
+            return False
+
+        run(steps, engine, drawn)
         return steps.result()
 
     # A prompt's samples go together: its prefix is prefilled once, or twice where a batch ends inside them.

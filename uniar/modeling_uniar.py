@@ -221,6 +221,7 @@ class UniARForConditionalGeneration(StrictLoading, Qwen3VLForConditionalGenerati
         text_temperature: float = 1.0,
         reference_hidden: Tensor | None = None,
         reference_head: nn.Module | None = None,
+        written_positions: int = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast | WrittenOutput:
         """Text logits, or with `is_vistok_pred` the teacher-forced logits of drawn visual bits, or with
@@ -257,6 +258,7 @@ class UniARForConditionalGeneration(StrictLoading, Qwen3VLForConditionalGenerati
                 text_temperature,
                 reference_hidden,
                 reference_head,
+                written_positions,
             )
         return super().forward(
             input_ids=input_ids,

@@ -116,6 +116,7 @@ def written_log_probs(
     temperature: float,
     reference_hidden: Tensor | None,
     reference_head: nn.Module | None,
+    positions: int = 0,
 ) -> WrittenOutput:
     """The log-probabilities of written `tokens` (B, A), the last A columns of `input_ids` (B, P + A), at `temperature`.
 
@@ -124,8 +125,8 @@ def written_log_probs(
     pictures in reading order. With `reference_hidden` (B, A, H), what a reference's pass of the same tokens had as
     `hidden`, the output has `kl`; `reference_head` is the reference's own `lm_head`, None the policy's.
 
-    Under ZeRO-3 all processes must give the same B and A, as each chunk of `over_vocabulary` gathers the weights of
-    `lm_head`. Raises ValueError for what is missing and for a temperature that is not above 0.
+    `positions`: the largest B·A of all processes. Raises ValueError for what is missing and for a temperature that is
+    not above 0.
     """
     if input_ids is None or attention_mask is None or position_ids is None or mask is None:
         raise ValueError("written_tokens need input_ids, attention_mask, position_ids and written_mask.")
@@ -138,7 +139,7 @@ def written_log_probs(
     embeds, image_mask = backbone.embed_images(input_ids, [main], written=width)
     states = backbone.hidden_before_norm(embeds, attention_mask, position_ids, image_mask, deepstack)
     hidden = backbone.language_model.norm(states[:, -width - 1 : -1])  # the state before a token predicts it
-    found = over_vocabulary(model.lm_head, hidden, tokens, temperature, reference_hidden, reference_head)
+    found = over_vocabulary(model.lm_head, hidden, tokens, temperature, reference_hidden, reference_head, positions)
     log_probs, entropy, *kl = (column.masked_fill(~mask, 0) for column in found)
     return WrittenOutput(log_probs, entropy, hidden, *kl)
 
@@ -150,19 +151,22 @@ def over_vocabulary(
     temperature: float,
     reference_hidden: Tensor | None = None,
     reference_head: nn.Module | None = None,
+    positions: int = 0,
 ) -> list[Tensor]:
     """States (B, A, H) that predict `tokens` (B, A) → log-probabilities, entropies and, with the states of a reference,
     KL, each (B, A).
 
     In float32, over a chunk of positions at a time, and once more in the backward pass: memory does not grow with
-    B·A·V.
+    B·A·V. positions: the largest B·A of all processes, which makes chunks as many on each: under ZeRO-3 every chunk
+    gathers the weights of `lm_head`.
     """
     given = [hidden.flatten(0, 1), tokens.flatten()]
     if reference_hidden is not None:
         given.append(reference_hidden.flatten(0, 1))
     heads, parts = (head, reference_head or head), []
     size = max(1, LOGITS_AT_ONCE // head.out_features)  # the weights themselves may be sharded
-    for chunk in zip(*(tensor.split(size) for tensor in given), strict=True):
+    chunks = -(-max(positions, tokens.numel()) // size)
+    for chunk in zip(*(tensor.tensor_split(chunks) for tensor in given), strict=True):
         if torch.is_grad_enabled():
             kept = {"use_reentrant": False, "preserve_rng_state": False}
             parts.append(checkpoint(_of_chunk, *heads, temperature, *chunk, **kept))

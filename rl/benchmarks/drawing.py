@@ -13,8 +13,7 @@ from tqdm import tqdm
 from rl.benchmarks.folder import BenchmarkFolder, image_record
 from rl.benchmarks.model import BenchmarkModel
 from rl.distributed.sharing import fixed_batches, share_of
-from rl.policy.completion import completions_of
-from rl.policy.rollout import draw
+from rl.policy.play import play
 from rl.policy.samples import DrawSettings, Sample
 from rl.scoring.decoding import decode
 
@@ -56,8 +55,8 @@ def draw_missing(
         first = accelerator is None or accelerator.is_main_process
         for batch in tqdm(own, desc="draw", disable=not (first and sys.stderr.isatty())):
             drawn = [samples[n] for n in batch]
-            made = completions_of(draw(policy, processor, drawn, settings).rollout.bits, settings, policy)
-            drawings = [one.drawing for one in made]
+            played = play(policy, processor, drawn, settings, keep_turns=False)
+            drawings = [one.completion.drawing for one in played]
             for n, image in zip(batch, decode(decoder, drawings, drawn, settings), strict=True):
                 if n not in there:
                     folder.write(samples[n], image, records[n])

@@ -149,6 +149,11 @@ class AlgorithmSection:
     )
 
     @property
+    def has_kl_term(self) -> bool:
+        """Whether the loss measures from a reference, be it of bits or of texts."""
+        return self.beta > 0 or bool(self.text.beta)
+
+    @property
     def loss_settings(self) -> LossSettings:
         """What the policy loss is told, its ratio level filled in. Raises ConflictingSetting for settings that do not
         go together."""

@@ -45,7 +45,7 @@ def check_choices(recipe: Recipe, origins: Origins) -> None:
         )
     if algorithm.kl_control is not None and algorithm.beta == 0:
         refuse("algorithm.kl_control", "algorithm.kl_control steers algorithm.beta, which is 0; start it above 0.")
-    if algorithm.reference_refresh is not None and algorithm.beta == 0:
+    if algorithm.reference_refresh is not None and not algorithm.has_kl_term:
         refuse(
             "algorithm.reference_refresh",
             "algorithm.reference_refresh has no reference to refresh, as algorithm.beta is 0; set it above 0.",
@@ -56,7 +56,7 @@ def check_choices(recipe: Recipe, origins: Origins) -> None:
             f"algorithm.reference_refresh.mix is {algorithm.reference_refresh.mix:g}, and model.lora needs 1: the "
             "product of mixed adapter factors is not a mix of the weights.",
         )
-    if recipe.watch.kl_limit is not None and algorithm.beta == 0:
+    if recipe.watch.kl_limit is not None and not algorithm.has_kl_term:
         refuse("watch.kl_limit", "watch.kl_limit needs a reference to measure from; algorithm.beta is 0.")
     for name, one in recipe.evaluate.sets.items():
         if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):

@@ -1,7 +1,7 @@
 """A recipe in the words of TRL: its GRPOConfig."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,18 +60,22 @@ def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def grpo_config(recipe: Recipe, vision: Any) -> RunConfig:
+def grpo_config(recipe: Recipe, vision: Any, turns: Collection[str] = ("picture",)) -> RunConfig:
     """The recipe's `trainer` section over our defaults, and what other sections own in TRL's own names. Starts the
     process group where a launcher has started several.
 
-    vision: the vision config of the model. rl/trainer/arguments_check.py has checked all that needs no device; raises
-    UserError for what only this one refuses.
+    vision: the vision config of the model. turns: the kinds that are trained. rl/trainer/arguments_check.py has checked
+    all that needs no device; raises UserError for what only this one refuses.
     """
     trainer = dict(recipe.trainer)
     if (told := deepspeed_settings(recipe)) is not None:
         trainer["deepspeed"] = filled_by_trainer(told)
     try:
         settings = trl_settings(recipe, trainer, _bits_per_image(recipe, vision))
+        if "text" in turns:
+            # Each backward pass is of several forwards, which together use every trained weight; DDP, left to look,
+            # would look at the last one alone.
+            settings["ddp_find_unused_parameters"] = False
         return RunConfig(**settings).describe(recipe)
     except (ValueError, TypeError, RuntimeError) as error:
         where = recipe.where("trainer")

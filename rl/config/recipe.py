@@ -98,6 +98,7 @@ def recipe_from_mapping(mapping: Mapping[str, Any], source: str = "recipe", orig
                 for name, one in recipe.evaluate.sets.items()
             },
         ),
+        rollout=dataclasses.replace(recipe.rollout, episodes=_episodes(recipe, source, origins)),
         **{key: _with_homes(getattr(recipe, key), (key,), origins) for key in ("rewards", "eval_rewards")},
     )
     recipe = with_precision(dataclasses.replace(recipe, output_dir=recipe.output_dir or recipe.default_folder))
@@ -114,6 +115,21 @@ def _reward_lists(mapping: dict[str, Any]) -> list[tuple[tuple[str, ...], dict[s
     for name, one in sets.items() if isinstance(sets, dict) else ():
         places.append((("evaluate", "sets", str(name), "rewards"), one, "rewards"))
     return [place for place in places if isinstance(place[1], dict) and place[1].get(place[2]) is not None]
+
+
+def _episodes(recipe: Recipe, source: str, origins: Origins) -> dict[str, str]:
+    """With plug-in files named from the current folder. Raises UserError for a value that names nothing."""
+    folder = Path(source).parent
+    named = {}
+    for task, name in recipe.rollout.episodes.items():
+        where = ("rollout", "episodes", str(task))
+        if not isinstance(task, str) or not isinstance(name, str):
+            raise UserError(
+                f"{origin_of(where, origins)}: {key_of(where)} is {shown_value(name)}, expected the name of an episode "
+                "under the name of a task."
+            )
+        named[task] = from_current_folder(home_expanded(name, where, origins), folder)
+    return named
 
 
 def _without_retired(mapping: Mapping[str, Any]) -> dict[str, Any]:

@@ -74,8 +74,17 @@ class DynamicSamplingSection:
 
 
 @dataclasses.dataclass(frozen=True)
+class SizeSection:
+    """A size to draw in."""
+
+    height: int = setting("Height in pixels, a multiple of patch × merge (32).", ge=1)
+    width: int = setting("Width in pixels, a multiple of patch × merge (32).", ge=1)
+    weight: float = setting("How often, beside the weights of the other sizes.", 1.0, gt=0)
+
+
+@dataclasses.dataclass(frozen=True)
 class RolloutSection:
-    """How the policy draws visual bits."""
+    """How the policy draws visual bits, and writes text."""
 
     height: int = setting(
         "Height of the image in pixels as the model draws it, a multiple of patch × merge (32).", 512, ge=1
@@ -83,8 +92,23 @@ class RolloutSection:
     width: int = setting(
         "Width of the image in pixels as the model draws it, a multiple of patch × merge (32).", 512, ge=1
     )
-    samples_per_prompt: int = setting("Images drawn of each prompt: the group that advantages compare.", 16, ge=2)
-    temperature: float = setting("Sampling temperature T; log-probabilities are those at T.", 1.0, gt=0)
+    sizes: list[SizeSection] = setting(
+        "Sizes that groups are drawn in, a list of {height, width, weight}: each group in one of them, by chance, as "
+        "often as its weight (1) says beside the others. Empty: all in height × width. A prompt record's own `height` "
+        "and `width` come first.",
+        factory=list,
+    )
+    episodes: dict[str, str] = setting(
+        "How prompts become turns: task → draw, answer, think_draw, draw_check_redraw, or path/to/file.py:function; "
+        "`default` is for all other tasks, and draw where it is not given. See [episodes](episodes.md).",
+        factory=dict,
+    )
+    samples_per_prompt: int = setting("Samples of each prompt: the group that advantages compare.", 16, ge=2)
+    temperature: float = setting("Sampling temperature T of bits; log-probabilities are those at T.", 1.0, gt=0)
+    text_temperature: float = setting("The same of written text.", 1.0, gt=0)
+    max_new_tokens: int = setting(
+        "Longest text that a turn writes, in tokens, where the episode says nothing.", 128, ge=1
+    )
     guidance: Literal[tuple(CONVENTIONS)] = setting(
         "Whose log-probabilities are trained under classifier-free guidance. "
         + " ".join(f"{convention.name}: {convention.help}" for convention in CONVENTIONS.values()),
@@ -170,6 +194,7 @@ class EvaluateSection:
     prompts: str | None = setting("Held-out prompts, named as in data.prompts; null: no evaluation.", None, path=True)
     samples_per_prompt: int = setting("Images drawn of each prompt.", 1, ge=1)
     temperature: float = setting("Sampling temperature; 0: greedy.", 0.1, ge=0)
+    text_temperature: float = setting("Sampling temperature of written text; 0: greedy.", 0.0, ge=0)
     guidance_scale: float = setting("Strength of classifier-free guidance on the visual logits; 1: none.", 2.5, ge=1)
     num_inference_steps: int | None = setting("Denoising steps of the decoder; null: as in decode.", None, ge=1)
     sets: dict[str, EvaluationSetSection] = setting(
@@ -333,7 +358,7 @@ class Recipe:
     @property
     def needs_reference(self) -> bool:
         """Whether any term of the loss measures from the reference policy."""
-        return self.algorithm.beta > 0 or self.understanding.kl_beta > 0
+        return self.algorithm.has_kl_term or self.understanding.kl_beta > 0
 
     def to_mapping(self) -> dict[str, Any]:
         """The recipe as plain values, every default filled in and its base, being merged already, left out."""

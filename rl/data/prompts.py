@@ -15,6 +15,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,13 @@ class PromptRecord:
     """file and line, for errors"""
     row: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
     """the fields as they were read"""
+
+    @cached_property
+    def pictures(self) -> tuple[Image.Image, ...]:
+        """The picture to edit or to ask about in RGB, one or none, read at the first use and kept. Raises UserError if
+        it cannot be read."""
+        image = self.load_image()
+        return () if image is None else (image,)
 
     def load_image(self) -> Image.Image | None:
         """The picture to edit in RGB, or None. Raises UserError if it cannot be read."""

@@ -15,8 +15,8 @@ from torch import Tensor
 from rewards import RewardSuite, RewardTable
 from rl.data.prompts import PromptRecord
 from rl.distributed.sharing import fixed_batches, in_order, share_of, shares_at_main
-from rl.policy.completion import Completion, completions_of
-from rl.policy.rollout import draw
+from rl.policy.completion import Completion
+from rl.policy.play import play
 from rl.policy.samples import DrawSettings, Sample
 from rl.records.rows import PICTURE_SIZE, picture_of, said_of, sample_rows, tag_of
 from rl.scoring.pipeline import chunk_size
@@ -210,8 +210,8 @@ class Evaluator:
         begun: Begun | None = None
         for numbers in share_of(self.batches, accelerator):
             samples = [self.samples[number] for number in numbers]
-            bits = draw(model, self.processor, samples, self.settings).rollout.bits
-            made = completions_of(bits, self.settings, model)
+            played = play(model, self.processor, samples, self.settings, keep_turns=False)
+            made = [one.completion for one in played]
             # Another process has scored the batch before meanwhile.
             self._finish(begun, tables, own)
             keep = [place for place, n in enumerate(numbers) if self.picture_size != 0 or n in self.shown]

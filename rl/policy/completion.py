@@ -1,16 +1,9 @@
 """What a sample has made: a picture, texts, or both."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from torch import Tensor
-
-from rl.policy.samples import DrawSettings
 from uniar.conversations import Drawing
-
-if TYPE_CHECKING:
-    from uniar.modeling_uniar import UniARForConditionalGeneration
 
 
 @dataclass(frozen=True)
@@ -28,14 +21,6 @@ class Completion:
     def shape(self) -> tuple[int, ...] | None:
         """(rows, T, L, S, K) of the drawing: drawings of one shape are decoded together, and their bits stacked."""
         return None if self.drawing is None else (self.drawing.rows, *self.drawing.bits.shape)
-
-
-def completions_of(
-    bits: Iterable[Tensor], settings: DrawSettings, model: "UniARForConditionalGeneration"
-) -> list[Completion]:
-    """Samples that drew, each one picture of the settings' size. bits: (B, T, L, S, K), {0, 1}."""
-    rows = settings.height // model.config.vision_config.pixels_per_token
-    return [Completion(Drawing(one, rows)) for one in bits]
 
 
 def places_by_shape(completions: Sequence[Completion]) -> list[list[int]]:

@@ -8,7 +8,7 @@ ranks, so that each trains on its usual number.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from rl.config.sections import DynamicSamplingSection
 from rl.distributed.sharing import gathered
 from rl.policy.prompt_stream import PromptStream
 from rl.policy.samples import Sample
-from uniar.generation import Rollout
+from rl.policy.trajectory import Trajectory, on_device
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -28,9 +28,7 @@ if TYPE_CHECKING:
 class Filled:
     """What a rank trains on, B samples, and what all ranks have drawn for it."""
 
-    samples: list[Sample]
-    rollout: Rollout
-    """(B, …)"""
+    trajectories: list[Trajectory]
     table: RewardTable
     """of all ranks' samples, W·B rows in whole groups"""
     rows: list[int]
@@ -47,8 +45,8 @@ class Round:
     groups: list[list[Sample]]
     samples: list[Sample]
     """this rank's"""
-    rollout: Rollout
-    """of this rank's samples"""
+    played: list[Trajectory]
+    """the same, played"""
     scored: RewardTable
     """this rank's samples"""
     table: RewardTable
@@ -65,7 +63,7 @@ class DynamicSampling:
         self,
         groups: int,
         step: int,
-        draw: Callable[[list[Sample], int], tuple[Rollout, RewardTable]],
+        draw: Callable[[list[Sample], int], tuple[list[Trajectory], RewardTable]],
         deviations: Callable[[RewardTable], Tensor],
     ) -> Filled:
         """A batch of `groups` whole groups over all ranks.
@@ -89,8 +87,7 @@ class DynamicSampling:
         chosen = kept + without[:unfilled]
         holders = [(place * size + i) // len(drawn.samples) for drawn, place in chosen for i in range(size)]
         moves = plan_moves(holders, self.accelerator.num_processes)
-        rollout, rows = self._moved(chosen, holders, moves)
-        samples = [sample for drawn, place in chosen for sample in drawn.groups[place]]
+        trajectories, rows = self._moved(chosen, holders, moves)
         table = RewardTable.cat([drawn.table.rows(range(place * size, (place + 1) * size)) for drawn, place in chosen])
         metrics: dict[str, float] = {
             "dynamic_sampling/rounds": len(rounds),
@@ -98,48 +95,45 @@ class DynamicSampling:
             "dynamic_sampling/refilled": len(kept) - sum(drawn is rounds[0] for drawn, _ in kept),
             "dynamic_sampling/unfilled": unfilled,
         }
-        return Filled([samples[row] for row in rows], rollout, table, rows, rounds[0], metrics)
+        return Filled(trajectories, table, rows, rounds[0], metrics)
 
-    def _round(self, groups: int, step: int, draw: Callable[[list[Sample], int], tuple[Rollout, RewardTable]]) -> Round:
+    def _round(
+        self, groups: int, step: int, draw: Callable[[list[Sample], int], tuple[list[Trajectory], RewardTable]]
+    ) -> Round:
         taken = self.stream.take(groups, step)
         samples = [sample for group in taken for sample in group]
         rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
         share = -(-len(samples) // ranks)
         # Every rank draws equally many: past the end the round's first samples come again, and are left out below.
         mine = [samples[number % len(samples)] for number in range(rank * share, (rank + 1) * share)]
-        rollout, scored = draw(mine, len(samples))
-        return Round(taken, mine, rollout, scored, gathered(scored, self.accelerator).rows(range(len(samples))))
+        played, scored = draw(mine, len(samples))
+        return Round(taken, mine, played, scored, gathered(scored, self.accelerator).rows(range(len(samples))))
 
     def _moved(
         self, chosen: Sequence[tuple[Round, int]], holders: Sequence[int], moves: dict[int, int]
-    ) -> tuple[Rollout, list[int]]:
+    ) -> tuple[list[Trajectory], list[int]]:
         """This rank's samples of the chosen groups: those that it drew, without those it gives away, and those it gets.
 
         The order in which ranks send and receive is the same on all, so they never wait for each other in a circle.
         """
-        rank, size = self.accelerator.process_index, self.stream.group_size
-        parts: list[tuple[Tensor, ...]] = []
-        rows = []
+        rank, size, device = self.accelerator.process_index, self.stream.group_size, self.accelerator.device
+        trajectories, rows = [], []
         for row, holder in enumerate(holders):
             (drawn, place), owner = chosen[row // size], moves.get(row, holder)
             if rank not in (holder, owner):
                 continue
-            tensors = [drawn.rollout.bits, drawn.rollout.gap_cond, drawn.rollout.gap_uncond]
-            tensors = [tensor for tensor in tensors if tensor is not None]
             if rank == holder:
-                index = place * size + row % size - holder * len(drawn.samples)
-                tensors = [tensor[index].contiguous() for tensor in tensors]
+                trajectory = drawn.played[place * size + row % size - holder * len(drawn.samples)]
                 if owner != holder:
-                    for tensor in tensors:
-                        torch.distributed.send(tensor, owner)
+                    torch.distributed.send_object_list([on_device(trajectory, "cpu")], owner, device=device)
                     continue
             else:
-                tensors = [torch.empty_like(tensor[0]) for tensor in tensors]
-                for tensor in tensors:
-                    torch.distributed.recv(tensor, holder)
-            parts.append(tuple(tensors))
+                received: list[Any] = [None]
+                torch.distributed.recv_object_list(received, holder, device=device)
+                trajectory = on_device(received[0], device)
+            trajectories.append(trajectory)
             rows.append(row)
-        return Rollout(*(torch.stack(column) for column in zip(*parts, strict=True))), rows
+        return trajectories, rows
 
 
 def plan_moves(holders: Sequence[int], ranks: int) -> dict[int, int]:

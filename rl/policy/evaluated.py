@@ -32,7 +32,7 @@ class NamedModel:
         UserError for weights that are missing or of another model."""
         model = load_policy(section, self.source)
         if self.trained is not None:
-            model.set_trainable()
+            model.set_trainable(text=True)  # more than some runs train: the rest is the source's own
             weights = trained_weights(self.trained, self.source, average=average)
             trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
             put_weights(trained, weights, self.trained)

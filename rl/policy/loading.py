@@ -1,5 +1,6 @@
 """A recipe's `model` section → the policy, its processor and its reference."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import nn
 
 from rl.config.model import LoraSection, ModelSection
 from rl.config.sections import Recipe
+from rl.episodes.requests import PICTURES, TurnKind
 from rl.policy.reference import AdapterCopy, AdapterOff, FrozenCopy, Reference
 from uniar.checkpoint import require_model_type, resolve_checkpoint
 from uniar.configuration_uniar import UniARConfig
@@ -18,8 +20,11 @@ from uniar.modeling_uniar import UniARForConditionalGeneration
 from uniar.placement import DTYPES
 from uniar.presets.build import preset_path
 
-LORA_TARGETS = r".*(language_model\.layers|visual_decoder)\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
+_PROJECTIONS = r"\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
+LORA_TARGETS = rf".*(language_model\.layers|visual_decoder){_PROJECTIONS}"
 """All projections of the text layers and the visual decoder; the vision tower and the heads stay as they are."""
+TEXT_LORA_TARGETS = rf".*language_model\.layers{_PROJECTIONS}"
+"""The same where nothing is drawn, so that no gradient would reach the visual decoder."""
 
 
 def checkpoint_of(section: ModelSection) -> Path:
@@ -58,11 +63,18 @@ def base_model(policy: Any) -> Any:
 
 
 def trainable(
-    model: UniARForConditionalGeneration, lora: LoraSection | None
+    model: UniARForConditionalGeneration, lora: LoraSection | None, turns: Collection[TurnKind] = PICTURES
 ) -> UniARForConditionalGeneration | PeftModel:
-    """Freezes what training leaves alone (docs/checkpoint-format.md, 9); with `lora` only its adapters are trained."""
+    """Freezes what training leaves alone (docs/checkpoint-format.md, 9); with `lora` only its adapters are trained.
+
+    turns: what is trained. No gradient of text reaches the visual decoder and its head, none of pictures the final norm
+    and `lm_head`.
+    """
     if lora is None:
-        model.set_trainable()
+        model.set_trainable(text="text" in turns)
+        if "picture" not in turns:
+            for unused in (*model.visual_decoder_layers, model.output_layer_vistok):
+                unused.requires_grad_(False)
         return model
     layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     for target in lora.target_modules or ():
@@ -75,7 +87,7 @@ def trainable(
         r=lora.r,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]  # peft divides it by r, whole or not
         lora_dropout=0.0,  # else the update would not see the policy that drew
-        target_modules=lora.target_modules or LORA_TARGETS,
+        target_modules=lora.target_modules or (LORA_TARGETS if "picture" in turns else TEXT_LORA_TARGETS),
         bias="none",
     )
     try:

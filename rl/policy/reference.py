@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 class AdapterOff:
     """LoRA's reference: the same model with its adapters switched off. Costs no memory."""
 
+    text_head = None
+    """the output layer of texts, where it is not the policy's own; no adapter is put on that"""
+
     @contextmanager
     def ready(self, model: nn.Module, accelerator: "Accelerator") -> Iterator[Any]:
         with accelerator.unwrap_model(model).disable_adapter():
@@ -26,6 +29,8 @@ class AdapterOff:
 
 class AdapterCopy:
     """LoRA's reference where it is refreshed: the same model with older adapters in place of its own."""
+
+    text_head = None
 
     _adapters: WeightSlices
     """from `prepare` on"""
@@ -61,6 +66,14 @@ class FrozenCopy:
         self.keep_on_device = keep_on_device
         self._accelerator: Accelerator | None = None
         self._trained: dict[str, nn.Parameter] = {}
+
+    @property
+    def text_head(self) -> nn.Module:
+        """The output layer of texts, on the training device from its first use on, whatever else is not."""
+        head = getattr(self.model, "module", self.model).lm_head
+        if self._accelerator is not None and not self.keep_on_device:
+            head.to(self._accelerator.device)
+        return head
 
     @contextmanager
     def ready(self, model: nn.Module, accelerator: "Accelerator") -> Iterator[Any]:

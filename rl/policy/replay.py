@@ -3,7 +3,7 @@
 Shapes: B samples · P prefix positions · T visual tokens · L levels · S patches per token · K bits per code.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +39,39 @@ class Branch:
         ids, mask = append_image_tokens(prompt.input_ids, prompt.attention_mask, prompt.new_tokens, image_token_id)
         return cls(ids[prompt_index], mask[prompt_index], prompt.position_ids.transpose(0, 1)[prompt_index], pictures)
 
+    @classmethod
+    def before_text(cls, prompt: TurnPrompt, prompt_index: Tensor, tokens: Tensor, written: Tensor) -> "Branch":
+        """The same with the `tokens` (B, A) of a text behind each prefix, as far as they were `written` (B, A)."""
+        prefix = cls.of(prompt, prompt_index, 0)  # whose own tail is replaced
+        width, ends = prompt.input_ids.shape[1], prompt.input_ids.shape[1] + tokens.shape[1]
+        ids = torch.cat([prefix.input_ids[:, :width], tokens], 1)
+        mask = torch.cat([prefix.attention_mask[:, :width], written.to(prefix.attention_mask.dtype)], 1)
+        return cls(ids, mask, prefix.position_ids[..., :ends], prefix.visual_bits)
+
+    @classmethod
+    def joined(cls, parts: Sequence["Branch"]) -> "Branch":
+        """The rows of all, left-padded to one width. Padded ids are masked, so any id serves."""
+        width = max(part.input_ids.shape[1] for part in parts)
+        rows = [part.padded(left=width - part.input_ids.shape[1]) for part in parts]
+        bits = None
+        if shown := [part.visual_bits for part in parts if part.visual_bits is not None]:
+            nothing = shown[0][0][:0]
+            bits = [one for part in parts for one in part.visual_bits or [nothing] * len(part.input_ids)]
+        tensors = ("input_ids", "attention_mask", "position_ids")
+        ids, mask, positions = (torch.cat([getattr(row, name) for row in rows]) for name in tensors)
+        return cls(ids, mask, positions, bits)
+
+    def shown(self) -> Tensor | None:
+        """The bits of all pictures, row by row; None where there are none."""
+        return torch.cat(self.visual_bits) if self.visual_bits and any(map(len, self.visual_bits)) else None
+
+    def padded(self, left: int = 0, right: int = 0) -> "Branch":
+        """With so many positions more, which nothing sees."""
+        ids, mask, positions = (
+            F.pad(tensor, (left, right)) for tensor in (self.input_ids, self.attention_mask, self.position_ids)
+        )
+        return Branch(ids, mask, positions, self.visual_bits)
+
 
 def replay(
     model: Callable[..., Any], bits: Tensor, prompt: Branch, unconditional: Branch | None, guidance: GuidanceSettings
@@ -57,7 +90,7 @@ def replay(
         with torch.no_grad():
             uncond = _gap(model, bits, unconditional)
         return Gaps(_gap(model, bits, prompt), uncond)
-    both = _gap(model, torch.cat([bits, bits]), _stack(prompt, unconditional))
+    both = _gap(model, torch.cat([bits, bits]), Branch.joined([prompt, unconditional]))
     return Gaps(*both.chunk(2))
 
 
@@ -68,20 +101,6 @@ def _gap(model: Callable[..., Any], bits: Tensor, rows: Branch) -> Tensor:
         position_ids=rows.position_ids.transpose(0, 1),
         online_rollout_codes=bits,
         is_vistok_pred=True,
-        visual_bits=None if rows.visual_bits is None else torch.cat(rows.visual_bits),
+        visual_bits=rows.shown(),
     ).logits.float()
     return logits[..., 1] - logits[..., 0]
-
-
-def _stack(prompt: Branch, unconditional: Branch) -> Branch:
-    """2B rows: the prompts', then the unconditional ones, left-padded to one width. Padded ids are masked, so any id
-    serves."""
-    width = max(prompt.input_ids.shape[1], unconditional.input_ids.shape[1])
-
-    def pad(rows: Branch) -> list[Tensor]:
-        missing = (width - rows.input_ids.shape[1], 0)
-        return [F.pad(tensor, missing) for tensor in (rows.input_ids, rows.attention_mask, rows.position_ids)]
-
-    ids, mask, positions = (torch.cat(pair) for pair in zip(pad(prompt), pad(unconditional), strict=True))
-    pictures = [bits for rows in (prompt, unconditional) for bits in rows.visual_bits or ()]
-    return Branch(ids, mask, positions, pictures or None)  # both have them, or neither

@@ -1,9 +1,14 @@
 """What is drawn, and how: a sample, and the settings that all samples of a training or an evaluation share."""
 
-from dataclasses import asdict, dataclass
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import accumulate
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rl.data.prompts import PromptRecord
+from rl.episodes.registry import Episodes
 from uniar.engine import Engine
 from uniar.seeds import seed_of
 
@@ -12,11 +17,13 @@ if TYPE_CHECKING:
 
 
 _HOW = ("decode_batch_size", "engine", "memory_budget", "show_progress")
+LARGEST = 2**63
+"""beyond any seed"""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image to draw: sample number `index` of a prompt's group."""
+    """Sample number `index` of a prompt's group."""
 
     record: PromptRecord
     index: int
@@ -24,10 +31,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class DrawSettings:
-    """How samples are drawn and decoded."""
+    """How samples are drawn, written and decoded."""
 
     height: int
-    """of the image as the model draws it, in pixels"""
+    """of the image as the model draws it, in pixels, where neither its record nor `sizes` say otherwise"""
     width: int
     temperature: float
     guidance_scale: float | None
@@ -42,22 +49,36 @@ class DrawSettings:
     """bytes"""
     show_progress: bool = False
     engine: Engine = "eager"
+    episodes: Episodes = field(default_factory=Episodes, compare=False)
+    sizes: Sequence[tuple[int, int, float]] = ()
+    """height, width and weight of the sizes that groups are drawn in; none: all in height × width"""
+    text_temperature: float = 1.0
+    """0: the likeliest token each time"""
+    max_new_tokens: int = 128
+    """longest text where the episode does not say"""
 
     @classmethod
     def for_training(cls, recipe: "Recipe") -> "DrawSettings":
         policy = recipe.rollout.guidance_settings
-        return cls._of(recipe, policy.temperature, policy.drawing_scale, recipe.seed)
+        return cls._of(recipe, policy.temperature, policy.drawing_scale, recipe.rollout.text_temperature, recipe.seed)
 
     @classmethod
     def for_evaluation(cls, recipe: "Recipe") -> "DrawSettings":
         """Evaluation's own temperature, guidance and steps; its seed fixes the noise for the whole run."""
         held_out = recipe.evaluate
         scale = held_out.guidance_scale if held_out.guidance_scale != 1 else None
-        return cls._of(recipe, held_out.temperature, scale, held_out.seed, held_out.num_inference_steps)
+        text, steps = held_out.text_temperature, held_out.num_inference_steps
+        return cls._of(recipe, held_out.temperature, scale, text, held_out.seed, steps)
 
     @classmethod
     def _of(
-        cls, recipe: "Recipe", temperature: float, scale: float | None, seed: int, steps: int | None = None
+        cls,
+        recipe: "Recipe",
+        temperature: float,
+        scale: float | None,
+        text_temperature: float,
+        seed: int,
+        steps: int | None = None,
     ) -> "DrawSettings":
         drawn, decode = recipe.rollout, recipe.decode
         budget = drawn.memory_budget_gb
@@ -75,12 +96,32 @@ class DrawSettings:
             memory_budget=None if budget is None else int(budget * 1e9),
             show_progress=drawn.show_progress,
             engine=drawn.engine,
+            episodes=Episodes(drawn.episodes, Path(recipe.source).parent),
+            sizes=tuple((size.height, size.width, size.weight) for size in drawn.sizes),
+            text_temperature=text_temperature,
+            max_new_tokens=drawn.max_new_tokens,
         )
 
     def of_images(self) -> dict[str, Any]:
         """Those that images depend on, the others but for the last digits."""
-        return {name: value for name, value in asdict(self).items() if name not in _HOW}
+        every = asdict(replace(self, episodes=Episodes())) | {
+            "episodes": self.episodes.names,
+            "sizes": [list(size) for size in self.sizes],
+        }
+        return {name: value for name, value in every.items() if name not in _HOW}
 
-    def bits_seed(self, sample: Sample, step: int) -> int:
-        """Seed of the uniforms that a sample's bits are drawn from."""
-        return seed_of("bits", self.seed, step, sample.record.id, sample.index)
+    def size_of(self, sample: Sample, step: int) -> tuple[int, int]:
+        """(height, width) in pixels that a sample draws in, the same for all of its group."""
+        if sample.record.size is not None or not self.sizes:
+            return sample.record.size or (self.height, self.width)
+        ends = list(accumulate(weight for _, _, weight in self.sizes))
+        drawn = seed_of("size", self.seed, step, sample.record.id) / LARGEST * ends[-1]
+        return self.sizes[min(bisect_right(ends, drawn), len(ends) - 1)][:2]
+
+    def bits_seed(self, sample: Sample, step: int, turn: int = 0) -> int:
+        """Seed of the uniforms that the bits of a sample's turn are drawn from."""
+        return seed_of("bits", self.seed, step, sample.record.id, sample.index, *([turn] if turn else []))
+
+    def text_seed(self, sample: Sample, step: int, turn: int) -> int:
+        """Seed of the uniforms that the tokens of a sample's turn are drawn from."""
+        return seed_of("text", self.seed, step, sample.record.id, sample.index, turn)

@@ -9,9 +9,11 @@ import torch
 
 from rewards import RewardSuite
 from rl.config.recipe import blamed_on
-from rl.config.sections import Recipe
+from rl.config.sections import Recipe, RolloutSection, SizeSection
 from rl.data.prompts import PromptRecord, load_prompts
 from rl.data.questions import QuestionRecord, load_questions
+from rl.episodes.registry import DEFAULT, Episodes, episode_named
+from rl.episodes.requests import TurnKind
 from rl.evaluation.evaluate import Evaluator, require_free_names
 from rl.evaluation.understanding import Examiner
 from rl.policy.loading import check_adapters
@@ -21,7 +23,7 @@ from rl.scoring.scorer import Scorer
 from uniar.configuration_uniar import UniARConfig
 from uniar.decoder_sizes import DecoderSizes
 from uniar.engine.running import check_engine
-from uniar.errors import UserError
+from uniar.errors import UserError, did_you_mean
 from uniar.modeling_decoder import UniARVisualDecoder
 from uniar.placement import DTYPES
 from uniar.processing import check_size
@@ -61,6 +63,23 @@ def check_prompts(
     for question in questions:
         check_text(question.question, f"{question.where}: 'question'", tokens)
         check_text(question.answer, f"{question.where}: 'answer'", tokens)
+
+
+def episode_turns(recipe: Recipe, records: Sequence[PromptRecord], held_out: Sequence[PromptRecord]) -> set[TurnKind]:
+    """The kinds of turns that the prompts to train on may take. Loads the episodes of `rollout.episodes`. Raises
+    UserError for one that is none, and for a task that no prompt has."""
+    episodes = Episodes(recipe.rollout.episodes, Path(recipe.source).parent)
+    tasks = {record.task for record in (*records, *held_out)}
+    for task, name in recipe.rollout.episodes.items():
+        with blamed_on(recipe, f"rollout.episodes.{task}"):
+            episode_named(name, Path(recipe.source).parent)
+            if task not in (*tasks, DEFAULT):
+                known = sorted(str(one) for one in tasks if one is not None)
+                raise UserError(
+                    f"no prompt has the task {task!r}; the tasks are {', '.join(known) or 'none'}."
+                    f"{did_you_mean(task, known)}"
+                )
+    return episodes.turns(record.task for record in records)
 
 
 def held_out_questions(recipe: Recipe) -> list[QuestionRecord]:
@@ -149,16 +168,21 @@ def check_model(recipe: Recipe, source: Path, records: Sequence[PromptRecord] = 
     decoder not at this ratio, for adapters that the model cannot have, an engine without the device that it needs, and
     an attention that is not installed. Loads configs alone."""
     rollout, ratio, sizes = recipe.rollout, recipe.decode.upsampling_ratio, DecoderSizes.of_checkpoint(source)
-    for side in ("height", "width"):
-        with blamed_on(recipe, f"rollout.{side}"):
-            unit = sizes.pixels_per_token
-            check_size(**{"height": unit, "width": unit, side: getattr(rollout, side)}, pixels_per_token=unit)
-    larger = "rollout.height" if rollout.height >= rollout.width else "rollout.width"
-    with blamed_on(recipe, larger if ratio == 1 else "decode.upsampling_ratio"):
-        sizes.output(rollout.height, rollout.width, ratio)
-    for size, record in {record.size: record for record in reversed(records) if record.size is not None}.items():
+    named: dict[str, RolloutSection | SizeSection] = {
+        "rollout": rollout,
+        **{f"rollout.sizes.{place}": size for place, size in enumerate(rollout.sizes)},
+    }
+    for place, size in named.items():
+        for side in ("height", "width"):
+            with blamed_on(recipe, f"{place}.{side}"):
+                unit = sizes.pixels_per_token
+                check_size(**{"height": unit, "width": unit, side: getattr(size, side)}, pixels_per_token=unit)
+        larger = f"{place}.height" if size.height >= size.width else f"{place}.width"
+        with blamed_on(recipe, larger if ratio == 1 else "decode.upsampling_ratio"):
+            sizes.output(size.height, size.width, ratio)
+    for own, record in {record.size: record for record in reversed(records) if record.size is not None}.items():
         try:
-            sizes.output(*size, ratio)
+            sizes.output(*own, ratio)
         except UserError as error:
             raise UserError(f"{record.where}: {error}") from error
     with blamed_on(recipe, "model.lora.target_modules"):

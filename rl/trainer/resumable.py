@@ -5,7 +5,7 @@ Order of prompts, checkpoints that are whole or not there, seconds of each phase
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ from rl.checkpoint.layout import CHECKPOINT, SAVING
 from rl.checkpoint.resume import apply_settings, forward_schedule, settings_of_groups
 from rl.checkpoint.stateful_callback import StatefulCallback
 from rl.policy.loading import base_model
+from rl.policy.turns import Texts, Turn
 from rl.records.environment import peak_memory_gb
 from rl.run.folder import RunFolder
 from rl.trainer.gradient_size import GradientSize
@@ -69,7 +70,7 @@ class ResumableGRPOTrainer(GRPOTrainer):
         self.resumed_from: Path | None = None
         self._saving = False
         self._seconds: dict[str, float] = {}
-        self._drawn = {"images": 0, "tokens": 0}
+        self._made = {"images": 0, "tokens": 0, "text_tokens": 0}
         self._logged_step = 0
         self._first_rollout_step: int | None = None
         self._gradient_size: GradientSize | None = None
@@ -236,10 +237,11 @@ class ResumableGRPOTrainer(GRPOTrainer):
         steps = self.state.global_step - self._logged_step
         if "loss" in logs and steps > 0:
             logs |= {f"seconds/{name}": total / steps for name, total in self._seconds.items()}
-            logs |= {f"throughput/{name}": count / steps for name, count in self._drawn.items()}
-            logs["throughput/images_per_second"] = self._drawn["images"] / sum(self._seconds.values())
+            made = {name: count for name, count in self._made.items() if count or name != "text_tokens"}
+            logs |= {f"throughput/{name}": count / steps for name, count in made.items()}
+            logs["throughput/images_per_second"] = made["images"] / sum(self._seconds.values())
             logs["memory/peak_gb"] = peak_memory_gb()
-            self._drawn = dict.fromkeys(self._drawn, 0)
+            self._made = dict.fromkeys(self._made, 0)
             self._seconds.clear()
             self._logged_step = self.state.global_step
         if "grad_norm" in logs:
@@ -248,9 +250,18 @@ class ResumableGRPOTrainer(GRPOTrainer):
             logs |= self._gradient_size.metrics(logs["grad_norm"])
         super().log(logs, start_time)
 
-    def count_drawn(self, images: int, tokens: int) -> None:
-        """Called with each round of a rollout: what all processes draw together."""
-        self._drawn = {"images": self._drawn["images"] + images, "tokens": self._drawn["tokens"] + tokens}
+    def count_made(self, turns: Iterable[Turn]) -> None:
+        """Called with what this process has drawn and written in a round of a rollout; counts that of all. They all
+        call it."""
+        here = [0, 0, 0]
+        for turn in turns:
+            if isinstance(turn, Texts):
+                here[2] += turn.elements
+            else:
+                here = [here[0] + 1, here[1] + turn.bits.shape[1], here[2]]
+        counts = self.accelerator.reduce(torch.tensor(here, device=self.accelerator.device)).tolist()
+        for name, count in zip(self._made, counts, strict=True):
+            self._made[name] += count
 
     def record(self, metrics: Mapping[str, float], kinds: Mapping[str, Kind] | None = None) -> None:
         """For the next log: it has means over its updates, but for what `kinds` says is the largest or smallest."""

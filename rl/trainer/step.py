@@ -1,13 +1,13 @@
-"""One step of GRPO (arXiv 2402.03300) on visual bits, from top to bottom.
+"""One step of GRPO (arXiv 2402.03300) on visual bits and text tokens, from top to bottom.
 
-`collect` makes what an update is trained on: it draws, decodes and scores samples, replays them, and turns their scores
-into advantages. `loss` is what each micro-batch of the update minimises. TRL calls both (rl/trainer/trainer.py), and
-has the optimizer, the accumulation of gradients and the engine.
+`collect` makes what an update is trained on: samples play their episodes, what they make is decoded and scored, their
+turns are replayed, and scores become advantages. `loss` is what each micro-batch of the update minimises. TRL calls
+both (rl/trainer/trainer.py), and has the optimizer, the accumulation of gradients and the engine.
 
-Shapes: B samples of this process · T visual tokens · L levels · S patches per token · K bits per code.
+Shapes: B samples of this process.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,27 +16,28 @@ from torch import Tensor
 
 from rewards import RewardTable
 from rl.algorithm.advantages import compute_advantages, group_deviations
-from rl.algorithm.guidance import Gaps
-from rl.algorithm.losses import METRICS, LossInputs, policy_loss
+from rl.algorithm.losses import loss_named
 from rl.algorithm.metrics import Kind, UpdateMetrics
-from rl.config.recipe import blamed_on
 from rl.config.sections import Recipe
 from rl.distributed.sharing import gathered
-from rl.policy.completion import Completion, completions_of
+from rl.episodes.requests import TurnKind
 from rl.policy.dynamic_sampling import DynamicSampling
+from rl.policy.play import play
 from rl.policy.reference import Reference
-from rl.policy.rollout import Drawn, branches, draw
 from rl.policy.samples import DrawSettings, Sample
 from rl.policy.text_kl import TextKL
+from rl.policy.trajectory import Trajectory
+from rl.policy.turns import Texts, Turn
 from rl.scoring.scorer import Scorer, Scores
 from rl.scoring.straddling import begin_in_groups
 from rl.trainer.extensions.collection import TrainerExtensions
 from rl.trainer.extensions.text_term import TextTerm
+from rl.trainer.forwards import Forward, Forwards
 from rl.trainer.groups import GroupRecorder, GroupsSeen
-from rl.trainer.step1_check import PARTS, compared, mismatch_of, parts
-from rl.trainer.train_batch import TrainBatch, joined
+from rl.trainer.step1_check import PARTS, TEXT_PARTS, compared, mismatch_of
+from rl.trainer.train_batch import TrainBatch
+from rl.trainer.turn_loss import MEASURED, TurnLoss
 from rl.trainer.watch import Watch
-from uniar.generation import Rollout
 
 if TYPE_CHECKING:
     from rl.trainer.resumable import ResumableGRPOTrainer
@@ -57,19 +58,28 @@ class Step:
         reference: Reference | None,
         text_kl: TextKL | None,
         extensions: TrainerExtensions,
+        turns: Collection[TurnKind],
         scores_seen: ScoresSeen,
         groups_seen: GroupsSeen,
     ) -> None:
-        """scores_seen: called with the samples of this process and their scores, once per rollout. groups_seen: see
-        `GroupRecorder`."""
+        """turns: the kinds that the episodes of the prompts may take. scores_seen: called with the samples of this
+        process and their scores, once per rollout. groups_seen: see `GroupRecorder`."""
         self.trainer, self.recipe, self.processor, self.scorer = trainer, recipe, processor, scorer
         self.watch, self.reference, self.scores_seen = watch, reference, scores_seen
         self.text = None if text_kl is None else TextTerm(trainer, text_kl, reference)
         self.settings, self.guidance = DrawSettings.for_training(recipe), recipe.rollout.guidance_settings
-        self.loss_settings, self.kl_control = recipe.algorithm.loss_settings, extensions.kl_control
+        self.turn_loss, self.kl_control = TurnLoss(recipe, reference), extensions.kl_control
         self.groups = GroupRecorder(trainer, recipe, scorer, groups_seen)
-        others: dict[str, Kind] = dict.fromkeys(("guidance/mismatch", "understanding/kl", "loss"), "mean")
-        self.metrics = UpdateMetrics({**METRICS, **PARTS, **others})
+        self.forwards = Forwards(
+            self.processes,
+            trainer.bare_policy.config,
+            size=trainer.args.per_device_train_batch_size,
+            kinds=turns,
+            guided=self.guidance.convention.replays_unconditional,
+            exact=reference is not None and recipe.algorithm.has_kl_term and self.turn_loss.tokens.kl == "exact",
+        )
+        others: dict[str, Kind] = dict.fromkeys(("understanding/kl", "loss"), "mean")
+        self.metrics = UpdateMetrics({**MEASURED, **others})
         self.dynamic_sampling: DynamicSampling | None = None
         section = recipe.rollout.dynamic_sampling
         if section is not None and extensions.prompts is not None:
@@ -82,56 +92,53 @@ class Step:
     # Collect ---------------------------------------------------------------------------------------------------------
 
     def collect(self, samples: list[Sample]) -> TrainBatch:
-        """This process's share of a rollout, drawn, scored and replayed.
+        """This process's share of a rollout: played, scored and replayed.
 
         samples: B, as many on every process; over the processes in order they are whole groups.
         """
         if self.dynamic_sampling is not None:
             return self._collect_informative(self.dynamic_sampling, len(samples))
-        drawn, made, scores = self._draw(samples, len(samples) * self.processes.num_processes)
+        played, scores = self._play(samples, len(samples) * self.processes.num_processes)
         # Another process may score while this one replays.
-        batch = self._replayed(drawn)
+        trajectories = self._replayed(played)
         images, scored = scores()
-        self.groups.drawn(samples, made, images, scored)
+        self.groups.drawn(samples, [one.completion for one in played], images, scored)
         table = gathered(scored, self.processes)
         first = self.processes.process_index * len(samples)
         advantages = self._advantages(table, samples, scored)[first : first + len(samples)]
         self.groups.trained(samples, advantages)
-        return replace(batch, advantages=advantages)
+        return TrainBatch(trajectories, advantages)
 
     def _collect_informative(self, sampling: DynamicSampling, share: int) -> TrainBatch:
         """The same with dynamic sampling: groups whose scores do not differ are replaced before anything is
         replayed."""
 
-        def draw_round(samples: list[Sample], count: int) -> tuple[Rollout, RewardTable]:
-            drawn, made, scores = self._draw(samples, count)
+        def play_round(samples: list[Sample], count: int) -> tuple[list[Trajectory], RewardTable]:
+            played, scores = self._play(samples, count)
             images, scored = scores()
-            self.groups.drawn(samples, made, images, scored)
-            return drawn.rollout, scored
+            self.groups.drawn(samples, [one.completion for one in played], images, scored)
+            return played, scored
 
         groups = share * self.processes.num_processes // self.recipe.rollout.samples_per_prompt
-        filled = sampling.fill(groups, self.trainer.state.global_step, draw_round, self._deviations)
+        filled = sampling.fill(groups, self.trainer.state.global_step, play_round, self._deviations)
         self.trainer.record(filled.metrics)
         # Metrics of rewards are those of the first round: what is chosen has more variance, and another mean.
         self._advantages(filled.first.table, filled.first.samples, filled.first.scored)
-        with self.trainer.policy() as policy:
-            fed = branches(policy, self.processor, filled.samples, self.settings)
-        batch = self._replayed(Drawn(*fed, filled.rollout))
+        trajectories = self._replayed(filled.trajectories)
         advantages = self._advantages(filled.table)[filled.rows]
-        self.groups.trained(filled.samples, advantages)
-        return replace(batch, advantages=advantages)
+        self.groups.trained([trajectory.sample for trajectory in trajectories], advantages)
+        return TrainBatch(trajectories, advantages)
 
-    def _draw(self, samples: list[Sample], count: int) -> tuple[Drawn, list[Completion], Scores]:
-        """Bits from the policy as it is; decoding and scoring begins with them. samples: this process's share of
-        `count`, in groups that stand together over the processes."""
+    def _play(self, samples: list[Sample], count: int) -> tuple[list[Trajectory], Scores]:
+        """Turns of the policy as it is; decoding and scoring begins with what they made. samples: this process's share
+        of `count`, in groups that stand together over the processes."""
         step = self.trainer.state.global_step
         with self.trainer.phase("rollout"), self.trainer.policy() as policy:
-            drawn = draw(policy, self.processor, samples, self.settings, step=step, return_gaps=True)
-            made = completions_of(drawn.rollout.bits, self.settings, policy)
+            played = play(policy, self.processor, samples, self.settings, step=step)
         scores = begin_in_groups(
             self.scorer,
             self.processes,
-            made,
+            [trajectory.completion for trajectory in played],
             samples,
             group=self.recipe.rollout.samples_per_prompt,
             count=count,
@@ -140,25 +147,37 @@ class Step:
             keep=self.groups.pictured(len(samples)),
             phase=self.trainer.phase,
         )
-        self.trainer.count_drawn(count, count * drawn.rollout.bits.shape[1])
-        return drawn, made, scores
+        self.trainer.count_made(turn for trajectory in played for turn in trajectory.turns)
+        return played, scores
 
-    def _replayed(self, drawn: Drawn) -> TrainBatch:
-        """With the gaps, teacher-forced, of the old policy, where one is needed, and of the reference."""
-        batch = TrainBatch(drawn.rollout.bits, drawn.prompt, drawn.unconditional, drawn.gaps)
+    def _replayed(self, played: list[Trajectory]) -> list[Trajectory]:
+        """With what, teacher-forced, the old policy finds of each turn, where that is needed, and the reference."""
+        turns = [turn for trajectory in played for turn in trajectory.turns]
         with self.trainer.phase("replay"):
             if self.trainer.serves_several_updates and self.recipe.algorithm.old_logp == "replay":
-                batch = replace(batch, old=self._replay(self.trainer.model, batch))
-            if self.recipe.algorithm.beta and self.reference is not None:
+                turns = self._replay(self.trainer.model, turns, "old")
+            if self.recipe.algorithm.has_kl_term and self.reference is not None:
                 with self.reference.ready(self.trainer.model, self.processes) as reference:
-                    batch = replace(batch, reference=self._replay(reference, batch))
-        return batch
+                    turns = self._replay(reference, turns, "reference")
+        rest = iter(turns)
+        return [replace(one, turns=tuple(next(rest) for _ in one.turns)) for one in played]
 
-    def _replay(self, model: Any, batch: TrainBatch) -> Gaps:
-        """Without gradient, in the micro-batches of the update."""
-        parts = batch.micro_batches(self.trainer.args.per_device_train_batch_size)
+    def _replay(self, model: Any, turns: list[Turn], name: str) -> list[Turn]:
+        """Without gradient, in passes as large as those of the update. name: what the result is to each turn."""
+        found, exact = list(turns), name == "reference" and self.turn_loss.tokens.kl == "exact"
         with torch.no_grad(), self.processes.autocast():
-            return joined([part.replay(model, self.guidance) for part in parts])
+            for forward in self.forwards.of([turns])[0]:
+                rows = forward.rows()
+                if isinstance(rows, Texts):
+                    said = rows.replay(model, self.turn_loss.temperature, positions=forward.positions)
+                    rows = replace(
+                        rows, **{name: said.log_probs}, **({"reference_hidden": said.hidden} if exact else {})
+                    )
+                else:
+                    rows = replace(rows, **{name: rows.replay(model, self.guidance)})  # type: ignore[arg-type]
+                for number, place in enumerate(forward.places):
+                    found[place] = rows.row(number)
+        return found
 
     def _advantages(
         self, table: RewardTable, samples: list[Sample] | None = None, scored: RewardTable | None = None
@@ -193,31 +212,30 @@ class Step:
 
     # Loss ------------------------------------------------------------------------------------------------------------
 
-    def loss(self, model: Any, batch: TrainBatch) -> Tensor:
+    def share_out(self, batches: list[TrainBatch]) -> list[list[Forward]]:
+        """The forward passes of a rollout's micro-batches, whose turns are weighted so that an update averages over
+        its own. All processes call it, once per rollout."""
+        aggregation = loss_named(self.recipe.algorithm.loss).aggregation
+        accumulated = min(self.trainer.args.gradient_accumulation_steps, len(batches))
+        return self.forwards.of_updates(batches, {"text": aggregation, "picture": aggregation}, accumulated)
+
+    def loss(self, model: Any, forwards: list[Forward]) -> Tensor:
         """The loss of a micro-batch, with gradient."""
-        settings, policy_gap = self.loss_settings, self.guidance.policy_gap
-        if self.kl_control is not None:
-            settings = replace(settings, beta=self.kl_control.beta)
-        # Text before bits: DDP takes the parameters in use to be those of the last forward, and drawing uses them all.
+        beta = None if self.kl_control is None else self.kl_control.beta
+        # Text before bits: DDP takes the parameters in use to be those of the last forward, and drawing uses most.
         divergence = None if self.text is None else self.text.divergence(model)
-        gap, drawn_gap = policy_gap(batch.replay(model, self.guidance)), policy_gap(batch.drawn)
-        found = self._compared_with_rollout(batch, gap.detach(), drawn_gap) if self.trainer.is_first_pass else {}
-        replayed = gap.detach() if batch.old is None else policy_gap(batch.old)
-        inputs = LossInputs(
-            bits=batch.bits,
-            gap=gap,
-            old_gap=drawn_gap if self.recipe.algorithm.old_logp == "rollout" else replayed,
-            ref_gap=None if batch.reference is None else policy_gap(batch.reference),
-            advantages=batch.advantages,
-        )
-        with blamed_on(self.recipe, "algorithm.loss"):
-            loss, metrics = policy_loss(inputs, settings)
-        loss = loss * self.recipe.algorithm.loss_scale
+        loss = torch.zeros((), device=self.processes.device)
+        for forward in forwards:
+            part, metrics = self.turn_loss(model, forward, beta, self.trainer.is_first_pass)
+            loss = loss + part * (forward.weight * self.recipe.algorithm.loss_scale)
+            self.metrics.add(metrics, count=forward.count)
+        if self.text is not None and divergence is not None:
+            loss = loss + self.text.kl.beta * divergence
+        found = {"loss": loss}
         if self.text is not None:
             found["understanding/kl"] = loss.new_zeros(()) if divergence is None else divergence
-            loss = loss if divergence is None else loss + self.text.kl.beta * divergence
-        self.metrics.add({**metrics, **found, "loss": loss}, count=len(batch.bits))
-        self.watch.micro_batch(loss.detach(), batch)
+        self.metrics.add(found)
+        self.watch.micro_batch(loss.detach(), forwards)
         if self.processes.sync_gradients:
             loss = self._end_of_update(loss)
         return loss / self.trainer.current_gradient_accumulation_steps
@@ -226,23 +244,15 @@ class Step:
         """Before the last backward pass of an update: its metrics are logged, and looked at. Returns the loss to go on
         with."""
         found, mismatch = self.metrics.reduce(self.processes), None
-        metrics = {name: value for name, value in found.items() if name not in PARTS}
-        if PARTS.keys() <= found.keys():
-            metrics |= compared(found)
+        metrics = {name: value for name, value in found.items() if name not in PARTS and name not in TEXT_PARTS}
+        metrics |= compared(found)
         if self.trainer.is_first_rollout:
             precision = torch.bfloat16 if self.trainer.args.bf16 else self.trainer.bare_policy.dtype
             mismatch = mismatch_of(metrics, self.recipe, precision)
         loss = self.watch.update(loss, metrics, mismatch)
         if self.kl_control is not None:
-            self.kl_control.measure(metrics["kl"])
+            self.kl_control.measure(metrics["kl"] if "kl" in metrics else metrics["text/kl"])
             metrics["beta"] = self.kl_control.beta
         del metrics["loss"]
         self.trainer.record(metrics, self.metrics.kinds)
         return loss
-
-    def _compared_with_rollout(self, batch: TrainBatch, gap: Tensor, drawn_gap: Tensor) -> dict[str, Tensor]:
-        """What lies between rollout and replay: nothing but rounding, where all is well."""
-        found = parts(gap, drawn_gap)
-        if self.guidance.is_biased:
-            found["guidance/mismatch"] = self.guidance.mismatch(batch.drawn).mean()
-        return found

@@ -17,6 +17,8 @@ STEP1_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.03}
 """default of algorithm.step1_tolerance, by what the update computes in"""
 CERTAIN = 1e-7
 """nats per bit, added to an entropy that is divided by: a policy that is certain of every bit has none"""
+TEXT_CERTAIN = 1e-2
+"""the same of a token, in nats: logits of some tens are rounded by 1e-6 and more, however certain a token is"""
 
 PARTS: dict[str, Kind] = dict.fromkeys(("difference", "drawn_entropy", "replayed_size", "drawn_size"), "mean")
 """what `parts` measures; `compared` makes metrics of it"""
@@ -47,10 +49,30 @@ def parts(gap: Tensor, drawn_with: Tensor) -> dict[str, Tensor]:
     }
 
 
-def compared(parts: Mapping[str, float]) -> dict[str, float]:
-    """Metrics of the `PARTS` of an update: the difference, its share of the entropy, how much larger replayed gaps are
-    than drawn ones."""
+TEXT_PARTS: dict[str, Kind] = dict.fromkeys(("text_difference", "text_entropy"), "mean")
+"""what `text_parts` measures"""
+
+
+def text_parts(log_probs: Tensor, drawn_with: Tensor, entropy: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """`TEXT_PARTS` of the tokens (R, A) that `mask` says were written: the mean |Δ log π| of what was written, in nats,
+    and the mean entropy of the distributions that it was drawn from."""
+    count = mask.sum().clamp(min=1)
     return {
+        "text_difference": ((log_probs - drawn_with).abs() * mask).sum() / count,
+        "text_entropy": (entropy * mask).sum() / count,
+    }
+
+
+def compared(parts: Mapping[str, float]) -> dict[str, float]:
+    """Metrics of the `PARTS` and `TEXT_PARTS` of an update, those that are there: the difference, its share of the
+    entropy, how much larger replayed gaps are than drawn ones."""
+    found = {}
+    if TEXT_PARTS.keys() <= parts.keys():
+        found["rollout/text_logp_difference"] = parts["text_difference"]
+        found["rollout/text_logp_difference_share"] = parts["text_difference"] / (parts["text_entropy"] + TEXT_CERTAIN)
+    if not PARTS.keys() <= parts.keys():
+        return found
+    return found | {
         "rollout/logp_difference": parts["difference"],
         "rollout/logp_difference_share": parts["difference"] / (parts["drawn_entropy"] + CERTAIN),
         "rollout/gap_scale": math.sqrt((parts["replayed_size"] + CERTAIN) / (parts["drawn_size"] + CERTAIN)),
@@ -68,6 +90,15 @@ def mismatch_of(metrics: Mapping[str, float], recipe: Recipe, precision: torch.d
         recipe.rollout.guidance_settings,
         recipe.algorithm.step1_tolerance or STEP1_TOLERANCE[precision],
     )
+    text_share = metrics.get("rollout/text_logp_difference_share")
+    if text_share is not None and text_share > (text_allowed := tolerance / recipe.rollout.text_temperature):
+        return RolloutMismatch(
+            f"the replayed policy differs from the one that wrote: mean |Δ log π| per token is {text_share:.2g} of the "
+            f"entropy (allowed: {text_allowed:.2g}; algorithm.step1_tolerance); training would follow wrong importance "
+            "ratios"
+        )
+    if "rollout/gap_scale" not in metrics:
+        return None
     scale = guidance.scale if guidance.convention.replays_unconditional else 1.0
     allowed = tolerance * math.hypot(scale, scale - 1) / guidance.temperature
     share, size = metrics["rollout/logp_difference_share"], metrics["rollout/gap_scale"]

@@ -1,10 +1,10 @@
-"""UniARTrainer: TRL's GRPOTrainer whose two seams are one step of GRPO on visual bits (rl/trainer/step.py).
+"""UniARTrainer: TRL's GRPOTrainer whose seams are one step of GRPO on visual bits and text (rl/trainer/step.py).
 
 Everything else (batches, groups over ranks, optimizer, accumulation, DeepSpeed, logging) is TRL's and transformers', as
 rl/trainer/resumable.py extends it. tests/rl/test_trl_contract.py fails when what is relied on here changes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from trl import GRPOConfig
 
 from rl.config.sections import Recipe
 from rl.data.prompts import PromptRecord
+from rl.episodes.requests import PICTURES, TurnKind
 from rl.policy.reference import Reference
 from rl.policy.samples import Sample
 from rl.policy.text_kl import TextKL
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class UniARTrainer(ResumableGRPOTrainer):
-    """GRPO on visual bits, as a recipe describes it."""
+    """GRPO on visual bits and text tokens, as a recipe describes it."""
 
     def __init__(
         self,
@@ -47,11 +48,12 @@ class UniARTrainer(ResumableGRPOTrainer):
         extensions: TrainerExtensions | None = None,
         callbacks: Sequence[TrainerCallback] = (),
         only_weights: bool = False,
+        turns: Collection[TurnKind] = PICTURES,
         scores_seen: ScoresSeen = lambda samples, scored: None,
         groups_seen: GroupsSeen = lambda step, rows: None,
     ) -> None:
-        """scores_seen: called with this process's samples and their scores, once per rollout. groups_seen: see
-        rl/trainer/groups.py."""
+        """turns: the kinds that the episodes of the records may take. scores_seen: called with this process's samples
+        and their scores, once per rollout. groups_seen: see rl/trainer/groups.py."""
         self.recipe, self.records, self.reference = recipe, list(records), reference
         self.extensions = extensions or TrainerExtensions()
         prompts = Dataset.from_dict(
@@ -68,7 +70,17 @@ class UniARTrainer(ResumableGRPOTrainer):
             only_weights=only_weights,
         )
         self.step = Step(
-            self, recipe, processor, scorer, watch, reference, text_kl, self.extensions, scores_seen, groups_seen
+            self,
+            recipe,
+            processor,
+            scorer,
+            watch,
+            reference,
+            text_kl,
+            self.extensions,
+            turns,
+            scores_seen,
+            groups_seen,
         )
 
     def evaluated_weights(self) -> AbstractContextManager:
@@ -81,8 +93,19 @@ class UniARTrainer(ResumableGRPOTrainer):
         self.begin_rollouts()
         return self.step.collect(self._samples(inputs)).to_dict()
 
+    def _prepare_inputs(self, generation_batch: dict[str, Any]) -> dict[str, Any]:
+        """A micro-batch. When TRL has split a new rollout into them, they are given their forward passes."""
+        before = self._buffered_inputs
+        inputs = super()._prepare_inputs(generation_batch)
+        if self._buffered_inputs is not before:
+            batches = self._buffered_inputs
+            forwards = self.step.share_out([TrainBatch.from_dict(batch) for batch in batches])
+            for batch, own in zip(batches, forwards, strict=True):
+                batch["forwards"] = own
+        return inputs
+
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        return self.step.loss(model, TrainBatch.from_dict(inputs))
+        return self.step.loss(model, inputs["forwards"])
 
     def _samples(self, rows: list[dict[str, Any]]) -> list[Sample]:
         """TRL hands every rank a contiguous share of the global batch, in which a prompt's G rows stand together."""

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +15,15 @@ from rl.checkpoint.layout import BAD_BATCHES, WATCH
 from rl.checkpoint.stateful_callback import StatefulCallback
 from rl.config.sections import WatchAction, WatchSection
 from rl.distributed.engine import cannot_skip_updates, left_out_update, makes_updates_itself
-from rl.trainer.train_batch import TrainBatch
+from rl.policy.turns import named_tensors
+from rl.trainer.forwards import Forward
 from uniar.errors import RunError, UserError
 
 if TYPE_CHECKING:
     from rl.trainer.resumable import ResumableGRPOTrainer
 
 logger = logging.getLogger(__name__)
+MicroBatch = Sequence[Forward]
 
 
 class Watch(StatefulCallback):
@@ -37,7 +39,7 @@ class Watch(StatefulCallback):
 
     def __init__(self, section: WatchSection) -> None:
         self.section = section
-        self._batches: list[TrainBatch] = []  # of the update under way
+        self._batches: list[MicroBatch] = []  # of the update under way
         self._losses: list[Tensor] = []  # of those, on this rank
         self._skip = self._reported = False
         self._kept: set[str] = set()  # settings that were passed; of each, the first batch is in bad_batches/
@@ -63,9 +65,9 @@ class Watch(StatefulCallback):
         self._variance = without_variance < 1 or (self._variance and not self._fresh)
         self._fresh = False
 
-    def micro_batch(self, loss: Tensor, batch: TrainBatch) -> None:
-        """Called with each micro-batch and its loss on this rank."""
-        self._batches.append(batch)
+    def micro_batch(self, loss: Tensor, forwards: MicroBatch) -> None:
+        """Called with the forward passes of each micro-batch and its loss on this rank."""
+        self._batches.append(forwards)
         self._losses.append(loss)
 
     def update(self, loss: Tensor, metrics: Mapping[str, float], mismatch: RunError | None) -> Tensor:
@@ -141,17 +143,19 @@ class Watch(StatefulCallback):
                 "no_variance_steps",
                 f"no group's rewards have differed for {self._without_variance} updates: nothing can be learnt",
             )
-        # A policy that is NaN is past neither: its loss has been seen. There is no KL without a reference.
-        kl, entropy = metrics.get("kl", math.nan), metrics["entropy"]
+        # A policy that is NaN is past neither: its loss has been seen. There is no KL without a reference. Where
+        # nothing is drawn, the limits are those of text.
+        of, unit = ("", "bit") if "entropy" in metrics else ("text/", "token")
+        kl, entropy = (metrics.get(f"{of}{name}", math.nan) for name in ("kl", "entropy"))
         if section.kl_limit is not None and kl > section.kl_limit:
-            yield "kl_limit", f"kl is {kl:.3g} nats per bit, past watch.kl_limit {section.kl_limit:g}"
+            yield "kl_limit", f"{of}kl is {kl:.3g} nats per {unit}, past watch.kl_limit {section.kl_limit:g}"
         if section.entropy_limit is not None and entropy < section.entropy_limit:
             yield (
                 "entropy_limit",
-                f"entropy is {entropy:.3g} nats per bit, past watch.entropy_limit {section.entropy_limit:g}",
+                f"{of}entropy is {entropy:.3g} nats per {unit}, past watch.entropy_limit {section.entropy_limit:g}",
             )
 
-    def _not_finite(self, what: str, batches: list[TrainBatch]) -> None:
+    def _not_finite(self, what: str, batches: list[MicroBatch]) -> None:
         self._reported = True
         # Under DeepSpeed it will be skipped whatever the recipe says.
         action = self.section.nonfinite
@@ -159,7 +163,7 @@ class Watch(StatefulCallback):
             action = "skip"
         self._act("nonfinite", action, RunError(f"update {self._number}: {what}"), batches)
 
-    def _act(self, name: str, action: WatchAction, error: RunError, batches: list[TrainBatch]) -> None:
+    def _act(self, name: str, action: WatchAction, error: RunError, batches: list[MicroBatch]) -> None:
         """`name`: of the setting that was passed. Its batch is kept the first time."""
         kept = "" if name in self._kept else f"; its batch is in {self._save(batches)}"
         self._kept.add(name)
@@ -168,17 +172,20 @@ class Watch(StatefulCallback):
         self._skip = self._skip or action == "skip"
         logger.warning("%s%s; the update is %s.", error, kept, "skipped" if action == "skip" else "made all the same")
 
-    def _save(self, batches: list[TrainBatch]) -> Path:
+    def _save(self, batches: list[MicroBatch]) -> Path:
         """The tensors of this rank's micro-batches, for study: a file each. Returns their folder."""
         step, rank = self._number, self.trainer.accelerator.process_index
         folder = Path(self.trainer.args.output_dir) / BAD_BATCHES
         folder.mkdir(parents=True, exist_ok=True)
         for number, batch in enumerate(batches):
-            tensors = {}
-            for name, value in batch.to_dict().items():
-                rows = {f"{name}.{row}": part for row, part in enumerate(value)} if isinstance(value, list) else {}
-                for part, tensor in (rows or {name: value}).items():
-                    if isinstance(tensor, Tensor):
-                        tensors[part] = tensor.detach().cpu().clone()
+            tensors = {
+                name: tensor.detach().cpu().clone()
+                for place, forward in enumerate(batch)
+                if forward.places
+                for name, tensor in (
+                    *named_tensors(forward.rows(), f"{forward.name}-{place}"),
+                    (f"{forward.name}-{place}.advantages", forward.advantages),
+                )
+            }
             save_file(tensors, folder / f"step-{step:06d}-rank-{rank}-{number}.safetensors")
         return folder

@@ -104,7 +104,7 @@ def test_what_a_run_logs(settings, monkeypatch, accumulation, logging):
         measured.append({name: value.item() for name, value in metrics.items()})
         return loss, metrics
 
-    monkeypatch.setattr("rl.trainer.step.policy_loss", looking)
+    monkeypatch.setattr("rl.trainer.turn_loss.policy_loss", looking)
     monkeypatch.setattr(Accelerator, "gather", lambda self, given: gathers.append(1) or gather(self, given))
     trainer = {"gradient_accumulation_steps": accumulation, "logging_steps": logging, "steps_per_generation": 4}
     folder = run(settings, trainer=trainer)

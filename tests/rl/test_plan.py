@@ -153,7 +153,8 @@ def test_the_peak_of_an_update_within_15_percent(settings, monkeypatch, fused_no
 
     class Watched(UniARTrainer):
         def _compute_loss(self, model, inputs):
-            prefixes.append(inputs["prompt_input_ids"].shape[1] - inputs["bits"].shape[1])
+            rows = inputs["forwards"][0].rows()
+            prefixes.append(rows.prompt.input_ids.shape[1] - rows.bits.shape[1])
             return super()._compute_loss(model, inputs)
 
         def training_step(self, *args, **kwargs):

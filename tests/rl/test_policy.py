@@ -5,15 +5,14 @@ import dataclasses
 import pytest
 import torch
 from PIL import Image
+from support.played import drawn
 
 from rl.algorithm.guidance import GuidanceSettings
 from rl.data.prompts import PromptRecord
-from rl.policy.completion import completions_of
-from rl.policy.replay import replay
-from rl.policy.rollout import draw
 from rl.policy.samples import DrawSettings, Sample
+from rl.policy.turns import joined
 from rl.scoring.decoding import decode
-from rl.trainer.train_batch import TrainBatch
+from uniar.conversations import Drawing
 
 RECORDS = [PromptRecord("a red circle", id="a"), PromptRecord("two blue squares on a green background", id="b")]
 SAMPLES = [Sample(record, index) for record in RECORDS for index in range(3)]
@@ -35,11 +34,11 @@ SETTINGS = DrawSettings(
 )
 def test_replayed_gaps_are_the_rollouts(nano_model, nano_processor, convention, scale):
     settings = dataclasses.replace(SETTINGS, guidance_scale=scale)
-    drawn = draw(nano_model, nano_processor, SAMPLES, settings, return_gaps=True)
-    gaps = replay(nano_model, drawn.rollout.bits, drawn.prompt, drawn.unconditional, GuidanceSettings(convention))
-    assert torch.allclose(gaps.cond, drawn.rollout.gap_cond, atol=1e-4)
+    rows = drawn(nano_model, nano_processor, SAMPLES, settings)
+    gaps = rows.replay(nano_model, GuidanceSettings(convention))
+    assert torch.allclose(gaps.cond, rows.drawn.cond, atol=1e-4)
     if convention in ("guided", "guided_detach"):
-        assert torch.allclose(gaps.uncond, drawn.rollout.gap_uncond, atol=1e-4)
+        assert torch.allclose(gaps.uncond, rows.drawn.uncond, atol=1e-4)
     else:
         assert gaps.uncond is None
 
@@ -50,52 +49,46 @@ def test_replayed_gaps_are_the_rollouts_when_editing(nano_model, nano_processor,
         Image.new("RGB", (80, 48), colour).save(tmp_path / f"{number}.png")
         records.append(PromptRecord(f"make it {colour}", image=str(tmp_path / f"{number}.png"), id=str(number)))
     samples = [Sample(record, index) for record in records for index in range(2)]
-    drawn = draw(nano_model, nano_processor, samples, SETTINGS, return_gaps=True)
-    gaps = replay(nano_model, drawn.rollout.bits, drawn.prompt, drawn.unconditional, GuidanceSettings("guided"))
-    assert torch.allclose(gaps.cond, drawn.rollout.gap_cond, atol=1e-4)
-    assert torch.allclose(gaps.uncond, drawn.rollout.gap_uncond, atol=1e-4)
+    rows = drawn(nano_model, nano_processor, samples, SETTINGS)
+    gaps = rows.replay(nano_model, GuidanceSettings("guided"))
+    assert torch.allclose(gaps.cond, rows.drawn.cond, atol=1e-4)
+    assert torch.allclose(gaps.uncond, rows.drawn.uncond, atol=1e-4)
 
 
 def test_which_branch_carries_the_gradient(nano_model, nano_processor):
     nano_model.set_trainable()
-    drawn = draw(nano_model, nano_processor, SAMPLES, SETTINGS)
-    guided = replay(nano_model, drawn.rollout.bits, drawn.prompt, drawn.unconditional, GuidanceSettings("guided"))
-    detached = replay(
-        nano_model, drawn.rollout.bits, drawn.prompt, drawn.unconditional, GuidanceSettings("guided_detach")
-    )
+    rows = drawn(nano_model, nano_processor, SAMPLES, SETTINGS)
+    guided = rows.replay(nano_model, GuidanceSettings("guided"))
+    detached = rows.replay(nano_model, GuidanceSettings("guided_detach"))
     assert guided.cond.requires_grad
     assert guided.uncond.requires_grad
     assert detached.cond.requires_grad
     assert not detached.uncond.requires_grad
 
 
-def test_a_batch_survives_its_dictionary(nano_model, nano_processor):
-    drawn = draw(nano_model, nano_processor, SAMPLES, SETTINGS, return_gaps=True)
+def test_rows_are_replayed_in_any_order(nano_model, nano_processor):
+    rows = drawn(nano_model, nano_processor, SAMPLES, SETTINGS)
     guidance, order = GuidanceSettings("guided"), [4, 1, 0, 5, 2, 3]
-    batch = TrainBatch(drawn.rollout.bits, drawn.prompt, drawn.unconditional, drawn.gaps)
-    shuffled = TrainBatch.from_dict({key: value[order] for key, value in batch.to_dict().items()})
-    straight = batch.replay(nano_model, guidance).cond[order]
-    assert torch.allclose(straight, shuffled.replay(nano_model, guidance).cond, atol=1e-5)
-    assert shuffled.old is shuffled.reference is shuffled.advantages is None
-    alone = TrainBatch.from_dict(TrainBatch(drawn.rollout.bits, drawn.prompt, None, drawn.gaps).to_dict())
-    assert alone.unconditional is None
+    shuffled = joined([rows.row(number) for number in order])
+    assert torch.allclose(
+        rows.replay(nano_model, guidance).cond[order], shuffled.replay(nano_model, guidance).cond, atol=1e-5
+    )
+    assert shuffled.old is shuffled.reference is None
 
 
 def test_a_sample_is_the_same_whoever_is_drawn_beside_it(nano_model, nano_processor):
-    together = draw(nano_model, nano_processor, SAMPLES, SETTINGS, step=3).rollout.bits
-    reverse = draw(nano_model, nano_processor, SAMPLES[::-1], SETTINGS, step=3).rollout.bits.flip(0)
-    halves = [
-        draw(nano_model, nano_processor, half, SETTINGS, step=3).rollout.bits for half in (SAMPLES[:2], SAMPLES[2:])
-    ]
+    together = drawn(nano_model, nano_processor, SAMPLES, SETTINGS, step=3).bits
+    reverse = drawn(nano_model, nano_processor, SAMPLES[::-1], SETTINGS, step=3).bits.flip(0)
+    halves = [drawn(nano_model, nano_processor, half, SETTINGS, step=3).bits for half in (SAMPLES[:2], SAMPLES[2:])]
     assert torch.equal(together, reverse)
     assert torch.equal(together, torch.cat(halves))
-    assert not torch.equal(together, draw(nano_model, nano_processor, SAMPLES, SETTINGS, step=4).rollout.bits)
+    assert not torch.equal(together, drawn(nano_model, nano_processor, SAMPLES, SETTINGS, step=4).bits)
     assert not torch.equal(together[0], together[1])
 
 
 def test_a_group_shares_its_decoder_noise(nano_model, nano_processor, nano_decoder):
-    bits = draw(nano_model, nano_processor, SAMPLES[:1], SETTINGS).rollout.bits.repeat(2, 1, 1, 1, 1)
-    pair, drawings = SAMPLES[:2], [one.drawing for one in completions_of(bits, SETTINGS, nano_model)]
+    bits = drawn(nano_model, nano_processor, SAMPLES[:1], SETTINGS).bits.repeat(2, 1, 1, 1, 1)
+    pair, drawings = SAMPLES[:2], [Drawing(one, 2) for one in bits]
     first, second = decode(nano_decoder, drawings, pair, SETTINGS)
     assert first.tobytes() == second.tobytes()
     own = dataclasses.replace(SETTINGS, same_noise_per_group=False)
@@ -107,16 +100,15 @@ def test_prompts_to_draw_and_to_edit_are_one_batch(nano_model, nano_processor, t
     Image.new("RGB", (64, 96), "red").save(tmp_path / "a.png")
     edit = PromptRecord("make it blue", image=str(tmp_path / "a.png"), id="edit")
     samples = [Sample(RECORDS[0], 0), Sample(edit, 0), Sample(RECORDS[1], 1), Sample(edit, 1)]
-    drawn = draw(nano_model, nano_processor, samples, SETTINGS, step=3, return_gaps=True)
-    alone = [draw(nano_model, nano_processor, [sample], SETTINGS, step=3).rollout.bits for sample in samples]
-    assert torch.equal(drawn.rollout.bits, torch.cat(alone))
-    assert [len(bits) for bits in drawn.prompt.visual_bits] == [0, 4, 0, 4]
-    batch = TrainBatch(drawn.rollout.bits, drawn.prompt, drawn.unconditional, drawn.gaps)
+    rows = drawn(nano_model, nano_processor, samples, SETTINGS, step=3)
+    alone = [drawn(nano_model, nano_processor, [sample], SETTINGS, step=3).bits for sample in samples]
+    assert torch.equal(rows.bits, torch.cat(alone))
+    assert [len(bits) for bits in rows.prompt.visual_bits] == [0, 4, 0, 4]
     for convention in ("guided", "guided_detach"):
         for size in (4, 1):  # one has rows of both kinds, the others have one kind or the other
-            parts = batch.micro_batches(size)
+            parts = [joined([rows.row(n) for n in range(start, start + size)]) for start in range(0, 4, size)]
             gaps = torch.cat([part.replay(nano_model, GuidanceSettings(convention)).cond for part in parts])
-            assert torch.allclose(gaps, drawn.rollout.gap_cond, atol=1e-4)
+            assert torch.allclose(gaps, rows.drawn.cond, atol=1e-4)
 
 
 def test_processes_with_and_without_pictures_run_the_same_modules(nano_model, nano_processor, tmp_path):
@@ -129,9 +121,9 @@ def test_processes_with_and_without_pictures_run_the_same_modules(nano_model, na
     ]
     found = []
     for record in (RECORDS[0], edit):
-        drawn = draw(nano_model, nano_processor, [Sample(record, 0)], SETTINGS)
+        rows = drawn(nano_model, nano_processor, [Sample(record, 0)], SETTINGS)
         ran.clear()
-        replay(nano_model, drawn.rollout.bits, drawn.prompt, drawn.unconditional, GuidanceSettings("guided"))
+        rows.replay(nano_model, GuidanceSettings("guided"))
         found.append(list(ran))
     for hook in hooks:
         hook.remove()

@@ -1,7 +1,7 @@
 """A replayed policy that is not the one that drew stops a run before its first update, in float32 as in bfloat16."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,17 +32,17 @@ def has_another_temperature(replay: Replay, *given) -> Gaps:
 
 
 def sees_the_padding(replay: Replay, *given) -> Gaps:
-    sound = policy._stack
+    sound = Branch.joined
 
-    def unmasked(*rows: Branch) -> Branch:
-        stacked = sound(*rows)
+    def unmasked(rows: Sequence[Branch]) -> Branch:
+        stacked = sound(rows)
         return replace(stacked, attention_mask=torch.ones_like(stacked.attention_mask))
 
-    policy._stack = unmasked
+    Branch.joined = unmasked
     try:
         return replay(*given)
     finally:
-        policy._stack = sound
+        Branch.joined = sound
 
 
 def has_another_scale(replay: Replay, *given) -> Gaps:
@@ -79,7 +79,7 @@ def inject(monkeypatch):
 
     def into(fault) -> None:
         sound = policy.replay
-        monkeypatch.setattr("rl.trainer.train_batch.replay", lambda *given: fault(sound, *given))
+        monkeypatch.setattr("rl.policy.turns.replay", lambda *given: fault(sound, *given))
 
     return into
 

@@ -36,7 +36,7 @@ def test_a_loss_that_is_nan_stops_the_run(settings, broken_second_update):
     with pytest.raises(RunError, match="update 2: the loss is nan; its batch is in"):
         run(settings)
     (saved,) = Path(settings["output_dir"]).glob("bad_batches/*.safetensors")
-    assert load_file(saved)["bits"].shape[0] == 8
+    assert load_file(saved)["picture-0.bits"].shape[0] == 8
 
 
 def test_its_update_can_be_skipped(settings, broken_second_update, caplog):
@@ -175,9 +175,9 @@ ONE_RANK = """
 import sys
 from rl.train import main
 from rl.trainer.step import Step
-from rl.trainer.train_batch import TrainBatch
+from rl.policy.turns import Pictures
 
-sound, replay = Step.loss, TrainBatch.replay
+sound, replay = Step.loss, Pictures.replay
 
 def broken(*given):
     gaps = replay(*given)
@@ -185,11 +185,11 @@ def broken(*given):
 
 def loss(self, model, batch):
     on_it = self.processes.process_index == 1 and self.trainer.state.global_step > 0
-    TrainBatch.replay = broken if on_it else replay
+    Pictures.replay = broken if on_it else replay
     try:
         return sound(self, model, batch)
     finally:
-        TrainBatch.replay = replay
+        Pictures.replay = replay
 
 Step.loss = loss
 sys.exit(main())

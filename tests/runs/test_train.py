@@ -15,9 +15,9 @@ from rl.checkpoint.folders import newest_good
 from rl.cli import main
 from rl.config.recipe import recipe_from_mapping
 from rl.data.prompts import load_prompts
-from rl.trainer.step import Step
+from rl.policy.turns import Pictures
 from rl.trainer.step1_check import RolloutMismatch
-from rl.trainer.train_batch import TrainBatch
+from rl.trainer.turn_loss import TurnLoss
 from uniar.modeling_uniar import UniARForConditionalGeneration
 
 GUIDED = GuidanceSettings("guided", 2.0, 1.0)
@@ -147,24 +147,24 @@ def test_later_updates_compare_with_the_policy_from_before_the_first(settings, m
         trainer={"max_steps": 8, "save_steps": 4, "steps_per_generation": 2, "per_device_train_batch_size": 4},
     )
     assert len(batches) == 8
-    for number, (batch, seen) in enumerate(batches):
+    for number, (rows, seen) in enumerate(batches):
         drew = nano_checkpoint if number < 4 else folder.path / "checkpoint-4"
         model = UniARForConditionalGeneration.from_pretrained(drew)
         with torch.no_grad():
-            expected = GUIDED.policy_gap(batch.replay(model, GUIDED))
+            expected = GUIDED.policy_gap(rows.replay(model, GUIDED))
         assert torch.allclose(seen.old_gap, expected, atol=1e-4)
         moved = (seen.gap.detach() - expected).abs().mean()
         assert moved < 1e-5 if number % 4 == 0 else moved > 1e-3
-        from_rollout = GUIDED.policy_gap(batch.drawn)
+        from_rollout = GUIDED.policy_gap(rows.drawn)
         assert torch.equal(seen.old_gap, from_rollout) == (old_logp == "rollout")
-        assert (batch.old is not None) == (old_logp == "replay")
+        assert (rows.old is not None) == (old_logp == "replay")
 
 
 def test_one_update_a_rollout_needs_no_old_policy(settings, monkeypatch):
     batches = record_loss_inputs(monkeypatch)
     run(settings, trainer={"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2})
     assert len(batches) == 6
-    assert all(torch.equal(seen.old_gap, seen.gap.detach()) and batch.old is None for batch, seen in batches)
+    assert all(torch.equal(seen.old_gap, seen.gap.detach()) and rows.old is None for rows, seen in batches)
 
 
 def test_loss_scale_is_a_factor_of_the_gradient(settings, tmp_path):
@@ -181,20 +181,20 @@ def test_loss_scale_is_a_factor_of_the_gradient(settings, tmp_path):
     assert logged(scaled, "grad_norm")[0] == pytest.approx(1024 * logged(plain, "grad_norm")[0], rel=1e-5)
 
 
-def record_loss_inputs(monkeypatch) -> list[tuple[TrainBatch, LossInputs]]:
-    """Filled during a run: each micro-batch, and what the loss was given of it."""
-    batches: list[tuple[TrainBatch, LossInputs]] = []
-    compute = Step.loss
+def record_loss_inputs(monkeypatch) -> list[tuple[Pictures, LossInputs]]:
+    """Filled during a run: the turns of each forward pass, and what the loss was given of them."""
+    batches: list[tuple[Pictures, LossInputs]] = []
+    compute = TurnLoss._of_pictures
 
-    def computing(self, model, batch):
-        def looking(given, chosen):
-            batches.append((batch, given))
-            return policy_loss(given, chosen)
+    def computing(self, model, rows, *given):
+        def looking(inputs, chosen):
+            batches.append((rows, inputs))
+            return policy_loss(inputs, chosen)
 
-        monkeypatch.setattr("rl.trainer.step.policy_loss", looking)
-        return compute(self, model, batch)
+        monkeypatch.setattr("rl.trainer.turn_loss.policy_loss", looking)
+        return compute(self, model, rows, *given)
 
-    monkeypatch.setattr(Step, "loss", computing)
+    monkeypatch.setattr(TurnLoss, "_of_pictures", computing)
     return batches
 
 

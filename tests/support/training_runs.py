@@ -81,7 +81,7 @@ def launch(
     folder = Path(recipe["output_dir"])
     path = folder.with_suffix(".yaml")
     path.write_text(json.dumps(recipe))
-    done = run_warm(*program, path, *more, processes=processes, variables=variables, timeout=600)
+    done = run_warm(*program, path, *more, processes=processes, variables=variables, timeout=240)
     said = done.stderr + done.stdout
     assert (done.returncode != 0) == fails, said[-5000:]
     assert "`torch.distributed." not in said  # a warning for each of DeepSpeed's collectives

@@ -329,3 +329,8 @@ def test_a_model_that_cannot_draw_says_so(golden):
     model = UniARForConditionalGeneration(config)
     with pytest.raises(UserError, match="vistok_pred false"):
         model.generate_visual(**reference_inputs(golden("bsq8_novd"), "t2i_64x128"))
+
+
+def test_a_progress_bar_changes_no_bit(golden, monkeypatch):
+    """Each of its updates says that the bar was drawn, as those do that come late enough after the last."""
+    model, _ = load(golden("bsq8"))

@@ -28,8 +28,8 @@ CHECKED = 4
 """Tokens that `auto` compares: a step that warms up, one that is captured, and two that are replayed."""
 
 
-def run(steps: CachedSteps, engine: Engine, drawn: Callable[[], object]) -> None:
-    """Samples all tokens; `drawn` is called after each, and ends it by returning True.
+def run(steps: CachedSteps, engine: Engine, drawn: Callable[[], bool]) -> None:
+    """Samples all tokens; `drawn` is called after each, and says whether the others are not needed.
 
     eager and graph run the same kernels. Compiled layers, of which CUDA graphs are made where the model is on a GPU,
     round otherwise in the last digit. auto is graph on a GPU, once its first tokens have had eager's bits, else eager.
@@ -40,7 +40,7 @@ def run(steps: CachedSteps, engine: Engine, drawn: Callable[[], object]) -> None
         for token in range(len(steps.drawn) - 1):
             if token >= done:
                 step(filled(steps, token))
-            if drawn() is True:
+            if drawn():
                 return
         steps.sample()
         drawn()

@@ -67,7 +67,8 @@ def types_of(cls: type) -> dict[str, Any]:
 
 
 def nested_settings(cls: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field, Any]]:
-    """The dotted key, field and type of each setting of a dataclass, those of a section after the section itself."""
+    """The dotted key, field and type of each setting of a dataclass, those of a section after the section itself.
+    Sections in lists have no keys of their own."""
     hints = types_of(cls)
     for field in settings_of(cls):
         key, hint = f"{prefix}{field.name}", hints[field.name]
@@ -76,7 +77,7 @@ def nested_settings(cls: type, prefix: str = "") -> Iterator[tuple[str, dataclas
             yield from nested_settings(named, f"{key}.{ANY_NAME}.")
             continue
         for kind in (hint, *typing.get_args(hint)):
-            if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            if isinstance(kind, type) and dataclasses.is_dataclass(kind) and typing.get_origin(hint) not in _LISTS:
                 yield from nested_settings(kind, f"{key}.")
 
 
