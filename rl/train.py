@@ -58,9 +58,9 @@ from rl.trainer.build import (
     build_text_kl,
     check_model,
     check_prompts,
-    episode_turns,
     held_out_questions,
     load_decoder,
+    load_episodes,
     text_kl_questions,
     training_prompts,
 )
@@ -107,7 +107,8 @@ def _train(recipe: Recipe, resume: bool, lock: FolderLock, head: bool) -> RunFol
     held_out = [record for one in sets for record in one.records]
     questions, kl_questions = held_out_questions(recipe), text_kl_questions(recipe)
     load_loss(recipe)
-    turns = episode_turns(recipe, records, held_out)
+    episodes = load_episodes(recipe, {record.task for record in (*records, *held_out)})
+    turns = episodes.turns(record.task for record in records)
     rewards = build_rewards(recipe, "rewards", records)
     sets = with_rewards(sets, rewards)
     scored = {"rewards": ScoredList(rewards, DrawSettings.for_training(recipe), records)}

@@ -37,7 +37,9 @@ def read_benchmark(
     lines = _lines(name, source)[:limit]
     if not BENCHMARKS[name].own_prompts:
         lines = [_uniar_line(line, place) for place, line in enumerate(lines)]
-    records = [replace(record, metadata=_flat(record.metadata)) for record in prompts_of(lines, source, image_root)]
+    records = [
+        replace(record, metadata=_flat(record.metadata), size=None) for record in prompts_of(lines, source, image_root)
+    ]
     edits = BENCHMARKS[name].edits
     for record in records:
         if (record.image is not None) != edits:

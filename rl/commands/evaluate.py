@@ -31,6 +31,7 @@ from rl.trainer.build import (
     check_prompts,
     held_out_questions,
     load_decoder,
+    load_episodes,
 )
 from rl.trainer.held_out import build_evaluators, check_sets, held_out_sets, with_rewards
 from uniar.checkpoint import load_processor
@@ -42,6 +43,7 @@ from uniar.reading.files import remove_unfinished, require_writable, write_whole
 
 def run(arguments: argparse.Namespace) -> None:
     recipe = load_recipe(arguments.recipe, arguments.overrides)
+    load_episodes(recipe)
     sets, questions = held_out_sets(recipe), held_out_questions(recipe)
     records = [record for one in sets for record in one.records]
     if not records and not questions:

@@ -8,6 +8,7 @@ from rl.plan.model_states import PHASES
 from rl.plan.planned_model import planned_model
 from rl.plan.simulation import Simulation
 from rl.plan.summary import millions
+from rl.trainer.build import load_episodes
 from uniar.errors import UserError
 
 LEVERS = (
@@ -34,6 +35,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError(f"--reward-memory is {arguments.reward_memory}; it must be 0 or more, and below --memory.")
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     load_loss(recipe)
+    load_episodes(recipe)
     simulation = Simulation(planned_model(recipe.model))
     memory = int((arguments.memory - arguments.reward_memory) * GIB)
     plan = make_plan(recipe, simulation, arguments.gpus, memory, arguments.prompt_tokens)

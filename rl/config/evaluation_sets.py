@@ -9,8 +9,8 @@ from rl.config.sections import Recipe
 
 _PLACES = {
     **{name: ("evaluate", name) for name in ("prompts", "limit", "samples_per_prompt", "temperature")},
-    **{name: ("evaluate", name) for name in ("guidance_scale", "num_inference_steps")},
-    **{name: ("rollout", name) for name in ("height", "width")},
+    **{name: ("evaluate", name) for name in ("guidance_scale", "num_inference_steps", "text_temperature")},
+    **{name: ("rollout", name) for name in ("height", "width", "episodes")},
     "upsampling_ratio": ("decode", "upsampling_ratio"),
     "rewards": ("eval_rewards",),
 }
@@ -36,6 +36,8 @@ def _recipe_of(recipe: Recipe, name: str, section: EvaluationSetSection) -> Reci
         written = ("evaluate", "sets", name, key)
         for old in [old for old in recipe.origins if old[: len(written)] == written]:
             origins[(*within, place, *old[len(written) :])] = recipe.origins[old]
+    if section.height is not None or section.width is not None:
+        changed.setdefault("rollout", {})["sizes"] = []
     sections = {
         key: dataclasses.replace(getattr(recipe, key), **value) if isinstance(value, dict) else value
         for key, value in changed.items()

@@ -22,6 +22,8 @@ class EvaluationSetSection:
     )
     samples_per_prompt: int | None = setting("Samples of each prompt; null: as evaluate has it.", None, ge=1)
     temperature: float | None = setting("Sampling temperature; 0: greedy, null: evaluate.temperature.", None, ge=0)
+    text_temperature: float | None = setting("The same of written text; null: evaluate.text_temperature.", None, ge=0)
+    episodes: dict[str, str] | None = setting("How its prompts become turns; null: rollout.episodes.", None)
     guidance_scale: float | None = setting(
         "Strength of classifier-free guidance; 1: none, null: evaluate.guidance_scale.", None, ge=1
     )

@@ -14,6 +14,7 @@ from typing import Any
 from rl.algorithm.losses import loss_named
 from rl.config.checks import check_choices, check_rewards, check_rollout_boundaries
 from rl.config.habits import HABITS
+from rl.config.held_out_set import EvaluationSetSection
 from rl.config.precision import with_precision
 from rl.config.sections import Recipe
 from rl.config.trainer_arguments import TAKEN, check_trainer_arguments
@@ -90,15 +91,11 @@ def recipe_from_mapping(mapping: Mapping[str, Any], source: str = "recipe", orig
             recipe.algorithm, loss=from_current_folder(recipe.algorithm.loss, Path(source).parent)
         ),
         evaluate=dataclasses.replace(
-            recipe.evaluate,
-            sets={
-                name: dataclasses.replace(
-                    one, rewards=_with_homes(one.rewards, ("evaluate", "sets", name, "rewards"), origins)
-                )
-                for name, one in recipe.evaluate.sets.items()
-            },
+            recipe.evaluate, sets={name: _set(one, name, source, origins) for name, one in recipe.evaluate.sets.items()}
         ),
-        rollout=dataclasses.replace(recipe.rollout, episodes=_episodes(recipe, source, origins)),
+        rollout=dataclasses.replace(
+            recipe.rollout, episodes=_episodes(recipe.rollout.episodes, ("rollout", "episodes"), source, origins)
+        ),
         **{key: _with_homes(getattr(recipe, key), (key,), origins) for key in ("rewards", "eval_rewards")},
     )
     recipe = with_precision(dataclasses.replace(recipe, output_dir=recipe.output_dir or recipe.default_folder))
@@ -117,18 +114,27 @@ def _reward_lists(mapping: dict[str, Any]) -> list[tuple[tuple[str, ...], dict[s
     return [place for place in places if isinstance(place[1], dict) and place[1].get(place[2]) is not None]
 
 
-def _episodes(recipe: Recipe, source: str, origins: Origins) -> dict[str, str]:
-    """With plug-in files named from the current folder. Raises UserError for a value that names nothing."""
-    folder = Path(source).parent
+def _set(section: EvaluationSetSection, name: str, source: str, origins: Origins) -> EvaluationSetSection:
+    place, episodes = ("evaluate", "sets", name), section.episodes
+    return dataclasses.replace(
+        section,
+        rewards=_with_homes(section.rewards, (*place, "rewards"), origins),
+        episodes=None if episodes is None else _episodes(episodes, (*place, "episodes"), source, origins),
+    )
+
+
+def _episodes(given: Mapping[str, str], path: tuple[str, ...], source: str, origins: Origins) -> dict[str, str]:
+    """With plug-in files named from the current folder. path: of the mapping. Raises UserError for a value that names
+    nothing."""
     named = {}
-    for task, name in recipe.rollout.episodes.items():
-        where = ("rollout", "episodes", str(task))
+    for task, name in given.items():
+        where = (*path, str(task))
         if not isinstance(task, str) or not isinstance(name, str):
             raise UserError(
                 f"{origin_of(where, origins)}: {key_of(where)} is {shown_value(name)}, expected the name of an episode "
                 "under the name of a task."
             )
-        named[task] = from_current_folder(home_expanded(name, where, origins), folder)
+        named[task] = from_current_folder(home_expanded(name, where, origins), Path(source).parent)
     return named
 
 

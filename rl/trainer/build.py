@@ -1,6 +1,6 @@
 """From the sections of a recipe to the objects that a run, or an evaluation, is made of."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ from rl.config.sections import Recipe, RolloutSection, SizeSection
 from rl.data.prompts import PromptRecord, load_prompts
 from rl.data.questions import QuestionRecord, load_questions
 from rl.episodes.registry import DEFAULT, Episodes, episode_named
-from rl.episodes.requests import TurnKind
 from rl.evaluation.evaluate import Evaluator, require_free_names
 from rl.evaluation.understanding import Examiner
 from rl.policy.loading import check_adapters
@@ -65,21 +64,22 @@ def check_prompts(
         check_text(question.answer, f"{question.where}: 'answer'", tokens)
 
 
-def episode_turns(recipe: Recipe, records: Sequence[PromptRecord], held_out: Sequence[PromptRecord]) -> set[TurnKind]:
-    """The kinds of turns that the prompts to train on may take. Loads the episodes of `rollout.episodes`. Raises
-    UserError for one that is none, and for a task that no prompt has."""
+def load_episodes(
+    recipe: Recipe, tasks: Collection[str | None] | None = None, key: str = "rollout.episodes"
+) -> Episodes:
+    """Those of `rollout.episodes`, loaded. tasks: of all prompts, where they are known. key: where the recipe has them.
+    Raises UserError for one that is none, and for a task that no prompt has."""
     episodes = Episodes(recipe.rollout.episodes, Path(recipe.source).parent)
-    tasks = {record.task for record in (*records, *held_out)}
     for task, name in recipe.rollout.episodes.items():
-        with blamed_on(recipe, f"rollout.episodes.{task}"):
+        with blamed_on(recipe, f"{key}.{task}"):
             episode_named(name, Path(recipe.source).parent)
-            if task not in (*tasks, DEFAULT):
+            if tasks is not None and task not in (*tasks, DEFAULT):
                 known = sorted(str(one) for one in tasks if one is not None)
                 raise UserError(
                     f"no prompt has the task {task!r}; the tasks are {', '.join(known) or 'none'}."
                     f"{did_you_mean(task, known)}"
                 )
-    return episodes.turns(record.task for record in records)
+    return episodes
 
 
 def held_out_questions(recipe: Recipe) -> list[QuestionRecord]:

@@ -14,7 +14,7 @@ from rl.evaluation.evaluate import Evaluator
 from rl.evaluation.several_sets import SeveralSets
 from rl.policy.samples import DrawSettings
 from rl.scoring.scorer import ScoredList, Scorer
-from rl.trainer.build import build_eval_rewards, build_evaluator, check_model, held_out_prompts
+from rl.trainer.build import build_eval_rewards, build_evaluator, check_model, held_out_prompts, load_episodes
 from uniar.errors import UserError
 
 
@@ -47,6 +47,8 @@ def held_out_sets(recipe: Recipe) -> list[HeldOut]:
     for name, own in sets_of(recipe).items():
         with _blamed_on(name):
             found.append(HeldOut(name, own, held_out_prompts(own)))
+            if own.rollout.episodes != recipe.rollout.episodes:
+                load_episodes(own, {record.task for record in found[-1].records}, f"evaluate.sets.{name}.episodes")
     return found
 
 

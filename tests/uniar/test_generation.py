@@ -333,4 +333,8 @@ def test_a_model_that_cannot_draw_says_so(golden):
 
 def test_a_progress_bar_changes_no_bit(golden, monkeypatch):
     """Each of its updates says that the bar was drawn, as those do that come late enough after the last."""
-    model, _ = load(golden("bsq8"))
+    model, prompt = golden("bsq8").model(), text_prompt(golden("bsq8"))
+    noise = any_noise(model, prompt, 4)
+    plain = rollout(model, prompt, noise).bits
+    monkeypatch.setattr("uniar.generation.tqdm.update", lambda self, n=1: True)
+    assert torch.equal(rollout(model, prompt, noise, show_progress=True).bits, plain)
