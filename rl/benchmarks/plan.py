@@ -4,7 +4,7 @@ import argparse
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +150,7 @@ def missing_needs(entries: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 def described(plan: "BenchmarkPlan | None", arguments: argparse.Namespace) -> str:
     """What would be drawn, how, and where it would go."""
     benchmark, (settings, images) = BENCHMARKS[arguments.name], settings_of(arguments)
-    output, how = output_of(arguments), asdict(settings)
+    output, how = output_of(arguments), settings.to_mapping()
     lines = [f"benchmark  {arguments.name}: {benchmark.title}"]
     if plan is not None:
         there = sum(plan.folder(output).image(sample).exists() for sample in plan.samples)

@@ -5,7 +5,6 @@ torchrun --nproc_per_node 8 -m rl.cli benchmark geneval --model PATH --prompts g
 """
 
 import argparse
-import dataclasses
 import json
 from datetime import timedelta
 from pathlib import Path
@@ -116,7 +115,7 @@ def _measure(
     if evaluation.rows is None:
         return
     name = shareable(model.name)
-    settings = {**dataclasses.asdict(plan.settings), "images_per_prompt": plan.images, "dtype": model.dtype}
+    settings = {**plan.settings.to_mapping(), "images_per_prompt": plan.images, "dtype": model.dtype}
     table = score_table(evaluation.rows, plan.records, plan.benchmark.groups)
     head = {"benchmark": plan.name, "model": name, "prompts": len(plan.records), "settings": settings}
     with writing(path):

@@ -102,13 +102,14 @@ class DrawSettings:
             max_new_tokens=drawn.max_new_tokens,
         )
 
+    def to_mapping(self) -> dict[str, Any]:
+        """As plain values."""
+        sizes, names = [list(size) for size in self.sizes], self.episodes.names
+        return asdict(replace(self, episodes=Episodes())) | {"episodes": names, "sizes": sizes}
+
     def of_images(self) -> dict[str, Any]:
-        """Those that images depend on, the others but for the last digits."""
-        every = asdict(replace(self, episodes=Episodes())) | {
-            "episodes": self.episodes.names,
-            "sizes": [list(size) for size in self.sizes],
-        }
-        return {name: value for name, value in every.items() if name not in _HOW}
+        """Those that images depend on, the others but for the last digits, as plain values."""
+        return {name: value for name, value in self.to_mapping().items() if name not in _HOW}
 
     def size_of(self, sample: Sample, step: int) -> tuple[int, int]:
         """(height, width) in pixels that a sample draws in, the same for all of its group."""
