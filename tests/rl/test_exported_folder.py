@@ -13,6 +13,7 @@ from rl.checkpoint.exported_folder import appearing
 from rl.checkpoint.folder_lock import FolderLock
 from rl.checkpoint.folders import listed
 from rl.config.recipe import recipe_from_mapping
+from rl.export.writing import export_model
 from rl.run.finished import finished
 from rl.run.folder import RunFolder
 from uniar.errors import UserError
@@ -98,3 +99,16 @@ def test_an_export_gets_its_name_only_from_who_holds_the_run(tmp_path, monkeypat
     assert not lock.holds
     assert partial.exists() != locks
     assert folder.final.exists() == locks
+
+
+def test_an_export_that_is_replaced_gives_its_decoder(nano_model, nano_checkpoint, tmp_path):
+    """As best/ is at each improvement: the decoder, 15 GB with its text encoders, is not copied again."""
+    numbers = []
+    for _ in range(3):
+        export_model(nano_model, nano_checkpoint, tmp_path / "best")
+        numbers.append([file.stat().st_ino for file in sorted((tmp_path / "best").glob("s*/**/*.safetensors"))])
+    assert numbers[0] == numbers[1] == numbers[2] != []
+    for file in (tmp_path / "best").rglob("*.safetensors"):
+        assert file.stat().st_nlink == 1
+        source = nano_checkpoint / file.relative_to(tmp_path / "best")
+        assert not file.samefile(source)
