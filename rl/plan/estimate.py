@@ -6,6 +6,7 @@ Bytes are those of one GPU; all GPUs hold the same.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -16,9 +17,9 @@ from rl.config.sections import Recipe
 from rl.evaluation.evaluate import samples_at_once
 from rl.plan.model_states import PHASES, ModelStates, Part
 from rl.plan.reward_sizes import RewardSizes
-from rl.plan.simulation import Simulation
+from rl.plan.simulation import Simulation, turns_of
 from rl.policy.loading import base_model
-from uniar.engine.memory import batch_bytes, sample_bytes
+from uniar.engine.memory import batch_bytes, sample_bytes, text_bytes
 from uniar.errors import UserError
 from uniar.placement import DTYPES
 from uniar.processing import check_size
@@ -119,24 +120,39 @@ def make_plan(recipe: Recipe, simulation: Simulation, gpus: int, memory: int, pr
     decoder = Decoder.of(*simulation.decoder(DTYPES[decode.dtype or recipe.model.dtype]), policy)
     rewards = RewardSizes.of(recipe)
 
-    draws_both = rollout.guidance_settings.convention.draws_unconditional
+    draws_both, turns = rollout.guidance_settings.convention.draws_unconditional, turns_of(recipe)
     parts = [
         *states.parts(gpus),
         *states.reference_parts(gpus),
         Part("averaged weights", states.average_bytes(gpus) if states.average == "gpu" else 0),
-        Part("rollout data", rollout_bytes(recipe, share, bits, generation > accumulation)),
-        *cache_parts(recipe, policy, share, rollout.samples_per_prompt, prefix, tokens, draws_both, "rollout"),
-        Part("replay activations", simulation.replay(recipe, micro, prefix, tokens), frozenset({"replay"})),
-        Part("activations", simulation.update(recipe, micro, prefix, tokens), frozenset({"update"})),
     ]
+    caches, replays = [], [0]
+    if "picture" in turns:
+        parts += [
+            Part("rollout data", rollout_bytes(recipe, share, bits, generation > accumulation)),
+            Part("activations", simulation.update(recipe, micro, prefix, tokens), frozenset({"update"})),
+        ]
+        group = rollout.samples_per_prompt
+        caches.append(cache_parts(recipe, policy, share, group, prefix, tokens, draws_both, "rollout"))
+        replays.append(simulation.replay(recipe, micro, prefix, tokens))
+    if "text" in turns:
+        # A conversation is taken to be as long as a prompt and a picture. Both kinds wait for one backward pass.
+        before, longest = prefix + tokens, rollout.max_new_tokens
+        parts += [
+            Part("texts", share * longest * token_bytes(recipe, policy)),
+            Part("text activations", simulation.written(recipe, micro, before, longest), frozenset({"update"})),
+        ]
+        caches.append(text_cache_parts(recipe, policy, share, before, "rollout"))
+        replays.append(simulation.written(recipe, micro, before, longest, gradient=False))
+    parts += _largest(caches)
+    parts.append(Part("replay activations", max(replays), frozenset({"replay"})))
     if recipe.understanding.kl_beta:
         asked = math.ceil(recipe.understanding.kl_questions_per_update / (gpus * accumulation))
         kept = simulation.text(recipe, asked, prefix + tokens + ANSWER, ANSWER)
         parts.append(Part("text-KL activations", kept, frozenset({"update"})))
     evaluated = [one for one in sets_of(recipe).values() if one.evaluate.prompts is not None]
     if evaluated:
-        caches = [_evaluation_caches(one, policy, prefix, vision.pixels_per_token) for one in evaluated]
-        parts += max(caches, key=lambda found: (sum(part.bytes for part in found), found[0].bytes))
+        parts += _largest([_evaluation_caches(one, policy, prefix, vision.pixels_per_token) for one in evaluated])
         if recipe.evaluate.ema:  # the average takes the place of the policy's own weights, which wait beside it
             aside = states.trained_bytes // gpus
             parts.append(Part("policy weights set aside", aside, frozenset({"evaluate", "decode"})))
@@ -208,16 +224,37 @@ def cache_parts(
     """Keys and values of the samples that the engine draws at once, in groups of a prompt each, and its other buffers,
     as it counts them itself."""
     model, branches = base_model(policy), 2 if guided else 1
-    sample = sample_bytes(model, prefix, tokens, branches)
-    budget = recipe.rollout.memory_budget_gb
-    at_once = samples if budget is None else max(1, min(samples, int(budget * 1e9) // sample))
+    at_once = _at_once(recipe, sample_bytes(model, prefix, tokens, branches), samples)
     caches = at_once * branches * cache_bytes(model, prefix + tokens)
-    held = batch_bytes(model, prefix, tokens, branches, at_once, -(-at_once // group))
+    return _cache_parts(caches, batch_bytes(model, prefix, tokens, branches, at_once, -(-at_once // group)), phase)
+
+
+def text_cache_parts(recipe: Recipe, policy: nn.Module, samples: int, prefix: int, phase: str) -> list[Part]:
+    """The same of texts, each behind a conversation of its own."""
+    model, tokens = base_model(policy), recipe.rollout.max_new_tokens
+    at_once = _at_once(recipe, text_bytes(model, prefix, tokens, 1, 1), samples)
+    text = model.config.text_config
+    caches = at_once * 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * model.dtype.itemsize
+    return _cache_parts(caches * (prefix + tokens), text_bytes(model, prefix, tokens, at_once, at_once), phase)
+
+
+def _at_once(recipe: Recipe, sample: int, samples: int) -> int:
+    """How many of so many samples, of `sample` bytes each, the memory budget lets the engine make at once."""
+    budget = recipe.rollout.memory_budget_gb
+    return samples if budget is None else max(1, min(samples, int(budget * 1e9) // sample))
+
+
+def _cache_parts(caches: int, held: int, phase: str) -> list[Part]:
     where = "" if phase == "rollout" else " of evaluations"
     return [
         Part(f"KV caches{where}", caches, frozenset({phase})),
         Part(f"engine buffers{where}", held - caches, frozenset({phase})),
     ]
+
+
+def _largest(found: Sequence[list[Part]]) -> list[Part]:
+    """Of what is held in turns."""
+    return max(found, key=lambda parts: (sum(part.bytes for part in parts), parts[0].bytes))
 
 
 def _evaluation_caches(recipe: Recipe, policy: nn.Module, prefix: int, unit: int) -> list[Part]:
@@ -226,8 +263,13 @@ def _evaluation_caches(recipe: Recipe, policy: nn.Module, prefix: int, unit: int
     check_size(drawn.height, drawn.width, unit, "evaluate.sets: ")
     samples = samples_at_once(held.samples_per_prompt, recipe.decode.batch_size)
     tokens = (drawn.height // unit) * (drawn.width // unit)
-    guided = held.guidance_scale != 1
-    return cache_parts(recipe, policy, samples, held.samples_per_prompt, prefix, tokens, guided, "evaluate")
+    guided, turns, found = held.guidance_scale != 1, turns_of(recipe), []
+    if "picture" in turns:
+        group = held.samples_per_prompt
+        found.append(cache_parts(recipe, policy, samples, group, prefix, tokens, guided, "evaluate"))
+    if "text" in turns:
+        found.append(text_cache_parts(recipe, policy, samples, prefix + tokens, "evaluate"))
+    return _largest(found)
 
 
 def rollout_bytes(recipe: Recipe, samples: int, bits: int, several_updates: bool) -> int:
@@ -238,3 +280,12 @@ def rollout_bytes(recipe: Recipe, samples: int, bits: int, several_updates: bool
     several_updates = several_updates or algorithm.num_iterations > 1
     replays = int(algorithm.beta > 0) + int(several_updates and algorithm.old_logp == "replay")
     return samples * bits * (1 + 4 * (drawn + replays * replayed))
+
+
+def token_bytes(recipe: Recipe, policy: nn.Module) -> int:
+    """What is kept of a written token: itself, whether it counts, its log-probabilities, and for the exact KL
+    divergence the state from which the reference predicts it."""
+    text, model = recipe.algorithm.text_loss_settings, base_model(policy)
+    exact = text.beta > 0 and text.kl == "exact"
+    state = model.config.text_config.hidden_size * model.dtype.itemsize
+    return 8 + 1 + 3 * 4 + exact * state

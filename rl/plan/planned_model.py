@@ -4,7 +4,7 @@ The released checkpoints can be planned for before they are downloaded: their si
 (docs/checkpoint-format.md, 2; the text model is Qwen3-8B's size, the decoder Stable Diffusion 3.5 Medium's).
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from torch import nn
 
 from rl.checkpoint.layout import MODEL_CONFIG
 from rl.config.model import ModelSection
+from rl.episodes.requests import PICTURES, TurnKind
 from rl.policy.loading import trainable
 from uniar.checkpoint import refusals
 from uniar.configuration_uniar import UniARConfig
@@ -40,15 +41,15 @@ class PlannedModel:
     vae: dict[str, Any]
     origin: str
 
-    def policy(self, section: ModelSection) -> nn.Module:
-        """The AR model as the recipe trains it (types, frozen parts, adapters), on the meta device."""
+    def policy(self, section: ModelSection, turns: Collection[TurnKind] = PICTURES) -> nn.Module:
+        """The AR model as the recipe trains it for such turns (types, frozen parts, adapters), on the meta device."""
         config = UniARConfig.from_dict(self.config.to_dict())
         attention = "eager" if section.attention == "eager" else "sdpa"  # flash-attn holds what fused sdpa does
         with self._refusals(), torch.device("meta"):
             model = UniARForConditionalGeneration._from_config(
                 config, dtype=DTYPES[section.dtype], attn_implementation=attention
             )
-            return trainable(model, section.lora)
+            return trainable(model, section.lora, turns)
 
     def is_stored_as(self, dtype: torch.dtype) -> bool:
         """Whether the checkpoint's files have weights of this type, as its config says."""

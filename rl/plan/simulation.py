@@ -5,6 +5,7 @@ Shapes: B rows · P prefix positions · T visual tokens · L levels · S patches
 """
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 from rl.algorithm.losses import LossInputs, policy_loss
 from rl.config.recipe import blamed_on
 from rl.config.sections import Recipe
+from rl.episodes.registry import Episodes
+from rl.episodes.requests import TurnKind
 from rl.plan.memory import Measured
 from rl.plan.planned_model import PlannedModel
 from rl.policy.loading import base_model
@@ -29,6 +32,17 @@ DECODER_PROMPT_TOKENS = 333
 """77 of CLIP and 256 of T5"""
 
 
+def turns_of(recipe: Recipe) -> frozenset[TurnKind]:
+    """The kinds of turns that a recipe's episodes may take. Raises UserError for an episode that is none."""
+    episodes = Episodes(recipe.rollout.episodes, Path(recipe.source).parent)
+    return frozenset(episodes.turns([None, *recipe.rollout.episodes]))
+
+
+def _trained(recipe: Recipe) -> tuple[str, ...]:
+    """What says which policy is trained."""
+    return repr(recipe.model), *sorted(turns_of(recipe))
+
+
 class Simulation:
     """Runs the phases of recipes on one model's shapes, and remembers what they held."""
 
@@ -38,7 +52,10 @@ class Simulation:
 
     def policy(self, recipe: Recipe) -> nn.Module:
         """The policy on the meta device, as the recipe trains it."""
-        return self._once(("policy", repr(recipe.model)), lambda: self.model.policy(recipe.model))
+        return self._once(("policy", _trained(recipe)), lambda: self._new_policy(recipe))
+
+    def _new_policy(self, recipe: Recipe) -> nn.Module:
+        return self.model.policy(recipe.model, turns_of(recipe))
 
     def decoder(self, dtype: torch.dtype) -> tuple[SD3Transformer2DModelWithSigLIP, AutoencoderKL]:
         """The SD3 transformer and the autoencoder on the meta device."""
@@ -49,36 +66,34 @@ class Simulation:
     def update(self, recipe: Recipe, rows: int, prefix: int, tokens: int) -> int:
         """`update_bytes` of a recipe's policy."""
         checkpointing = bool(recipe.trainer.get("gradient_checkpointing", True))
-        key = (repr(recipe.model), recipe.rollout.guidance, repr(recipe.algorithm), rows, prefix, tokens, checkpointing)
+        key = (*_trained(recipe), recipe.rollout.guidance, repr(recipe.algorithm), rows, prefix, tokens, checkpointing)
         return self._once(
             ("update", *key),
             # A model of its own, as checkpointing stays switched on.
-            lambda: update_bytes(
-                self.model.policy(recipe.model), recipe, rows, prefix, tokens, checkpointing=checkpointing
-            ),
+            lambda: update_bytes(self._new_policy(recipe), recipe, rows, prefix, tokens, checkpointing=checkpointing),
         )
 
     def text(self, recipe: Recipe, rows: int, length: int, answer: int) -> int:
         """`text_bytes` of a recipe's policy."""
         checkpointing = bool(recipe.trainer.get("gradient_checkpointing", True))
         return self._once(
-            ("text", repr(recipe.model), rows, length, answer, checkpointing),
-            lambda: text_bytes(self.model.policy(recipe.model), rows, length, answer, checkpointing=checkpointing),
+            ("text", *_trained(recipe), rows, length, answer, checkpointing),
+            lambda: text_bytes(self._new_policy(recipe), rows, length, answer, checkpointing=checkpointing),
         )
 
     def written(self, recipe: Recipe, rows: int, prefix: int, tokens: int, *, gradient: bool = True) -> int:
         """`written_bytes` of a recipe's policy."""
         checkpointing = bool(recipe.trainer.get("gradient_checkpointing", True))
         return self._once(
-            ("written", repr(recipe.model), rows, prefix, tokens, gradient, checkpointing),
+            ("written", *_trained(recipe), rows, prefix, tokens, gradient, checkpointing),
             lambda: written_bytes(
-                self.model.policy(recipe.model), rows, prefix, tokens, gradient=gradient, checkpointing=checkpointing
+                self._new_policy(recipe), rows, prefix, tokens, gradient=gradient, checkpointing=checkpointing
             ),
         )
 
     def replay(self, recipe: Recipe, rows: int, prefix: int, tokens: int) -> int:
         """`replay_bytes` of a recipe's policy."""
-        key = (repr(recipe.model), recipe.rollout.guidance, rows, prefix, tokens)
+        key = (*_trained(recipe), recipe.rollout.guidance, rows, prefix, tokens)
         return self._once(("replay", *key), lambda: replay_bytes(self.policy(recipe), recipe, rows, prefix, tokens))
 
     def decode(self, recipe: Recipe, rows: int) -> int:
@@ -123,8 +138,6 @@ def written_bytes(
     model = base_model(policy)
     if gradient:
         model.train()
-        if model is policy:  # adapters leave all else as it is
-            model.set_trainable(text=True)
         if checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
     adapters_under_autocast(policy)

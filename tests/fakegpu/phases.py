@@ -30,7 +30,7 @@ from rl.config.recipe import load_recipe
 from rl.config.sections import Recipe
 from rl.plan.estimate import PREFIX, cache_parts
 from rl.plan.planned_model import PlannedModel, planned_model
-from rl.plan.simulation import DECODER_PROMPT_TOKENS, Simulation
+from rl.plan.simulation import DECODER_PROMPT_TOKENS, Simulation, turns_of
 from rl.policy.loading import base_model
 from rl.policy.replay import Branch, replay
 from uniar import generation
@@ -61,9 +61,12 @@ def simulation() -> Simulation:
     return Simulation(released())
 
 
-def recipe_of(name: str, micro: int | None = None, checkpointing: bool = True, guided: bool = False) -> Recipe:
+def recipe_of(
+    name: str, micro: int | None = None, checkpointing: bool = True, guided: bool = False, writes: bool = False
+) -> Recipe:
     overrides = [f"trainer.gradient_checkpointing={str(checkpointing).lower()}"]
     overrides += [f"trainer.per_device_train_batch_size={micro}"] if micro else []
+    overrides += ["rollout.episodes={default: answer}"] if writes else []
     overrides += ["rollout.guidance=guided", "rollout.guidance_scale=2.5"] if guided else []
     return load_recipe(f"configs/{name}.yaml", overrides)
 
@@ -86,7 +89,7 @@ def policy_on_gpu(
     recipe: Recipe, rows: int, guided: bool, written: int = 0
 ) -> Iterator[tuple[Counts, nn.Module, TurnPrompt]]:
     """The recipe's policy with nothing else on the GPU, and prompts."""
-    model = released().policy(recipe.model)
+    model = released().policy(recipe.model, turns_of(recipe))
     given, twin = prompts(model, rows, written=written), prompts(model, 1, 32) if guided else None
     with fake_gpu() as counts:
         moved(model)
@@ -160,7 +163,7 @@ def micro_batch(counts: Counts, prompt: TurnPrompt, rows: int) -> tuple[Branch, 
 
 def writing(name: str) -> Figures:
     """64 texts of 4 prompts; `step` counts one step of them."""
-    recipe, samples, seen = recipe_of(name), 64, []
+    recipe, samples, seen = recipe_of(name, writes=True), 64, []
     with policy_on_gpu(recipe, 4, False, WRITTEN) as (counts, policy, prompt):
         model = base_model(policy)
         before = counts.begin()
@@ -178,12 +181,15 @@ def writing(name: str) -> Figures:
 
 def written(name: str, micro: int, gradient: bool) -> Figures:
     """A micro-batch of texts replayed, with the KL of a reference; with `gradient` its backward pass too."""
-    recipe, tokens, real = recipe_of(name, micro), torch.full((micro, WRITTEN), 1000), torch.ones(micro, WRITTEN).long()
+    recipe, tokens, real = (
+        recipe_of(name, micro, writes=True),
+        torch.full((micro, WRITTEN), 1000),
+        torch.ones(micro, WRITTEN).long(),
+    )
     with policy_on_gpu(recipe, micro, False, WRITTEN) as (counts, policy, prompt):
         model = base_model(policy)
         if gradient:
             model.train()
-            model.set_trainable(text=True)
             model.gradient_checkpointing_enable({"use_reentrant": False})
             for parameter in policy.parameters():
                 if parameter.requires_grad:

@@ -28,6 +28,7 @@ from rl.train import train
 from rl.trainer.extensions.ema import WeightAverage
 from rl.trainer.trainer import UniARTrainer
 from uniar import generation
+from uniar.conversations import Message, encode_turns
 from uniar.engine.steps import Steps
 from uniar.errors import UserError
 from uniar.processing import build_visual_prompt
@@ -290,6 +291,53 @@ def test_geneval_is_its_detector_and_clip(settings, tmp_path):
     assert plan.part("reward models") == 2 * (102_007_137 + size)
     plan = plan_of(recipe_from_mapping({**settings, "rewards": [{**entry, "detector": str(tmp_path / "none")}]}))
     assert (plan.part("reward models"), plan.not_counted) == (0, ("geneval",))
+
+
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_written_texts_within_15_percent(settings, nano_checkpoint, nano_processor, fused_norms, checkpointing):
+    recipe = recipe_of(
+        settings, rollout={"episodes": {"default": "answer"}}, trainer={"gradient_checkpointing": checkpointing}
+    )
+    model = trainable(load_policy(recipe.model, nano_checkpoint), None, ["text"]).train()
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    turns = [[Message("user", ("a red circle on a large blue table",))]] * 4
+    prompt = encode_turns(turns, model, nano_processor, new_tokens=40)
+    tokens = torch.ones(4, 40, dtype=torch.long)
+    given = {
+        "input_ids": torch.cat([prompt.input_ids, tokens], 1),
+        "attention_mask": torch.cat([prompt.attention_mask, tokens], 1),
+        "position_ids": prompt.position_ids,
+        "written_tokens": tokens,
+        "written_mask": tokens.bool(),
+        "reference_hidden": torch.zeros(4, 40, model.config.text_config.hidden_size),
+    }
+    with Measured(model) as measured:
+        output = model(**given)
+        (output.log_probs + output.entropy + output.kl).sum().backward()
+    planned = simulation_of(recipe.model).written(recipe, 4, prompt.input_ids.shape[1], 40)
+    assert planned == pytest.approx(measured.peak, rel=0.15)
+
+
+def test_a_recipe_is_planned_for_the_turns_that_it_trains(settings):
+    plans = {
+        name: plan_of(recipe_of(settings, rollout={"episodes": {"default": name}, "max_new_tokens": 400}))
+        for name in ("draw", "answer", "think_draw")
+    }
+    drawing, writing, both = plans.values()
+    assert not drawing.part("text activations")
+    assert not writing.part("activations") + writing.part("rollout data")
+    for name in ("activations", "rollout data"):
+        assert both.part(name) == drawing.part(name) > 0
+    for name in ("text activations", "texts"):
+        assert both.part(name) == writing.part(name) > 0
+    # The engine draws and writes in turns; the two replays come one after the other.
+    for name in ("KV caches", "replay activations"):
+        assert both.part(name) == max(drawing.part(name), writing.part(name))
+    assert drawing.parameters["trained"] < both.parameters["trained"]
+    longer = plan_of(recipe_of(settings, rollout={"episodes": {"default": "answer"}, "max_new_tokens": 800}))
+    assert longer.part("text activations") < 4 * writing.part("text activations")
+    assert longer.part("texts") == 2 * writing.part("texts")
 
 
 @pytest.mark.parametrize("checkpointing", [True, False])
