@@ -3,23 +3,23 @@
 
 # Prints the first Python that can make the environment: $PYTHON if set, else the usual names on PATH.
 find_python() {
-    local suitable='import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))'
+    local suitable='import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))'
     local candidate
     if [ -n "${PYTHON:-}" ]; then
         if ! "$PYTHON" -c "$suitable" >/dev/null 2>&1; then
-            echo "PYTHON=$PYTHON is not a Python 3.11 or 3.12 with the venv and ensurepip modules." >&2
+            echo "PYTHON=$PYTHON is not a Python 3.11, 3.12 or 3.13 with the venv and ensurepip modules." >&2
             return 1
         fi
         echo "$PYTHON"
         return
     fi
-    for candidate in python3 python3.12 python3.11 python; do
+    for candidate in python3 python3.13 python3.12 python3.11 python; do
         if "$candidate" -c "$suitable" >/dev/null 2>&1; then
             echo "$candidate"
             return
         fi
     done
-    echo "No Python 3.11 or 3.12 with the venv module found on PATH (tried python3, python3.12, python3.11, python)." >&2
+    echo "No Python 3.11, 3.12 or 3.13 with the venv module found on PATH (tried python3, python3.13, python3.12, python3.11, python)." >&2
     echo "Install one (on Debian and Ubuntu also its python3-venv package), or name it: PYTHON=/path/to/python bash $0" >&2
     return 1
 }

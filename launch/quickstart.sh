@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The main job on UniAR-Tiny, from a bare clone with only Python 3.11 or 3.12; no GPU, no download but packages:
+# The main job on UniAR-Tiny, from a bare clone with only Python 3.11, 3.12 or 3.13; no GPU, no download but packages:
 #
 #     bash launch/quickstart.sh
 #     bash launch/quickstart.sh trainer.max_steps=20        # any recipe key

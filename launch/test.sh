@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Lint, format and type check and the default tests, from a bare clone with only Python 3.11 or 3.12:
+# Lint, format and type check and the default tests, from a bare clone with only Python 3.11, 3.12 or 3.13:
 #
 #     bash launch/test.sh                       # everything but the tests marked slow and gpu
 #     bash launch/test.sh tests/uniar/test_presets.py -k nano

@@ -6,7 +6,6 @@ torchrun --nproc_per_node 8 -m rl.cli benchmark geneval --model PATH --prompts g
 
 import argparse
 import json
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +31,11 @@ from rl.run.folder import RunFolder
 from rl.run.records import json_ready
 from uniar.errors import UserError
 from uniar.placement import choose_device
+from uniar.processes import PATIENCE
 from uniar.reading.files import read_regular, user_path, write_whole, writing
 from uniar.reading.json_lines import parse_json
 from uniar.shareable import shareable
 from uniar.shipped_files import shipped_model
-
-_PATIENCE = timedelta(days=2)
-"""for the slowest process; one that ends early is noticed by the launcher, which ends the others"""
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -47,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
         return _dry_run(arguments)
     plan = planned(arguments)
     device = choose_device(arguments.device)
-    patience = InitProcessGroupKwargs(timeout=_PATIENCE)
+    patience = InitProcessGroupKwargs(timeout=PATIENCE)
     accelerator = Accelerator(cpu=device.type == "cpu", kwargs_handlers=[patience]) if world_size() > 1 else None
     device = device if accelerator is None else accelerator.device
     before = None

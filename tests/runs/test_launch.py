@@ -161,7 +161,7 @@ def test_an_environment_without_pip_gets_one(clone: Path) -> None:
 def test_without_a_suitable_python_the_message_says_what_to_do(clone: Path) -> None:
     finished = run(clone, "launch/quickstart.sh", SUITABLE="1")
     assert finished.returncode == 1
-    assert "No Python 3.11 or 3.12 with the venv module found on PATH" in finished.stderr
+    assert "No Python 3.11, 3.12 or 3.13 with the venv module found on PATH" in finished.stderr
     assert "PYTHON=/path/to/python" in finished.stderr
     assert not (clone / ".venv").exists()
 
@@ -175,7 +175,7 @@ def test_the_python_variable_decides(clone: Path) -> None:
     shutil.rmtree(clone / ".venv")
     finished = run(clone, "launch/test.sh", PYTHON=str(own), SUITABLE="1")
     assert finished.returncode == 1
-    assert f"PYTHON={own} is not a Python 3.11 or 3.12" in finished.stderr
+    assert f"PYTHON={own} is not a Python 3.11, 3.12 or 3.13" in finished.stderr
 
 
 def test_the_version_check_accepts_this_python(clone: Path) -> None:

@@ -250,7 +250,7 @@ def test_what_is_not_a_file(tmp_path, read):
         tmp_path / "none.png": "does not exist.",
         tmp_path / ("long" * 100): "cannot be read: File name too long.",
         "/dev/zero": "is not a file.",
-        "nul\0.png": "cannot be read: embedded null byte.",
+        "nul\0.png": "has a NUL in its path.",
         inline: "the image 'data:image/png;base64,iVBORw0KGgoiVBORw0KGgoiVBORw0KGgoiVBO…' is an address",
         Path(inline): "is an address",
         "https://example.org/cat.png": "the image 'https://example.org/cat.png' is an address",

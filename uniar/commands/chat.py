@@ -9,10 +9,10 @@ from tqdm import tqdm
 from uniar.commands.answers import AnswerSettings, answer_record, append_answer, read_answered
 from uniar.commands.conversation import Conversation
 from uniar.commands.loading import check_number, find_checkpoint
-from uniar.commands.processes import Processes
 from uniar.commands.requests import Question, read_questions
 from uniar.errors import UserError
 from uniar.placed_checkpoint import PlacedCheckpoint
+from uniar.processes import Processes
 from uniar.reading.files import require_writable
 from uniar.reading.pictures import load_picture
 from uniar.reading.prompt_text import check_text, reserved_tokens

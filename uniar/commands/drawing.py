@@ -16,7 +16,6 @@ from tqdm import tqdm
 
 from uniar.commands.layout import Output
 from uniar.commands.loading import check_number
-from uniar.commands.processes import Processes
 from uniar.commands.requests import Request
 from uniar.drawn_files import check_manifest, is_drawn, write_image
 from uniar.engine import Engine
@@ -24,6 +23,7 @@ from uniar.engine.running import check_engine
 from uniar.errors import RunError, UserError
 from uniar.generation import draw_noise, rollout
 from uniar.placed_checkpoint import PlacedCheckpoint, memory_advice
+from uniar.processes import Processes
 from uniar.processing import build_visual_prompt
 from uniar.reading.files import remove_unfinished, require_writable
 from uniar.reading.pictures import picture_to_edit

@@ -4,10 +4,10 @@ import argparse
 import math
 import sys
 
-from uniar.commands.processes import Processes
 from uniar.errors import UserError
 from uniar.placed_checkpoint import PlacedCheckpoint
 from uniar.placement import choose_device
+from uniar.processes import Processes
 
 
 def find_checkpoint(arguments: argparse.Namespace, *, decoder: bool) -> PlacedCheckpoint:

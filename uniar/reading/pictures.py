@@ -139,6 +139,8 @@ def require_picture_file(source: str | Path, name: str) -> Path:
         raise UserError(f"{name} has an empty path.")
     if ADDRESS.match(str(source)):
         raise UserError(f"{name} is an address; save the picture and give the path of its file.")
+    if "\0" in str(source):
+        raise UserError(f"{name} has a NUL in its path.")
     try:
         if not stat.S_ISREG(Path(source).stat().st_mode):
             raise UserError(f"{name} is not a file.")
@@ -146,7 +148,7 @@ def require_picture_file(source: str | Path, name: str) -> Path:
         raise UserError(f"{name} does not exist.") from None
     except UserError:
         raise
-    except (OSError, ValueError) as error:  # no rights, a name too long; a NUL in it
+    except (OSError, ValueError) as error:  # no rights, a name too long; half of a character in it
         raise UserError(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
     return Path(source)
 

@@ -8,7 +8,7 @@ from datetime import timedelta
 
 import torch.distributed
 
-_PATIENCE = timedelta(days=2)
+PATIENCE = timedelta(days=2)
 """for the slowest process; one that ends early is noticed by the launcher, which ends the others"""
 
 
@@ -29,7 +29,7 @@ class Processes:
     def connected(self) -> Iterator[None]:
         """Inside, `wait` waits. A process that fails leaves at once."""
         if self.count > 1:
-            torch.distributed.init_process_group("gloo", timeout=_PATIENCE)
+            torch.distributed.init_process_group("gloo", timeout=PATIENCE)
         yield
         if self.count > 1:
             torch.distributed.destroy_process_group()
