@@ -35,9 +35,10 @@ def verdict(run: RunData, found: Comparison | None) -> dict[str, Any]:
         if len(scores):
             low, high = interval(scores)
             facts.append(("held-out total", f"{scores.mean():.4f} ({low:.4f} to {high:.4f})"))
-    kl = mean([line.get("kl") for line in run.training[-5:]])
-    if kl is not None:
-        facts.append(("KL to the reference", f"{kl:.2e} nats per bit"))
+    for key, name, unit in (("kl", "KL to the reference", "bit"), ("text/kl", "KL of texts", "token")):
+        kl = mean([line.get(key) for line in run.training[-5:]])
+        if kl is not None:
+            facts.append((name, f"{kl:.2e} nats per {unit}"))
     if answered := answers_kept(run):
         facts.append(("answers", answered))
     if run.seconds:

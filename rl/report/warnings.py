@@ -52,13 +52,18 @@ def _spread(values: list[float], size: int) -> float:
 
 def _policy(run: RunData, gain: Difference | None) -> Iterator[str]:
     limit = None if run.recipe is None else run.recipe.watch.kl_limit
-    past = [line["step"] for line in run.training if limit is not None and (line.get("kl") or 0.0) > limit]
+    of = "" if any("kl" in line for line in run.training) else "text/"  # as rl/trainer/watch.py has it
+    past = [line["step"] for line in run.training if limit is not None and (line.get(f"{of}kl") or 0.0) > limit]
     if past:
         yield f"The KL to the reference was past watch.kl_limit ({limit:g}) in {len(past)} updates, first in {past[0]}."
-    entropy = [line["entropy"] for line in run.training if line.get("entropy") is not None]
-    if len(entropy) > 4 and entropy[-1] < 0.2 * entropy[0]:
-        fell = f"from {entropy[0]:.3g} to {entropy[-1]:.3g} nats per bit"
-        yield f"The entropy fell {fell}: the policy draws ever fewer pictures."
+    for key, unit, what in (
+        ("entropy", "bit", "draws ever fewer pictures"),
+        ("text/entropy", "token", "writes ever fewer texts"),
+    ):
+        entropy = [line[key] for line in run.training if line.get(key) is not None]
+        if len(entropy) > 4 and entropy[-1] < 0.2 * entropy[0]:
+            fell = f"from {entropy[0]:.3g} to {entropy[-1]:.3g} nats per {unit}"
+            yield f"The entropy fell {fell}: the policy {what}."
     clipped = _last(run, "clip_ratio/region_mean")
     if clipped is not None and clipped > 0.3:
         yield f"{clipped:.0%} of the bits are clipped: too many updates per rollout, or too high a learning rate."

@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-_SHOWN = {"kl": "kl", "understanding/kl": "text kl", "grad_norm": "grad_norm"}
+_SHOWN = {"kl": "kl", "text/kl": "kl of texts", "understanding/kl": "text kl", "grad_norm": "grad_norm"}
+_ENTROPIES = {"entropy": "entropy", "text/entropy": "entropy of texts"}
 
 
 def print_head(recipe: str, rows: Mapping[str, str]) -> None:
@@ -94,8 +95,7 @@ def _update_line(logs: Mapping[str, Any]) -> str:
     """Reward (of updates that begin a rollout), KL, entropy and the seconds of each phase."""
     parts = [f"reward {logs['reward']:.4f}"] if logs.get("reward") is not None else []
     parts += [f"{name} {logs[key]:.2e}" for key, name in _SHOWN.items() if logs.get(key) is not None]
-    if logs.get("entropy") is not None:
-        parts.append(f"entropy {logs['entropy']:.4f}")
+    parts += [f"{name} {logs[key]:.4f}" for key, name in _ENTROPIES.items() if logs.get(key) is not None]
     seconds = [f"{key.split('/')[1]} {value:.1f}s" for key, value in logs.items() if key.startswith("seconds/")]
     return "  ".join([*parts, "| " + " ".join(seconds)])
 

@@ -9,6 +9,8 @@ from rl.evaluation.evaluate import OWN_METRICS
 PLAIN_CURVES = (
     ("kl", "KL to the reference, nats per bit"),
     ("entropy", "entropy, nats per bit"),
+    ("text/kl", "KL to the reference, nats per token"),
+    ("text/entropy", "entropy, nats per token"),
     ("frac_reward_zero_std", "groups without differences, share"),
     ("clip_ratio/region_mean", "clipped bits, share"),
     ("grad_norm", "gradient norm"),
