@@ -1,1 +1,4 @@
-"""Runs to be read: what changed between evaluations, how surely, and one HTML page of it."""
+"""Runs to be read: what changed between evaluations, how surely, and one HTML page of it.
+
+The page has nine sections and a compare mode; what each shows is a function of the same run, so they stay in one room.
+"""
