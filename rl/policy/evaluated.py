@@ -29,13 +29,16 @@ class NamedModel:
 
     def load(self, section: ModelSection, *, average: bool = False) -> UniARForConditionalGeneration:
         """The model in the section's type and attention. average: with the averages of what was trained. Raises
-        UserError for weights that are missing or of another model."""
+        UserError for weights that are missing, of another model, or not finite."""
         model = load_policy(section, self.source)
         if self.trained is not None:
             model.set_trainable(text=True)  # more than some runs train: the rest is the source's own
             weights = trained_weights(self.trained, self.source, average=average)
             trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
             put_weights(trained, weights, self.trained)
+        for name, parameter in model.named_parameters():
+            if not parameter.isfinite().all():  # it would draw all the same, and what it drew would have scores
+                raise UserError(f"{self.trained or self.source}: tensor {name} holds NaN or infinities.")
         return model
 
 

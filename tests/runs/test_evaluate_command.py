@@ -1,9 +1,12 @@
 """`uniar-rl evaluate`: on one process and on several, with the config of a run, and what it refuses."""
 
 import json
+import math
+import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 from support.training_runs import changed, run, small_recipe
 from support.warm_process import run_warm
 
@@ -102,6 +105,16 @@ def test_what_has_no_number_is_null(recipe, tmp_path):
     scores = json.loads((tmp_path / "scores" / "scores.json").read_text(), parse_constant=refuse)
     assert scores["metrics"]["eval_reward"] is None
     assert scores["metrics"]["eval_excluded_samples"] == 1
+
+
+def test_weights_that_are_not_finite_get_no_score(recipe, nano_checkpoint, tmp_path, capsys):
+    damaged = Path(shutil.copytree(nano_checkpoint, tmp_path / "damaged"))
+    weights = load_file(damaged / "model.safetensors")
+    weights["output_layer_vistok.1.weight"][0] = math.nan
+    save_file(weights, damaged / "model.safetensors")
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    assert main(["evaluate", str(tmp_path / "recipe.yaml"), "--model", str(damaged)]) == 2
+    assert f"{damaged}: tensor output_layer_vistok.1.weight holds NaN or infinities." in capsys.readouterr().err
 
 
 def test_a_device_that_is_not_there(recipe, tmp_path, capsys):
