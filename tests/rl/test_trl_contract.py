@@ -15,7 +15,8 @@ def test_the_pin():
     assert version("trl") == "1.16.0"
 
 
-def test_the_two_seams():
+def test_the_seams():
+    assert list(inspect.signature(GRPOTrainer._prepare_inputs).parameters) == ["self", "generation_batch"]
     assert list(inspect.signature(GRPOTrainer._generate_and_score_completions).parameters) == ["self", "inputs"]
     assert list(inspect.signature(GRPOTrainer._compute_loss).parameters) == ["self", "model", "inputs"]
     assert list(inspect.signature(GRPOTrainer.log).parameters) == ["self", "logs", "start_time"]
@@ -29,6 +30,10 @@ def test_what_surrounds_the_seams():
     assert "self._step % generate_every == 0" in prepare
     assert "shuffle_sequence_dict(generation_batch)" in prepare
     assert "split_tensor_dict(generation_batch, self.args.steps_per_generation)" in prepare
+    # The micro-batches are kept, and handed out one by one, as often as the rollout serves.
+    assert "self._buffered_inputs = [unsplit_pixel_values_by_grid(batch) for batch in generation_batches]" in prepare
+    assert "inputs = self._buffered_inputs[self._step % self.args.steps_per_generation]" in prepare
+    assert "self._buffered_inputs = None" in inspect.getsource(GRPOTrainer.__init__)
     # The loss is taken as it comes: what we return is already divided by the accumulation steps.
     assert "self._compute_loss(model, inputs)" in inspect.getsource(GRPOTrainer.compute_loss)
     assert 'self.compute_loss_func = "non-None value to disable scaling"' in inspect.getsource(
@@ -61,6 +66,7 @@ def test_what_a_run_that_has_made_its_last_update_goes_around():
 
 
 def test_batches_hold_lists_and_tensors():
+    """Lists of whatever they are: here trajectories."""
     batch = {"bits": torch.arange(4), "pixels": [torch.tensor(i) for i in range(4)], "absent": None}
     shuffled = shuffle_sequence_dict(batch)
     assert [int(pixel) for pixel in shuffled["pixels"]] == shuffled["bits"].tolist()
