@@ -4,8 +4,10 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+from PIL import Image
+
 from rl.data.prompts import PromptRecord
-from uniar.conversations import Message, Picture
+from uniar.conversations import Drawing, Message, Picture
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,39 @@ class Draw:
 
     prompt: str
     pictures: Sequence[Picture] = ()
-    size: tuple[int, int] | None = None
+    size: Sequence[int] | None = None
     """(height, width) in pixels; None: the sample's, by its record or the recipe"""
+
+
+def fault_of(request: object, kinds: Sequence["TurnKind"]) -> str | None:
+    """What is wrong with what an episode yielded that says it takes turns of these kinds; None where nothing is."""
+    if not isinstance(request, Draw | Write):
+        return f"yielded {type(request).__name__}; an episode yields Draw or Write"
+    name, kind = type(request).__name__, "text" if isinstance(request, Write) else "picture"
+    if kind not in kinds:
+        return f"yielded {name}, and its turns are {' and '.join(kinds) or 'none'}; add {kind!r} to its @turns"
+    if isinstance(request, Write):
+        if not _all_are(Message, request.messages):
+            return "yielded Write with messages that are not a list of Message"
+        if not (request.max_new_tokens is None or _is_whole(request.max_new_tokens)):
+            return f"yielded Write with max_new_tokens {request.max_new_tokens!r}; a text has 1 token at least"
+        return None
+    if not isinstance(request.prompt, str):
+        return f"yielded Draw with a prompt that is {type(request.prompt).__name__}; it must be a text"
+    if not _all_are((Image.Image, Drawing), request.pictures):
+        return "yielded Draw with pictures that are not a list of images or drawings"
+    size = request.size
+    if not (size is None or (isinstance(size, list | tuple) and len(size) == 2 and all(map(_is_whole, size)))):
+        return f"yielded Draw with size {size!r}; it must be (height, width) in pixels"
+    return None
+
+
+def _all_are(kind: Any, values: object) -> bool:
+    return isinstance(values, list | tuple) and all(isinstance(value, kind) for value in values)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 Request: TypeAlias = Write | Draw

@@ -4,7 +4,7 @@ Noise depends on nothing but the run's seed, the step, the sample and the number
 whatever it is played beside.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from PIL import Image
 
 from rl.algorithm.guidance import Gaps
 from rl.data.prompts import PromptRecord
-from rl.episodes.requests import Draw, Request, Write
+from rl.episodes.requests import Request, TurnKind, Write, fault_of
 from rl.policy.completion import Completion
 from rl.policy.replay import Branch
 from rl.policy.samples import DrawSettings, Sample
@@ -23,6 +23,7 @@ from uniar.conversations import Drawing, Message, Picture, encode_turns
 from uniar.errors import UserError
 from uniar.generation import draw_noise, rollout
 from uniar.processing import check_size
+from uniar.reading.pictures import in_rgb
 from uniar.reading.plugins import described
 from uniar.reading.prompt_text import reserved_tokens
 from uniar.turn_prompt import TurnPrompt
@@ -30,6 +31,9 @@ from uniar.writing import end_tokens, text_noise, write
 
 if TYPE_CHECKING:
     from uniar.modeling_uniar import UniARForConditionalGeneration
+
+MOST_TURNS = 100
+"""of a sample: an episode without an end would keep the run, and all processes, waiting"""
 
 
 def play(
@@ -53,9 +57,8 @@ def play(
     for sample in samples:
         # A copy of the record, so that the picture it has read goes with it.
         record = records.setdefault(sample.record.id, replace(sample.record))
-        players.append(
-            _Player(sample, settings.episodes.name_of(record.task), settings.episodes.of(record.task)(record))
-        )
+        episodes, task = settings.episodes, record.task
+        players.append(_Player(sample, episodes.name_of(task), episodes.turns([task]), episodes.of(task)(record)))
     stage = _Stage(model, processor, settings, step, keep_turns)
     while True:
         asked = [(player, request) for player in players if (request := player.request) is not None]
@@ -73,6 +76,8 @@ class _Player:
     sample: Sample
     name: str
     """of the episode"""
+    kinds: Collection[TurnKind]
+    """of turns that the episode may take"""
     episode: Any
     request: Request | None = field(init=False, default=None)
     """what it waits for; None at its end"""
@@ -104,9 +109,10 @@ class _Player:
         except (Exception, SystemExit) as error:
             prompt = self.sample.record.prompt
             raise UserError(f"the episode {self.name} raised {described(error)}, at {prompt!r}.") from error
-        if not isinstance(self.request, Draw | Write):
-            kind = type(self.request).__name__
-            raise UserError(f"the episode {self.name} yielded {kind}; an episode yields Draw or Write.")
+        if fault := fault_of(self.request, sorted(self.kinds)):
+            raise UserError(f"the episode {self.name} {fault}.")
+        if self.count == MOST_TURNS:
+            raise UserError(f"the episode {self.name} asks for more than {MOST_TURNS} turns; it must end sooner.")
 
     def trajectory(self) -> Trajectory:
         completion = Completion(self.drawing, tuple(self.texts), self.name)
@@ -124,13 +130,13 @@ class _Stage:
     ) -> None:
         self.model, self.processor, self.settings, self.step, self.keep = model, processor, settings, step, keep
         self._fitted: dict[tuple[int, int, int], tuple[Image.Image, Image.Image]] = {}
-        self._reserved = reserved_tokens(processor)
+        self._reserved = ("\0", *reserved_tokens(processor))
 
     def kind_of(self, player: _Player, request: Request) -> tuple[int, ...]:
         """(height, width) of a drawing, (longest,) of a text."""
         if isinstance(request, Write):
             return (self.settings.max_new_tokens if request.max_new_tokens is None else request.max_new_tokens,)
-        return request.size or self.settings.size_of(player.sample, self.step)
+        return tuple(request.size or self.settings.size_of(player.sample, self.step))
 
     def serve(self, kind: tuple[int, ...], asked: _Asked) -> None:
         """Makes what is asked for, and lets each episode go on."""
@@ -176,8 +182,6 @@ class _Stage:
             player.go_on(Drawing(bits, grid[0]))
 
     def _write(self, longest: int, asked: _Asked) -> None:
-        if longest < 1:
-            raise UserError(f"the episode {asked[0][0].name}: max_new_tokens is {longest}; a text has 1 at least.")
         settings = self.settings
         prompt, owners = self._encoded([request.messages for _, request in asked], new_tokens=longest)
         seeds = [settings.text_seed(player.sample, self.step, player.count) for player, _ in asked]
@@ -212,11 +216,11 @@ class _Stage:
             return picture
         key = (id(picture), height, width)
         if key not in self._fitted:  # kept beside its own picture, so that no other gets its id
-            self._fitted[key] = picture, picture.resize((width, height), Image.Resampling.BICUBIC)
+            self._fitted[key] = picture, in_rgb(picture).resize((width, height), Image.Resampling.BICUBIC)
         return self._fitted[key][1]
 
     def _plain(self, text: str) -> str:
-        """Without what would be read as a special token in a later turn."""
+        """Without what no later turn may hold: a NUL, and what would be read as a special token."""
         while held := [token for token in self._reserved if token in text]:
             for token in held:
                 text = text.replace(token, "")

@@ -117,7 +117,10 @@ class Texts:
         return len(self.tokens)
 
     def row(self, number: int) -> Self:
-        return replace(self, **{field.name: _row(getattr(self, field.name), number) for field in fields(self)})
+        """Without padding: how long others are that it was written beside is nothing of its own. Waits for the
+        device."""
+        row = replace(self, **{field.name: _row(getattr(self, field.name), number) for field in fields(self)})
+        return row._padded(row.elements - row.width)
 
     @classmethod
     def joined(cls, rows: Sequence[Self]) -> Self:
@@ -126,6 +129,7 @@ class Texts:
         return cls(**{field.name: _joined([getattr(row, field.name) for row in padded]) for field in fields(cls)})
 
     def _padded(self, missing: int) -> Self:
+        """By so many tokens, or less by so many where it is negative."""
         if not missing:
             return self
         changed: dict[str, Any] = {"prompt": self.prompt.padded(right=missing)}

@@ -251,7 +251,9 @@ class Step:
             mismatch = mismatch_of(metrics, self.recipe, precision)
         loss = self.watch.update(loss, metrics, mismatch)
         if self.kl_control is not None:
-            self.kl_control.measure(metrics["kl"] if "kl" in metrics else metrics["text/kl"])
+            # Its target is per bit where the recipe draws, whatever this update has.
+            if (kl := metrics.get("kl" if "picture" in self.forwards.kinds else "text/kl")) is not None:
+                self.kl_control.measure(kl)
             metrics["beta"] = self.kl_control.beta
         del metrics["loss"]
         self.trainer.record(metrics, self.metrics.kinds)

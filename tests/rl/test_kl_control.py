@@ -26,6 +26,7 @@ def settings(nano_checkpoint, tmp_path) -> dict:
         ([0.5], 1.02),
         ([0.0], 0.98),
         ([0.5, math.nan], 1.0),  # an update that watch.nonfinite skips
+        ([], 1.0),  # an update without pictures, in a run that draws
     ],
 )
 def test_one_update(kls, factor):

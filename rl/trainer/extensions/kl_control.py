@@ -30,6 +30,8 @@ class KLControl(StatefulCallback):
         self._measured.append(kl)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if not self._measured:  # nothing was drawn for this update
+            return
         kl = sum(self._measured) / len(self._measured)
         self._measured.clear()
         if not math.isfinite(kl):  # of an update that watch.nonfinite let pass: beta would never be a number again

@@ -1,0 +1,116 @@
+"""What episodes may ask for, and what is handed on of what the model makes."""
+
+import pytest
+import torch
+from PIL import Image
+
+from rl.data.prompts import PromptRecord
+from rl.episodes.registry import Episodes
+from rl.episodes.requests import Draw, Write, turns
+from rl.policy import play as playing
+from rl.policy.play import play
+from rl.policy.samples import DrawSettings, Sample
+from rl.policy.turns import joined
+from uniar.conversations import Message
+from uniar.errors import UserError
+from uniar.writing import Written
+
+SAID = [Message("user", ("why?",))]
+
+
+def settings(episode) -> DrawSettings:
+    episodes = Episodes({"default": "mine.py:mine"})
+    episodes._loaded["mine.py:mine"] = episode
+    return DrawSettings(
+        height=32,
+        width=32,
+        temperature=1.0,
+        guidance_scale=None,
+        upsampling_ratio=1.0,
+        num_inference_steps=2,
+        decoder_guidance_scale=1.0,
+        decode_batch_size=1,
+        seed=0,
+        episodes=episodes,
+        max_new_tokens=12,
+    )
+
+
+def played(model, processor, episode, samples: int = 1) -> list:
+    record = PromptRecord("a cat", id="cat")
+    return play(model, processor, [Sample(record, index) for index in range(samples)], settings(episode))
+
+
+@pytest.mark.parametrize(
+    ("request_", "said"),
+    [
+        (None, "yielded NoneType; an episode yields Draw or Write"),
+        (Draw(None), "a prompt that is NoneType"),
+        (Draw("x", Image.new("RGB", (32, 32))), "pictures that are not a list of images or drawings"),
+        (Draw("x", ["cat.png"]), "pictures that are not a list of images or drawings"),
+        (Draw("x", size=32), r"size 32; it must be \(height, width\)"),
+        (Draw("x", size=(32,)), r"size \(32,\)"),
+        (Draw("x", size=(32.0, 32.0)), r"size \(32.0, 32.0\)"),
+        (Draw("x", size=(40, 32)), "height 40 is not a multiple of 32"),
+        (Write("why?"), "messages that are not a list of Message"),
+        (Write([{"role": "user", "content": "why?"}]), "messages that are not a list of Message"),
+        (Write(SAID, 0), "max_new_tokens 0; a text has 1 token at least"),
+        (Write(SAID, "8"), "max_new_tokens '8'"),
+    ],
+)
+def test_what_cannot_be_asked_for_is_said(nano_model, nano_processor, request_, said):
+    def mine(record):
+        yield request_
+
+    with pytest.raises(UserError, match=f"the episode mine.py:mine.*{said}"):
+        played(nano_model, nano_processor, mine)
+
+
+@pytest.mark.parametrize(("kind", "asked"), [("picture", Write(SAID)), ("text", Draw("x"))])
+def test_a_turn_that_would_not_be_trained_is_refused(nano_model, nano_processor, kind, asked):
+    @turns(kind)
+    def mine(record):
+        yield asked
+
+    with pytest.raises(UserError, match=f"its turns are {kind}; add"):
+        played(nano_model, nano_processor, mine)
+
+
+def test_an_episode_without_an_end_is_ended(nano_model, nano_processor, monkeypatch):
+    monkeypatch.setattr(playing, "MOST_TURNS", 3)
+
+    def mine(record):
+        while True:
+            yield Draw(record.prompt, size=[32, 32])
+
+    with pytest.raises(UserError, match="asks for more than 3 turns"):
+        played(nano_model, nano_processor, mine)
+
+
+def test_whatever_is_written_can_be_said_in_a_later_turn(nano_model, nano_processor, monkeypatch):
+    monkeypatch.setattr(Written, "texts", lambda *_: ["a\0 cat <|im_<|im_end|>end|>\0 on a mat"])
+
+    def mine(record):
+        said = yield Write(SAID)
+        yield Draw(said)
+
+    (made,) = played(nano_model, nano_processor, mine)
+    assert made.completion.texts == ("a cat  on a mat",)
+
+
+def test_a_text_is_as_long_as_it_is_whatever_it_is_written_beside(nano_model, nano_processor):
+    nano_model.generation_config.eos_token_id = list(range(0, 512, 6))  # one token in six ends a text
+
+    def mine(record):
+        yield Write(SAID)
+
+    texts = [one.turns[0] for one in played(nano_model, nano_processor, mine, samples=8)]
+    assert len({text.width for text in texts}) > 2
+    for text in texts:
+        assert text.width == text.elements == text.drawn.shape[1]
+        assert text.prompt.input_ids.shape == text.prompt.attention_mask.shape == text.prompt.position_ids[:, 0].shape
+        assert torch.equal(text.prompt.input_ids[:, -text.width :], text.tokens)
+    together = joined(texts)
+    with torch.no_grad():
+        found = together.replay(nano_model, 1.0).log_probs
+    assert (found - together.drawn).abs().max() < 1e-4
