@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 
 _HOW = ("decode_batch_size", "engine", "memory_budget", "show_progress")
+_OF_EPISODES = ("episodes", "text_temperature", "max_new_tokens")
 LARGEST = 2**63
 """beyond any seed"""
 
@@ -108,8 +109,12 @@ class DrawSettings:
         return asdict(replace(self, episodes=Episodes())) | {"episodes": names, "sizes": sizes}
 
     def of_images(self) -> dict[str, Any]:
-        """Those that images depend on, the others but for the last digits, as plain values."""
-        return {name: value for name, value in self.to_mapping().items() if name not in _HOW}
+        """Those that images depend on, the others but for the last digits, as plain values: of sizes, episodes and
+        texts only where there are some, so that images of versions that knew of none stay what they were."""
+        unused = (*_HOW, *([] if self.sizes else ["sizes"]))
+        if set(self.episodes.names.values()) == {"draw"}:
+            unused += _OF_EPISODES
+        return {name: value for name, value in self.to_mapping().items() if name not in unused}
 
     def size_of(self, sample: Sample, step: int) -> tuple[int, int]:
         """(height, width) in pixels that a sample draws in, the same for all of its group."""

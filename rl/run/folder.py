@@ -306,12 +306,13 @@ class RunFolder:
             evaluation = read_evaluation(file)
             if evaluation is not None and key in evaluation:
                 found[step] = evaluation
-        made_on = {
-            step: (evaluation.get("held_out", {}).get(key), samples_of(evaluation, key))
-            for step, evaluation in found.items()
-        }
+        data = {step: evaluation.get("held_out", {}).get(key) for step, evaluation in found.items()}
+        samples = {step: samples_of(evaluation, key) for step, evaluation in found.items()}
+        last = max(found, default=0)
         for step, evaluation in sorted(found.items()):
-            if made_on[step] == made_on[max(found)]:
+            # An older version said nothing of how it measured, which `measured_on` has behind the data.
+            as_last = data[step] == data[last] or (data[step] and data[last] and data[last].startswith(data[step]))
+            if as_last and samples[step] == samples[last]:
                 yield step, evaluation if whole else evaluation[key]
 
 

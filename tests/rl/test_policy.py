@@ -9,6 +9,7 @@ from support.played import drawn
 
 from rl.algorithm.guidance import GuidanceSettings
 from rl.data.prompts import PromptRecord
+from rl.episodes.registry import Episodes
 from rl.policy.samples import DrawSettings, Sample
 from rl.policy.turns import joined
 from rl.scoring.decoding import decode
@@ -129,3 +130,15 @@ def test_processes_with_and_without_pictures_run_the_same_modules(nano_model, na
         hook.remove()
     assert found[0] == found[1]
     assert any(name.startswith("model.visual") for name in found[0])
+
+
+def test_images_depend_on_episodes_sizes_and_texts_only_where_there_are_some():
+    """So images that were drawn before there were any are taken for what they are."""
+    plain = SETTINGS.of_images()
+    assert plain.keys().isdisjoint({"episodes", "sizes", "text_temperature", "max_new_tokens"})
+    longer = dataclasses.replace(SETTINGS, max_new_tokens=9)
+    assert longer.of_images() == plain
+    found = dataclasses.replace(longer, episodes=Episodes({"story": "think_draw"}), sizes=[(64, 32, 1.0)]).of_images()
+    assert found["max_new_tokens"] == 9
+    assert found["episodes"] == {"default": "draw", "story": "think_draw"}
+    assert found["sizes"] == [[64, 32, 1.0]]

@@ -109,6 +109,13 @@ def test_evaluations_of_other_samples_are_not_compared(folder, capsys):
     assert capsys.readouterr().out.endswith("held-out reward: 0.9000\n")  # of a single one there is no change
 
 
+def test_evaluations_of_a_version_that_kept_less_are_compared_by_their_samples(folder):
+    for step, data in {0: "bb", 1: "aa", 2: "aa" + "m1", 3: "aa" + "m2", 4: "aa" + "m2"}.items():
+        content = {"total": [0.1, 0.2], "held_out": {"total": data}}
+        (folder.evaluations / f"step-{step:06d}.json").write_text(json.dumps(content))
+    assert set(folder.evaluated_totals()) == {1, 3, 4}
+
+
 def test_evaluations_that_were_drawn_or_scored_otherwise_are_not_compared():
     held_out = [PromptRecord("a red circle", None, {}, None, "1")]
 
