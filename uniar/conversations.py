@@ -14,6 +14,7 @@ from torch import Tensor
 
 from uniar.drawing_model import DrawingModel
 from uniar.errors import UserError
+from uniar.reading.json_lines import is_unicode
 from uniar.reading.pictures import in_rgb
 from uniar.reading.prompt_text import refuse_tokens, reserved_tokens
 from uniar.turn_prompt import Grid, TurnPrompt, drawing_positions, prefix_multiple, text_positions
@@ -120,6 +121,8 @@ def _check(conversations: Sequence[Sequence[Message]], processor: Any, *, drawin
                 if not isinstance(part, str | Image.Image | Drawing):
                     kind = type(part).__name__
                     raise UserError(f"a part of a message is a {kind}; it must be a text, an image or a drawing.")
+                if isinstance(part, str) and not is_unicode(part):
+                    raise UserError(f"the text {part!r} is not text in UTF-8.")
                 if isinstance(part, str) and message.role != "assistant":
                     refuse_tokens(part, f"the prompt {part!r}", reserved)
 

@@ -5,6 +5,7 @@ whatever it is played beside.
 """
 
 from collections.abc import Collection, Hashable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -55,8 +56,10 @@ def play(
     records: dict[str, PromptRecord] = {}
     players = []
     for sample in samples:
-        # A copy of the record, so that the picture it has read goes with it.
-        record = records.setdefault(sample.record.id, replace(sample.record))
+        # A copy of the record, so that the picture it has read goes with it, and what an episode writes into it.
+        if (record := records.get(sample.record.id)) is None:
+            record = replace(sample.record, metadata=deepcopy(sample.record.metadata))
+            records[record.id] = record
         episodes, task = settings.episodes, record.task
         players.append(_Player(sample, episodes.name_of(task), episodes.turns([task]), episodes.of(task)(record)))
     stage = _Stage(model, processor, settings, step, keep_turns)
@@ -97,8 +100,10 @@ class _Player:
         elif made is not None:
             self.texts.append(made)
         self.count += made is not None
+        # A copy: what an episode does to its drawing changes nothing of what is replayed and scored.
+        sent = replace(made, bits=made.bits.clone()) if isinstance(made, Drawing) else made
         try:
-            self.request = self.episode.send(made)
+            self.request = self.episode.send(sent)
         except StopIteration:
             self.request = None
             if not self.count:

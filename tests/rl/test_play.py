@@ -114,3 +114,25 @@ def test_a_text_is_as_long_as_it_is_whatever_it_is_written_beside(nano_model, na
     with torch.no_grad():
         found = together.replay(nano_model, 1.0).log_probs
     assert (found - together.drawn).abs().max() < 1e-4
+
+
+def test_what_an_episode_does_to_what_it_is_given_stays_with_it(nano_model, nano_processor):
+    record = PromptRecord("a cat", metadata={"count": [1]}, id="cat")
+
+    def mine(given):
+        drawing = yield Draw(given.prompt)
+        given.metadata["count"].append(2)
+        drawing.bits.zero_()
+
+    (made,) = play(nano_model, nano_processor, [Sample(record, 0)], settings(mine))
+    assert record.metadata == {"count": [1]}
+    assert made.turns[0].bits.any()
+    assert torch.equal(made.turns[0].bits[0], made.completion.drawing.bits)
+
+
+def test_half_a_character_is_refused(nano_model, nano_processor):
+    def mine(record):
+        yield Draw("half of a \ud83d")
+
+    with pytest.raises(UserError, match="is not text in UTF-8"):
+        played(nano_model, nano_processor, mine)
