@@ -66,7 +66,7 @@ def test_every_kind_of_turn_is_trained(one_process, nano_checkpoint):
     ],
 )
 def test_two_processes_are_one(nano_checkpoint, one_process, tmp_path, engine, lora):
-    """Groups straddle the processes, micro-batches have some kinds of turns and not others."""
+    """Micro-batches have some kinds of turns and not others."""
     trainer = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "deepspeed": ENGINES[engine]}
     recipe = mixed_recipe(nano_checkpoint, tmp_path, trainer=trainer, model={**lora_of(lora)})
     recipe = changed(recipe, model={"path": str(nano_checkpoint), "dtype": "float32", **lora_of(lora)})
@@ -108,13 +108,16 @@ def test_several_updates_a_rollout(nano_checkpoint, tmp_path):
 
 
 def test_dynamic_sampling_moves_whole_trajectories(nano_checkpoint, tmp_path):
-    recipe = mixed_recipe(
-        nano_checkpoint, tmp_path, rollout={}, trainer={"per_device_train_batch_size": 8, "save_strategy": "no"}
-    )
-    recipe["rollout"]["dynamic_sampling"] = {"max_rounds": 1, "min_std": 0.01}
-    run, _ = launch(recipe, 2)
-    assert logged(run, "dynamic_sampling/rounds")[0] >= 1
-    assert len(logged(run, "loss")) >= 3
+    """Groups whose rewards hardly differ give way to others, whose samples change processes: the same as on one."""
+    runs = []
+    for processes in (1, 2):
+        trainer = {"per_device_train_batch_size": 16 // processes, "save_strategy": "no", "max_steps": 2}
+        recipe = mixed_recipe(nano_checkpoint, tmp_path / str(processes), trainer=trainer)
+        recipe["rollout"]["dynamic_sampling"] = {"max_rounds": 2, "min_std": 0.08}
+        runs.append(launch(recipe, 2)[0] if processes == 2 else train(recipe_from_mapping(recipe)))
+    assert logged(runs[0], "dynamic_sampling/refilled")[0] >= 1
+    for key in (*KEYS, "dynamic_sampling/dropped", "dynamic_sampling/refilled"):
+        assert logged(runs[1], key) == pytest.approx(logged(runs[0], key), rel=2e-4, abs=1e-7), key
 
 
 def test_answers_alone_train_no_part_that_draws(nano_checkpoint, tmp_path):
