@@ -153,11 +153,14 @@ def held_out_otherwise(recipe: "Recipe") -> str | None:
         return f"sets {', '.join(recipe.evaluate.sets)}"
     trained, held_out = DrawSettings.for_training(recipe), DrawSettings.for_evaluation(recipe)
     differences = ["other rewards"] if recipe.eval_rewards and recipe.eval_rewards != recipe.rewards else []
-    for name, label in (
+    kinds = trained.episodes.turns([None, *trained.episodes.names])
+    of_pictures = (
         ("temperature", "temperature"),
         ("guidance_scale", "guidance"),
         ("num_inference_steps", "decoding steps"),
-    ):
+    )
+    of_texts = (("text_temperature", "temperature of texts"),)
+    for name, label in (*(of_pictures if "picture" in kinds else ()), *(of_texts if "text" in kinds else ())):
         if getattr(trained, name) != getattr(held_out, name):
             differences.append(f"{label} {getattr(held_out, name) or 'off'}")
     return ", ".join(differences) or None

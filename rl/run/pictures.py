@@ -7,15 +7,20 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from rl.data.prompts import PromptRecord
 from rl.evaluation.evaluate import Shown
+from uniar.errors import UserError
 from uniar.reading.files import whole_file
 
 TILE, MARGIN, LINE = 192, 8, 16
+BAND = 4
+"""lines of text over a picture, at most"""
 
 
 def sample_grid(shown: Sequence[Shown], path: Path, notes: Sequence[str] | None = None) -> None:
-    """Writes a PNG: of each sample the image, or what it wrote where it has none, its reward and the prompt under it
-    (cut to two lines), and where `notes` says something about any of them, that (cut to three)."""
+    """Writes a PNG: of each sample the image, or what it wrote where it drew none, over the picture that its prompt is
+    about; its reward and the prompt under it (cut to two lines), and where `notes` says something about any of them,
+    that (cut to three)."""
     # About as wide as high: a tile with its text is half as high again as wide.
     columns = min(max(4, round(math.sqrt(1.5 * len(shown)))), max(len(shown), 1))
     rows = math.ceil(len(shown) / columns)
@@ -25,15 +30,17 @@ def sample_grid(shown: Sequence[Shown], path: Path, notes: Sequence[str] | None 
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
     for number, (record, image, reward, texts) in enumerate(shown):
         x, y = MARGIN + number % columns * cell_w, MARGIN + number // columns * cell_h
-        if image is None:
-            pen.rectangle((x, y, x + TILE - 1, y + TILE - 1), outline="#cccccc")
-            room = TILE // LINE - 1
-            lines = [line for text in texts for line in _wrap(text, font, TILE - MARGIN, room)]
-            for row, line in enumerate(lines[:room]):
-                pen.text((x + MARGIN // 2, y + MARGIN // 2 + row * LINE), line, fill="black", font=font)
-        else:
-            fitted = _fitted(image)
+        pictured = image if image is not None else _asked_about(record)
+        if pictured is not None:
+            fitted = _fitted(pictured)
             sheet.paste(fitted, (x + (TILE - fitted.width) // 2, y + (TILE - fitted.height) // 2))
+        if image is None:
+            room = TILE // LINE - 1 if pictured is None else BAND
+            lines = [line for text in texts for line in _wrap(text, font, TILE - MARGIN, room)][:room]
+            top = y if pictured is None else y + TILE - len(lines) * LINE - MARGIN
+            pen.rectangle((x, top, x + TILE - 1, y + TILE - 1), fill="white", outline="#cccccc")
+            for row, line in enumerate(lines):
+                pen.text((x + MARGIN // 2, top + MARGIN // 2 + row * LINE), line, fill="black", font=font)
         score = "no reward" if math.isnan(reward) else f"{reward:.3f}"
         for row, line in enumerate([score, *_wrap(record.prompt, font, TILE, lines=2)]):
             pen.text((x, y + TILE + row * LINE), line, fill="black" if row == 0 else "#555555", font=font)
@@ -42,6 +49,13 @@ def sample_grid(shown: Sequence[Shown], path: Path, notes: Sequence[str] | None 
     path.parent.mkdir(exist_ok=True)
     with whole_file(path) as unfinished:
         sheet.save(unfinished, format="PNG")
+
+
+def _asked_about(record: PromptRecord) -> Image.Image | None:
+    try:
+        return record.load_image()
+    except UserError:  # it has been moved since it was asked about, which is no reason to end a run
+        return None
 
 
 def _fitted(image: Image.Image) -> Image.Image:

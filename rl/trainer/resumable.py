@@ -237,9 +237,9 @@ class ResumableGRPOTrainer(GRPOTrainer):
         steps = self.state.global_step - self._logged_step
         if "loss" in logs and steps > 0:
             logs |= {f"seconds/{name}": total / steps for name, total in self._seconds.items()}
-            made = {name: count for name, count in self._made.items() if count or name != "text_tokens"}
-            logs |= {f"throughput/{name}": count / steps for name, count in made.items()}
-            logs["throughput/images_per_second"] = made["images"] / sum(self._seconds.values())
+            logs |= {f"throughput/{name}": count / steps for name, count in self._made.items() if count}
+            if images := self._made["images"]:
+                logs["throughput/images_per_second"] = images / sum(self._seconds.values())
             logs["memory/peak_gb"] = peak_memory_gb()
             self._made = dict.fromkeys(self._made, 0)
             self._seconds.clear()
