@@ -20,6 +20,7 @@ from uniar.engine.memory import fitting, text_bytes
 from uniar.engine.prefix import prefill
 from uniar.engine.running import check_engine, run
 from uniar.engine.text_steps import TextSteps
+from uniar.errors import UserError
 from uniar.turn_prompt import TurnPrompt, owners
 
 LOOK_EVERY = 16
@@ -56,9 +57,15 @@ def text_noise(seeds: Sequence[int], tokens: int) -> Tensor:
 
 
 def end_tokens(model: DrawingModel) -> list[int]:
-    """The tokens that end a turn, as the checkpoint's generation_config has them."""
+    """The tokens that end a turn, as the checkpoint's generation_config has them. Raises UserError for none."""
     ends = model.generation_config.eos_token_id
-    return list(ends) if isinstance(ends, list | tuple) else [ends]
+    found = list(ends) if isinstance(ends, list | tuple) else [] if ends is None else [ends]
+    if not found:
+        raise UserError(
+            "the checkpoint does not say which token ends a turn, so no text would end; give its "
+            "generation_config.json an eos_token_id."
+        )
+    return found
 
 
 @torch.no_grad()

@@ -308,3 +308,13 @@ def test_auto_is_eager_where_there_is_no_gpu(nano_model, nano_processor):
     assert running.GPU == "cuda"
     found, expected = (write(nano_model, prompt, noise, ends=[-1], engine=engine) for engine in ("auto", "eager"))
     assert torch.equal(found.tokens, expected.tokens)
+
+
+@pytest.mark.parametrize(("said", "ends"), [(5, [5]), ([5, 6], [5, 6])])
+def test_what_ends_a_turn_is_the_checkpoints_own(nano_model, said, ends):
+    nano_model.generation_config.eos_token_id = said
+    assert end_tokens(nano_model) == ends
+    for nothing in (None, []):
+        nano_model.generation_config.eos_token_id = nothing
+        with pytest.raises(UserError, match=r"which token ends a turn.*eos_token_id"):
+            end_tokens(nano_model)
