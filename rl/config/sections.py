@@ -268,8 +268,12 @@ class WatchSection:
     no_variance_steps: int | None = setting(
         "Updates in a row in which the rewards of no group differ; null: not watched.", None, ge=1
     )
-    kl_limit: float | None = setting("Largest KL to the reference, nats per bit; null: not watched.", None, gt=0)
-    entropy_limit: float | None = setting("Smallest entropy, nats per bit; null: not watched.", None, gt=0)
+    kl_limit: float | None = setting(
+        "Largest KL to the reference, nats per bit (per token where no episode draws); null: not watched.", None, gt=0
+    )
+    entropy_limit: float | None = setting(
+        "Smallest entropy, nats per bit (per token where no episode draws); null: not watched.", None, gt=0
+    )
     action: WatchAction = setting("What to do past one of the three limits above.", "stop")
     skip_limit: int = setting("Skipped updates in a row, for whatever reason, after which the run stops.", 10, ge=1)
 

@@ -36,7 +36,7 @@ from rl.trainer.forwards import Forward, Forwards
 from rl.trainer.groups import GroupRecorder, GroupsSeen
 from rl.trainer.step1_check import PARTS, TEXT_PARTS, compared, mismatch_of
 from rl.trainer.train_batch import TrainBatch
-from rl.trainer.turn_loss import MEASURED, TurnLoss
+from rl.trainer.turn_loss import MEASURED, TEXT, TurnLoss
 from rl.trainer.watch import Watch
 
 if TYPE_CHECKING:
@@ -249,10 +249,11 @@ class Step:
         if self.trainer.is_first_rollout:
             precision = torch.bfloat16 if self.trainer.args.bf16 else self.trainer.bare_policy.dtype
             mismatch = mismatch_of(metrics, self.recipe, precision)
-        loss = self.watch.update(loss, metrics, mismatch)
+        # What limits and targets are for is of bits where the recipe draws, whatever this update has.
+        of = "" if "picture" in self.forwards.kinds else TEXT
+        loss = self.watch.update(loss, metrics, mismatch, of)
         if self.kl_control is not None:
-            # Its target is per bit where the recipe draws, whatever this update has.
-            if (kl := metrics.get("kl" if "picture" in self.forwards.kinds else "text/kl")) is not None:
+            if (kl := metrics.get(f"{of}kl")) is not None:
                 self.kl_control.measure(kl)
             metrics["beta"] = self.kl_control.beta
         del metrics["loss"]

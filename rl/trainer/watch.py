@@ -70,16 +70,17 @@ class Watch(StatefulCallback):
         self._batches.append(forwards)
         self._losses.append(loss)
 
-    def update(self, loss: Tensor, metrics: Mapping[str, float], mismatch: RunError | None) -> Tensor:
+    def update(self, loss: Tensor, metrics: Mapping[str, float], mismatch: RunError | None, of: str = "") -> Tensor:
         """Called before the last backward pass of an update, with the last loss, and the metrics of all micro-batches
-        and ranks. mismatch: the replayed policy is not the one that drew. Returns the loss to go on with."""
+        and ranks. mismatch: the replayed policy is not the one that drew. of: what stands before the names of metrics
+        that limits are for, "text/" where no episode draws. Returns the loss to go on with."""
         if not math.isfinite(metrics["loss"]):
             bad = [batch for batch, own in zip(self._batches, self._losses, strict=True) if not torch.isfinite(own)]
             self._not_finite(f"the loss is {metrics['loss']}", bad)
         elif mismatch is not None:
             self._act("step1", self.section.step1, mismatch, self._batches)
         self._without_variance = 0 if self._variance else self._without_variance + 1
-        for name, sentence in self._exceeded(metrics):
+        for name, sentence in self._exceeded(metrics, of):
             self._act(name, self.section.action, RunError(f"update {self._number}: {sentence}"), self._batches)
         return loss * math.nan if self._skip and makes_updates_itself(self.trainer) else loss
 
@@ -135,7 +136,7 @@ class Watch(StatefulCallback):
         """Of the update under way."""
         return self.trainer.state.global_step + 1
 
-    def _exceeded(self, metrics: Mapping[str, float]) -> Iterator[tuple[str, str]]:
+    def _exceeded(self, metrics: Mapping[str, float], of: str) -> Iterator[tuple[str, str]]:
         """Names of the limits that the update is past, and what to say of each."""
         section = self.section
         if section.no_variance_steps is not None and self._without_variance >= section.no_variance_steps:
@@ -143,9 +144,9 @@ class Watch(StatefulCallback):
                 "no_variance_steps",
                 f"no group's rewards have differed for {self._without_variance} updates: nothing can be learnt",
             )
-        # A policy that is NaN is past neither: its loss has been seen. There is no KL without a reference. Where
-        # nothing is drawn, the limits are those of text.
-        of, unit = ("", "bit") if "entropy" in metrics else ("text/", "token")
+        # A policy that is NaN is past neither: its loss has been seen. There is no KL without a reference, and neither
+        # of bits in an update without pictures.
+        unit = "token" if of else "bit"
         kl, entropy = (metrics.get(f"{of}{name}", math.nan) for name in ("kl", "entropy"))
         if section.kl_limit is not None and kl > section.kl_limit:
             yield "kl_limit", f"{of}kl is {kl:.3g} nats per {unit}, past watch.kl_limit {section.kl_limit:g}"

@@ -133,3 +133,20 @@ def test_answers_alone_train_no_part_that_draws(nano_checkpoint, tmp_path):
     assert "lm_head.weight" in changed_names
     assert not any(name.startswith(("visual_decoder", "output_layer_vistok", "model.visual")) for name in changed_names)
     assert "kl" not in run.read()[0]
+
+
+def test_limits_and_targets_of_bits_are_not_held_against_texts(nano_checkpoint, tmp_path):
+    """Each rollout is one group; after the first update, texts are further from the reference than the limit."""
+    recipe = mixed_recipe(
+        nano_checkpoint,
+        tmp_path,
+        algorithm={"beta": 0.01, "kl_control": {"target": 1e-3}},
+        watch={"kl_limit": 0.05, "action": "stop"},
+        trainer={"per_device_train_batch_size": 4, "max_steps": 6, "save_strategy": "no"},
+    )
+    lines = [line for line in train(recipe_from_mapping(recipe)).read() if "loss" in line]
+    textual = [number for number, line in enumerate(lines) if number and "kl" not in line]
+    assert any(lines[number]["text/kl"] > 0.05 for number in textual)
+    steered = [lines[number + 1]["beta"] == lines[number]["beta"] for number in textual if number + 1 < len(lines)]
+    assert steered
+    assert all(steered)
