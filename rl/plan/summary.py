@@ -41,7 +41,7 @@ def millions(number: int) -> str:
 
 
 def _batch(plan: Plan) -> str:
-    batch = f"{plan.images_an_update} images"
+    batch = f"{plan.images_an_update} samples"
     if plan.updates_a_rollout > 1:
         return f"{batch}; a rollout of {plan.images_a_rollout} serves {plan.updates_a_rollout} updates"
     return f"{batch} of {plan.prompts_a_rollout} prompt{'s' * (plan.prompts_a_rollout > 1)}"
