@@ -24,5 +24,5 @@ def on_device(trajectory: Trajectory, device: torch.device | str) -> Trajectory:
     """The same with its tensors there."""
     turns = tuple(turn_on_device(turn, device) for turn in trajectory.turns)
     drawing = trajectory.completion.drawing
-    moved = drawing if drawing is None else replace(drawing, bits=drawing.bits.to(device))
+    moved = drawing if drawing is None else replace(drawing, bits=drawing.bits.to(device, copy=True))
     return replace(trajectory, turns=turns, completion=replace(trajectory.completion, drawing=moved))

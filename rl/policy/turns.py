@@ -208,7 +208,7 @@ def named_tensors(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
 def turn_on_device(value: Any, device: torch.device | str) -> Any:
     """A turn, or a part of one, with its tensors there."""
     if isinstance(value, Tensor):
-        return value.to(device)
+        return value.to(device, copy=True)  # a row alone: what it is a view of would be sent with it
     if isinstance(value, list):
         return [turn_on_device(item, device) for item in value]
     if isinstance(value, Gaps):
