@@ -32,11 +32,11 @@ class Drawing:
 
     @property
     def grid(self) -> Grid:
-        """Raises ValueError where the rows are not full."""
-        columns, rest = divmod(len(self.bits), self.rows)
-        if rest:
-            raise ValueError(f"{len(self.bits)} visual tokens do not fill {self.rows} rows.")
-        return self.rows, columns
+        """Raises UserError where the rows are not full."""
+        tokens = len(self.bits)
+        if self.rows < 1 or not tokens or tokens % self.rows:
+            raise UserError(f"a drawing's {tokens} visual tokens do not fill {self.rows} rows.")
+        return self.rows, tokens // self.rows
 
 
 Picture: TypeAlias = Image.Image | Drawing
@@ -70,8 +70,9 @@ def encode_turns(
     are. Texts of users may not hold a token with a meaning of its own. Texts of the assistant may hold anything: what
     looks like such a token there was written in letters and is encoded in letters.
 
-    Raises UserError for a text that is refused, and for a conversation or a template that leaves no place for a part;
-    ValueError for a drawing whose rows are not full, and where not one of `grid` and `new_tokens` is given.
+    Raises UserError for a text that is refused, for a drawing whose rows are not full or whose bits are another model's,
+    and for a conversation or a template that leaves no place for a part; ValueError where not one of `grid` and
+    `new_tokens` is given.
     """
     if (grid is None) == (new_tokens is None) or (unconditional and grid is None):
         raise ValueError("a turn has a grid, perhaps with an unconditional branch, or new_tokens.")
@@ -98,6 +99,9 @@ def as_drawings(pictures: Sequence[Picture], model: DrawingModel, processor: Any
     found, merge = [], model.config.vision_config.spatial_merge_size
     for picture in pictures:
         if isinstance(picture, Drawing):
+            shape = model.config.vision_config.code_shape
+            if picture.bits.shape[1:] != shape:
+                raise UserError(f"a drawing's bits are {tuple(picture.bits.shape)}; this model's are {('T', *shape)}.")
             found.append(Drawing(picture.bits.to(model.device, torch.uint8), picture.rows))
             continue
         made = processor.image_processor(images=[in_rgb(picture)], return_tensors="pt")

@@ -92,5 +92,5 @@ def test_what_cannot_be_asked(nano_model, nano_processor):
     bits = torch.zeros(4, *config.vision_config.code_shape, dtype=torch.uint8)
     with pytest.raises(ValueError, match="one batch"):
         encode_exchange(nano_processor, config, [IMAGES[0], Drawing(bits, 2)], ["what", "what"])
-    with pytest.raises(ValueError, match="4 visual tokens do not fill 3 rows"):
+    with pytest.raises(UserError, match="4 visual tokens do not fill 3 rows"):
         encode_exchange(nano_processor, config, [Drawing(bits, 3)], ["what"])

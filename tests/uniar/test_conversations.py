@@ -138,8 +138,12 @@ def test_what_no_conversation_may_be(nano_model, nano_processor, made, monkeypat
     with pytest.raises(UserError, match="a part of a message is a Tensor; it must be a text, an image or a drawing"):
         made([user("a", torch.zeros(3))])
     bits = torch.zeros(4, *nano_model.config.vision_config.code_shape, dtype=torch.uint8)
-    with pytest.raises(ValueError, match="4 visual tokens do not fill 3 rows"):
+    with pytest.raises(UserError, match="4 visual tokens do not fill 3 rows"):
         made([user(Drawing(bits, 3))])
+    with pytest.raises(UserError, match="4 visual tokens do not fill 0 rows"):
+        made([user(Drawing(bits, 0))])
+    with pytest.raises(UserError, match="a drawing's bits are"):
+        made([user(Drawing(bits[..., :1], 2))])
     for settings in ({"grid": (2, 2), "new_tokens": 3}, {"new_tokens": 3, "unconditional": True}):
         with pytest.raises(ValueError, match="a grid, perhaps with an unconditional branch, or new_tokens"):
             made([user("a")], **settings)
