@@ -70,7 +70,7 @@ def encode_turns(
     are. Texts of users may not hold a token with a meaning of its own. Texts of the assistant may hold anything: what
     looks like such a token there was written in letters and is encoded in letters.
 
-    Raises UserError for a text that is refused, for a drawing whose rows are not full or whose bits are another model's,
+    Raises UserError for a refused text, for a drawing whose rows are not full or whose bits are another model's,
     and for a conversation or a template that leaves no place for a part; ValueError where not one of `grid` and
     `new_tokens` is given.
     """
