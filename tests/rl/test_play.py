@@ -136,3 +136,17 @@ def test_half_a_character_is_refused(nano_model, nano_processor):
 
     with pytest.raises(UserError, match="is not text in UTF-8"):
         played(nano_model, nano_processor, mine)
+
+
+def test_each_turn_has_noise_of_its_own(nano_model, nano_processor):
+    def mine(record):
+        for _ in range(2):
+            yield Draw("a cat")
+            yield Write(SAID)
+
+    first, second = played(nano_model, nano_processor, mine, 2)
+    pictures = [turn.bits for one in (first, second) for turn in one.turns[::2]]
+    texts = [turn.tokens[0].tolist() for one in (first, second) for turn in one.turns[1::2]]
+    assert len({bits.numpy().tobytes() for bits in pictures}) == len({str(text) for text in texts}) == 4
+    again = played(nano_model, nano_processor, mine, 2)
+    assert [one.completion.texts for one in again] == [first.completion.texts, second.completion.texts]
