@@ -77,7 +77,7 @@ def load_episodes(
                 known = sorted(str(one) for one in tasks if one is not None)
                 raise UserError(
                     f"no prompt has the task {task!r}; the tasks are {', '.join(known) or 'none'}."
-                    f"{did_you_mean(task, known)}"
+                    f"{did_you_mean(task, [*known, DEFAULT])}"
                 )
     return episodes
 

@@ -14,6 +14,7 @@ from support.training_runs import changed, deepspeed, launch, logged, require_sa
 from rl.config.recipe import recipe_from_mapping
 from rl.run.folder import RunFolder
 from rl.train import train
+from uniar.errors import UserError
 
 KEYS = ("reward", "loss", "kl", "entropy", "grad_norm", "text/kl", "text/entropy", "text/policy_loss")
 ENGINES = {"ddp": None, "zero2": {"zero_optimization": {"stage": 2}}, "zero3": deepspeed("zero3")}
@@ -150,3 +151,11 @@ def test_limits_and_targets_of_bits_are_not_held_against_texts(nano_checkpoint, 
     steered = [lines[number + 1]["beta"] == lines[number]["beta"] for number in textual if number + 1 < len(lines)]
     assert steered
     assert all(steered)
+
+
+@pytest.mark.parametrize(("task", "said"), [("vqaa", "Did you mean 'vqa'"), ("defualt", "Did you mean 'default'")])
+def test_a_task_that_no_prompt_has_is_said(nano_checkpoint, tmp_path, task, said):
+    recipe = mixed_recipe(nano_checkpoint, tmp_path)
+    recipe["rollout"]["episodes"][task] = "answer"
+    with pytest.raises(UserError, match=rf"rollout.episodes.{task}: no prompt has the task '{task}'.*{said}"):
+        train(recipe_from_mapping(recipe))
