@@ -87,8 +87,8 @@ def render() -> str:
     parts = [HEAD, "## Top level\n", _table(config.Recipe, "", nested=False)]
     hints = typing.get_type_hints(config.Recipe)
     for field in settings_of(config.Recipe):
-        section = hints[field.name]
-        if dataclasses.is_dataclass(section):
+        kinds = (hints[field.name], *typing.get_args(hints[field.name]))  # a section, perhaps or null
+        if (section := next((kind for kind in kinds if dataclasses.is_dataclass(kind)), None)) is not None:
             parts += [f"## `{field.name}`\n", _doc(section), _table(section, f"{field.name}.")]
         elif field.name == "rewards":
             parts += ["## `rewards` and `eval_rewards`\n", _doc(RewardSpec), _table(RewardSpec, "")]

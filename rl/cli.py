@@ -20,6 +20,7 @@ from uniar.import_hooks import on_import
 
 COMMANDS = {
     "train": ("rl.commands", "rl.train", "train a checkpoint as a recipe says"),
+    "distill": ("rl.commands", "rl.train", "train a checkpoint towards experts, as a recipe with `distill` says"),
     "evaluate": ("rl.commands", "rl.commands.evaluate", "draw and score held-out prompts with any checkpoint"),
     "benchmark": ("rl.commands", "rl.commands.benchmark", "draw and score a public benchmark with any checkpoint"),
     "report": ("rl.commands", "rl.commands.report", "write one page of runs: verdict, warnings, curves, pictures"),

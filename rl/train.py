@@ -3,7 +3,8 @@
 For each batch of prompts: play G samples of each, drawing with classifier-free guidance, writing, or both in turns;
 decode drawings through the SD3 decoder, score what was made, turn scores into advantages within the group, replay the
 turns, take a clipped policy-gradient step with an exact KL term to the starting model. No critic, no reward model
-training, no asynchronous rollout.
+training, no asynchronous rollout. A recipe with `distill` has experts in place of rewards: samples are played, and the
+step is that of the KL term to the experts.
 
     uniar-rl train configs/quickstart.yaml                                   one process
     torchrun --nproc_per_node 8 -m rl.train configs/uniar_sft_512.yaml       one process per GPU
@@ -21,6 +22,7 @@ from types import ModuleType
 from accelerate import PartialState
 from transformers import PrinterCallback, ProgressCallback, set_seed
 
+from rewards import RewardSuite
 from rl.checkpoint.folder_lock import FolderLock
 from rl.checkpoint.folders import writing_records
 from rl.checkpoint.resume import load_weights, only_weights_of
@@ -42,6 +44,7 @@ from rl.evaluation.evaluate import held_out_otherwise
 from rl.export.model_card import card_of_run
 from rl.export.writing import export_model
 from rl.plan.summary import summary
+from rl.policy.experts import load_experts, named_experts
 from rl.policy.loading import checkpoint_of, load_config, load_policy, reference_for, trainable
 from rl.policy.samples import DrawSettings
 from rl.run.claim import check_claim, claim_folder
@@ -73,6 +76,7 @@ from rl.trainer.trainer import UniARTrainer
 from rl.trainer.wandb_session import reporting
 from rl.trainer.watch import Watch
 from uniar.checkpoint import load_processor
+from uniar.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -109,8 +113,9 @@ def _train(recipe: Recipe, resume: bool, lock: FolderLock, head: bool) -> RunFol
     load_loss(recipe)
     episodes = load_episodes(recipe, {record.task for record in (*records, *held_out)})
     turns = episodes.turns(record.task for record in records)
-    rewards = build_rewards(recipe, "rewards", records)
-    sets = with_rewards(sets, rewards)
+    distills = recipe.distill is not None
+    rewards = RewardSuite([]) if distills else build_rewards(recipe, "rewards", records)
+    sets = with_rewards(sets, None if distills else rewards)
     scored = {"rewards": ScoredList(rewards, DrawSettings.for_training(recipe), records)}
     scored |= {one.key: one.scored for one in sets}
     suites = list({id(each.rewards): each.rewards for each in scored.values()}.values())
@@ -123,6 +128,7 @@ def _train(recipe: Recipe, resume: bool, lock: FolderLock, head: bool) -> RunFol
     check_sets(sets, source)
     processor = load_processor(source)
     check_prompts(processor, records, held_out, [*questions, *kl_questions])
+    named = named_experts(recipe, source, processor, records)
 
     planned = summary(recipe, source, processes) if head and is_first_process() else None
 
@@ -181,7 +187,7 @@ def _train(recipe: Recipe, resume: bool, lock: FolderLock, head: bool) -> RunFol
         examine_every=recipe.understanding.every or held.every,
         held_out_as=held_out_otherwise(recipe),
     )
-    reference = reference_for(recipe, source)
+    reference, experts = reference_for(recipe, source), load_experts(recipe, named, source)
     policy = trainable(model, recipe.model.lora, turns)
     if only_weights := checkpoint is not None and only_weights_of(checkpoint, args):
         load_weights(policy, checkpoint, source)
@@ -201,6 +207,7 @@ def _train(recipe: Recipe, resume: bool, lock: FolderLock, head: bool) -> RunFol
         turns=turns,
         scores_seen=callback.scores_seen,
         groups_seen=folder.save_groups,
+        experts=experts,
     )
     for ours in (callback, stopper):
         ours.attach(trainer)
@@ -249,7 +256,14 @@ def export_from_trainer(
 
 
 def run(arguments: argparse.Namespace) -> None:
-    folder = train(load_recipe(arguments.recipe, arguments.overrides), resume=arguments.resume, head=True)
+    """`uniar-rl train`, and `uniar-rl distill`, which is the same for a recipe with the section."""
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    if arguments.command == "distill" and recipe.distill is None:
+        raise UserError(
+            f"{recipe.source} has no section distill, which names the experts, such as distill: {{experts: {{default: "
+            "{path: FOLDER}}}; without experts use `uniar-rl train`."
+        )
+    folder = train(recipe, resume=arguments.resume, head=True)
     if folder is not None and PartialState().is_main_process:
         report(folder)
 

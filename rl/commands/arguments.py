@@ -1,5 +1,5 @@
-"""What `uniar-rl train`, `evaluate`, `benchmark`, `report`, `compare`, `init`, `plan` and `export` take. Loads no
-library."""
+"""What `uniar-rl train`, `distill`, `evaluate`, `benchmark`, `report`, `compare`, `init`, `plan` and `export` take.
+Loads no library."""
 
 import argparse
 
@@ -14,6 +14,9 @@ def train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume", action="store_true", help="continue from the newest checkpoint in the output folder"
     )
+
+
+distill = train
 
 
 def evaluate(parser: argparse.ArgumentParser) -> None:

@@ -148,6 +148,13 @@ class AlgorithmSection:
         gt=0,
     )
 
+    def of_distillation(self) -> "AlgorithmSection":
+        """The same where the loss is the KL divergence to experts alone: samples have advantages of 0 then."""
+        own = {"epsilon": None, "epsilon_high": None, "kl": "exact"}
+        texts = dataclasses.replace(self.text, beta=None, **own)
+        loss = {"loss": "grpo", "ratio_level": None, "delta": None, "beta": 1.0, "old_logp": "rollout", **own}
+        return dataclasses.replace(self, text=texts, advantage=AdvantageSection(), **loss)
+
     @property
     def has_kl_term(self) -> bool:
         """Whether the loss measures from a reference, be it of bits or of texts."""

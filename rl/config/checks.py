@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Callable
 
 from rewards.contract.spec import RewardSpec
 from rl.algorithm.guidance import CONVENTIONS
@@ -13,7 +14,7 @@ from uniar.reading.settings import Origins, checked_values, key_of, origin_of
 
 def check_rewards(recipe: Recipe, origins: Origins) -> None:
     """The keys that every reward entry shares; the rest is checked by the reward itself."""
-    if not recipe.rewards:
+    if not recipe.rewards and recipe.distill is None:
         raise UserError(f"{origin_of(('rewards',), origins)}: rewards is empty, expected at least one reward.")
     lists = [(("rewards",), recipe.rewards), (("eval_rewards",), recipe.eval_rewards)]
     lists += [(("evaluate", "sets", name, "rewards"), one.rewards or []) for name, one in recipe.evaluate.sets.items()]
@@ -69,6 +70,8 @@ def check_choices(recipe: Recipe, origins: Origins) -> None:
             "evaluate.early_stop",
             "evaluate.early_stop looks at evaluations during training; set evaluate.prompts and evaluate.every.",
         )
+    if recipe.distill is not None:
+        _check_distillation(recipe, refuse)
     if recipe.evaluate.ema and model.ema is None:
         refuse("evaluate.ema", "evaluate.ema is true, but there is no average to evaluate; set model.ema, such as {}.")
     guided = [convention.name for convention in CONVENTIONS.values() if convention.draws_unconditional]
@@ -94,6 +97,25 @@ def check_choices(recipe: Recipe, origins: Origins) -> None:
         _ = algorithm.text_loss_settings  # and with them those of bits
     except ConflictingSetting as error:
         refuse(f"algorithm.{error.key}", str(error))
+
+
+def _check_distillation(recipe: Recipe, refuse: Callable[[str, str], None]) -> None:
+    """What cannot go with `distill`."""
+    assert recipe.distill is not None
+    if not recipe.distill.experts:
+        refuse("distill.experts", "distill.experts is empty, expected at least one, such as {default: {path: FOLDER}}.")
+    for key, section in {
+        "rollout.dynamic_sampling": recipe.rollout.dynamic_sampling,
+        "algorithm.kl_control": recipe.algorithm.kl_control,
+        "algorithm.reference_refresh": recipe.algorithm.reference_refresh,
+        "watch.no_variance_steps": recipe.watch.no_variance_steps,
+    }.items():
+        if section is not None:
+            refuse(key, f"{key} is set, and distill, which has no rewards and no reference, needs null.")
+    sets = recipe.evaluate.sets.values()
+    drawn = any(not one.rewards for one in sets) if sets else recipe.evaluate.prompts is not None
+    if drawn and not (recipe.rewards or recipe.eval_rewards):
+        refuse("eval_rewards", "eval_rewards is empty, and evaluations need one; distill only trains without rewards.")
 
 
 def check_rollout_boundaries(recipe: Recipe, origins: Origins) -> None:

@@ -99,6 +99,8 @@ def recipe_from_mapping(mapping: Mapping[str, Any], source: str = "recipe", orig
         **{key: _with_homes(getattr(recipe, key), (key,), origins) for key in ("rewards", "eval_rewards")},
     )
     recipe = with_precision(dataclasses.replace(recipe, output_dir=recipe.output_dir or recipe.default_folder))
+    if recipe.distill is not None:
+        recipe = dataclasses.replace(recipe, algorithm=recipe.algorithm.of_distillation())
     check_choices(recipe, origins)
     check_rollout_boundaries(recipe, origins)
     return recipe

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from rl.algorithm.guidance import CONVENTIONS, GuidanceSettings
 from rl.config.algorithm import AlgorithmSection
+from rl.config.distill import DistillSection
 from rl.config.held_out_set import EvaluationSetSection
 from rl.config.model import LARGEST_SEED, ModelSection, Place
 from uniar.engine import Engine
@@ -46,6 +47,11 @@ class DataSection:
         "file that names them.",
         None,
         path=True,
+    )
+    tags: list[str] | None = setting(
+        "Use only the prompts about these skills, which their metadata name as `tag` (or `category`, `edit_type`); "
+        "null: all. Those of evaluate.prompts stay.",
+        None,
     )
     shuffle: bool = setting("Draw the prompts in random order, a new one each epoch.", True)
     seed: int | None = setting(
@@ -303,7 +309,9 @@ class Recipe:
 
     model: ModelSection = setting("The policy to train and its reference.")
     data: DataSection = setting("The prompts to train on.")
-    rewards: list[dict[str, Any]] = setting("The rewards to train on, at least one.")
+    rewards: list[dict[str, Any]] = setting(
+        "The rewards to train on, at least one; with `distill` none is needed, and none is trained on.", factory=list
+    )
     eval_rewards: list[dict[str, Any]] = setting("The rewards of evaluations; empty: `rewards`.", factory=list)
     rollout: RolloutSection = setting("How the policy draws visual bits.", factory=RolloutSection)
     decode: DecodeSection = setting("How bits become images.", factory=DecodeSection)
@@ -312,6 +320,9 @@ class Recipe:
         "Questions about pictures: held-out questions, and a KL term on answers.", factory=UnderstandingSection
     )
     algorithm: AlgorithmSection = setting("The loss.", factory=AlgorithmSection)
+    distill: DistillSection | None = setting(
+        "Train towards experts, without rewards (`uniar-rl distill`); null: train on rewards.", None
+    )
     records: RecordsSection = setting("What is kept to be looked at.", factory=RecordsSection)
     watch: WatchSection = setting("What ends or interrupts a run that goes wrong.", factory=WatchSection)
     trainer: dict[str, Any] = setting(
@@ -361,8 +372,23 @@ class Recipe:
 
     @property
     def needs_reference(self) -> bool:
-        """Whether any term of the loss measures from the reference policy."""
-        return self.algorithm.has_kl_term or self.understanding.kl_beta > 0
+        """Whether any term of the loss measures from the reference policy. In distillation the KL term does not: it
+        measures from the experts."""
+        return (self.algorithm.has_kl_term and self.distill is None) or self.understanding.kl_beta > 0
+
+    @property
+    def expert_guidance(self) -> dict[str, GuidanceSettings]:
+        """What makes the policy of each expert of its raw gaps; none without `distill`."""
+        experts = {} if self.distill is None else self.distill.experts
+        return {name: expert.guidance(self.rollout.guidance_settings) for name, expert in experts.items()}
+
+    @property
+    def expert_models(self) -> int:
+        """How many models the experts are, besides the policy: those of one path are one, and under LoRA the model that
+        training starts from is the policy without its adapters."""
+        experts = {} if self.distill is None else self.distill.experts
+        own = {None, self.model.path} if self.model.lora is not None else set()
+        return len({expert.path or self.model.path for expert in experts.values()} - own)
 
     def to_mapping(self) -> dict[str, Any]:
         """The recipe as plain values, every default filled in and its base, being merged already, left out."""

@@ -31,6 +31,9 @@ from uniar.reading.prompt_forms import read_prompt_file
 from uniar.reading.settings import build, origin_of, setting
 from uniar.reading.yaml_files import read_yaml
 
+TAGS = ("tag", "category", "edit_type")
+"""keys of the metadata that say what skill a prompt is about: GenEval's, OneIG's, ImgEdit's"""
+
 
 @dataclass(frozen=True)
 class PromptRecord:
@@ -55,6 +58,11 @@ class PromptRecord:
     """file and line, for errors"""
     row: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
     """the fields as they were read"""
+
+    @property
+    def tag(self) -> str | None:
+        """The skill that the prompt is about; None where its metadata name none."""
+        return next((self.metadata[key] for key in TAGS if isinstance(self.metadata.get(key), str)), None)
 
     @cached_property
     def pictures(self) -> tuple[Image.Image, ...]:

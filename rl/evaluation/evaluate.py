@@ -18,7 +18,7 @@ from rl.distributed.sharing import fixed_batches, in_order, share_of, shares_at_
 from rl.policy.completion import Completion
 from rl.policy.play import play
 from rl.policy.samples import DrawSettings, Sample
-from rl.records.rows import PICTURE_SIZE, picture_of, said_of, sample_rows, tag_of
+from rl.records.rows import PICTURE_SIZE, picture_of, said_of, sample_rows
 from rl.scoring.pipeline import chunk_size
 from rl.scoring.scorer import Scorer, Scores
 from uniar.errors import UserError
@@ -247,7 +247,7 @@ class Evaluator:
 def _kinds(samples: Sequence[Sample]) -> dict[str, list[int]]:
     found: dict[str, dict[str, list[int]]] = {"task": {}, "tag": {}}
     for place, sample in enumerate(samples):
-        for key, name in (("task", sample.record.task), ("tag", tag_of(sample.record.metadata))):
+        for key, name in (("task", sample.record.task), ("tag", sample.record.tag)):
             if name is not None:
                 found[key].setdefault(name, []).append(place)
     return {f"{key}/{name}": places for key, named in found.items() if len(named) > 1 for name, places in named.items()}

@@ -142,8 +142,9 @@ def model_card(name: str, origin: Origin, dtype: torch.dtype, *, adapter_base: s
     parts = [
         _front_matter(origin, adapter),
         f"# {name}\n",
-        f"A [UniAR](https://huggingface.co/ShareLab-SII/UniAR-SFT) {made} after reinforcement learning with uniar-rl"
-        f"{f', {origin.steps} updates' if origin.steps is not None else ''}. It started from `{shareable(origin.base)}`"
+        f"A [UniAR](https://huggingface.co/ShareLab-SII/UniAR-SFT) {made} after {_training(origin.recipe)} with "
+        f"uniar-rl{f', {origin.steps} updates' if origin.steps is not None else ''}. It started from "
+        f"`{shareable(origin.base)}`"
         + (f" and was trained with {_method(origin.recipe)}." if origin.recipe else ".")
         + f"{_averaging(origin)}\n",
         _reward_table(origin),
@@ -153,6 +154,10 @@ def model_card(name: str, origin: Origin, dtype: torch.dtype, *, adapter_base: s
         _versions(),
     ]
     return "\n".join(part for part in parts if part)
+
+
+def _training(recipe: Recipe | None) -> str:
+    return "reinforcement learning" if recipe is None or recipe.distill is None else "distillation"
 
 
 def _averaging(origin: Origin) -> str:
@@ -180,9 +185,15 @@ def _method(recipe: Recipe) -> str:
     weights = "full fine-tuning" if recipe.model.lora is None else f"LoRA of rank {recipe.model.lora.r}"
     scale = drawn.guidance_settings.drawing_scale
     guidance = "" if scale is None else f", guidance {drawn.guidance} {scale:g}"
+    how, end = algorithm.loss, f", KL weight {algorithm.beta:g}"
+    if recipe.distill is not None:
+        how, end = (
+            f"on-policy distillation from experts ({', '.join(recipe.distill.experts)}; by {recipe.distill.by})",
+            "",
+        )
     return (
-        f"{algorithm.loss} ({weights}) on {drawn.height}×{drawn.width} drawings, {drawn.samples_per_prompt} a prompt, "
-        f"temperature {drawn.temperature:g}{guidance}, KL weight {algorithm.beta:g}"
+        f"{how} ({weights}) on {drawn.height}×{drawn.width} drawings, {drawn.samples_per_prompt} a prompt, "
+        f"temperature {drawn.temperature:g}{guidance}{end}"
     )
 
 

@@ -7,7 +7,7 @@ Bytes are those of one GPU; all GPUs hold the same.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -134,7 +134,7 @@ def make_plan(recipe: Recipe, simulation: Simulation, gpus: int, memory: int, pr
         ]
         group = rollout.samples_per_prompt
         caches.append(cache_parts(recipe, policy, share, group, prefix, tokens, draws_both, "rollout"))
-        replays.append(simulation.replay(recipe, micro, prefix, tokens))
+        replays += [simulation.replay(asked, micro, prefix, tokens) for asked in (recipe, *_as_experts(recipe))]
     if "text" in turns:
         # A conversation is taken to be as long as a prompt and a picture. Both kinds wait for one backward pass.
         before, longest = prefix + tokens, rollout.max_new_tokens
@@ -186,7 +186,7 @@ def make_plan(recipe: Recipe, simulation: Simulation, gpus: int, memory: int, pr
         updates_a_rollout=max(1, generation * recipe.algorithm.num_iterations // accumulation),
         states=states,
         host=host,
-        host_loading=host + (0 if mapped else states.whole * (1 + states.has_reference)),
+        host_loading=host + (0 if mapped else states.whole * (1 + states.has_reference + states.experts)),
         decoding_gpus=decoders,
         decoding=sum(part.bytes for part in scoring) if decoders else 0,
         not_counted=rewards.unknown,
@@ -272,14 +272,24 @@ def _evaluation_caches(recipe: Recipe, policy: nn.Module, prefix: int, unit: int
     return _largest(found)
 
 
+def _as_experts(recipe: Recipe) -> list[Recipe]:
+    """The recipe with the guidance of each expert, which replays as such a policy would."""
+    rollouts = [
+        replace(recipe.rollout, guidance=one.name, guidance_scale=one.scale) for one in recipe.expert_guidance.values()
+    ]
+    return [replace(recipe, rollout=rollout) for rollout in rollouts]
+
+
 def rollout_bytes(recipe: Recipe, samples: int, bits: int, several_updates: bool) -> int:
     """What is kept of a rank's samples until they are trained on: bits (a byte each) and float32 gaps, of the rollout,
-    of the reference, and of the old policy where a rollout serves several updates."""
+    of the reference or an expert, and of the old policy where a rollout serves several updates."""
     convention, algorithm = recipe.rollout.guidance_settings.convention, recipe.algorithm
     drawn, replayed = 1 + convention.draws_unconditional, 1 + convention.replays_unconditional
+    experts = recipe.expert_guidance.values()
+    compared = max((1 + one.convention.replays_unconditional for one in experts), default=replayed)
     several_updates = several_updates or algorithm.num_iterations > 1
-    replays = int(algorithm.beta > 0) + int(several_updates and algorithm.old_logp == "replay")
-    return samples * bits * (1 + 4 * (drawn + replays * replayed))
+    old = replayed * (several_updates and algorithm.old_logp == "replay")
+    return samples * bits * (1 + 4 * (drawn + compared * (algorithm.beta > 0) + old))
 
 
 def token_bytes(recipe: Recipe, policy: nn.Module) -> int:

@@ -90,6 +90,9 @@ class ModelStates:
     zero: ZeroSettings
     keeps_old_adapters: bool = False
     """as the reference of algorithm.reference_refresh"""
+    experts: int = 0
+    """models that are distilled, each taken to be as large as the policy"""
+    experts_on_gpu: bool = False
     average: Literal["gpu", "cpu"] | None = None
     """where the averaged weights of model.ema wait"""
 
@@ -115,6 +118,8 @@ class ModelStates:
             states_a_weight=_optimizer_states(str(recipe.trainer.get("optim", "adamw_torch"))),
             zero=zero,
             keeps_old_adapters=recipe.model.lora is not None and recipe.algorithm.reference_refresh is not None,
+            experts=recipe.expert_models,
+            experts_on_gpu=recipe.distill is not None and recipe.distill.device == "gpu",
             average=None if recipe.model.ema is None else recipe.model.ema.device,
         )
 
@@ -168,15 +173,21 @@ class ModelStates:
         return parts
 
     def reference_parts(self, gpus: int) -> list[Part]:
-        """A separate reference model. One that waits on the CPU comes for its replay; ZeRO-3 shards it like the
-        policy."""
+        """A separate reference model, and experts. Those that wait on the CPU come for their replay, one at a time;
+        ZeRO-3 shards all like the policy."""
         if self.keeps_old_adapters:
             return [Part("reference", 4 * self.counts["trained"] // gpus)]
-        if not self.has_reference:
-            return []
-        if self.zero.stage == 3:
-            return [Part("reference", self.whole // gpus)]
-        return [Part("reference", self.whole, ALL_PHASES if self.reference_on_gpu else frozenset({"replay"}))]
+        models = (("reference", int(self.has_reference), self.reference_on_gpu),)
+        models += (("experts", self.experts, self.experts_on_gpu),)
+        parts = []
+        for name, number, on_gpu in models:
+            if self.zero.stage == 3:
+                parts.append(Part(name, number * self.whole // gpus))
+            elif on_gpu:
+                parts.append(Part(name, number * self.whole))
+            else:
+                parts.append(Part(name, min(number, 1) * self.whole, frozenset({"replay"})))
+        return [part for part in parts if part.bytes]
 
     def host(self, gpus: int) -> int:
         """Bytes on the CPU of one process."""
@@ -185,8 +196,9 @@ class ModelStates:
             total += (4 + 4 * self.states_a_weight + 4) * number // gpus
         if self.zero.weights_on_cpu:
             total += self.whole // gpus
-        if self.has_reference and not self.reference_on_gpu and self.zero.stage != 3:
-            total += self.whole
+        if self.zero.stage != 3:
+            total += self.whole * (self.has_reference and not self.reference_on_gpu)
+            total += self.whole * (0 if self.experts_on_gpu else self.experts)
         if self.average == "cpu":
             total += self.average_bytes(gpus)
         return total

@@ -158,7 +158,7 @@ class _Stage:
             [Message("user", (request.prompt, *(self._fit(one, height, width) for one in request.pictures)))]
             for _, request in asked
         ]
-        guided = settings.guidance_scale is not None
+        guided = settings.guidance_scale is not None or settings.unconditional
         prompt, owners = self._encoded(conversations, grid=grid, unconditional=guided)
         seeds = [settings.bits_seed(player.sample, self.step, player.count) for player, _ in asked]
         drawn = rollout(

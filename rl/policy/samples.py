@@ -57,11 +57,14 @@ class DrawSettings:
     """0: the likeliest token each time"""
     max_new_tokens: int = 128
     """longest text where the episode does not say"""
+    unconditional: bool = False
+    """Turns keep what a replay of the unconditional branch is fed, though the policy that draws has none."""
 
     @classmethod
     def for_training(cls, recipe: "Recipe") -> "DrawSettings":
-        policy = recipe.rollout.guidance_settings
-        return cls._of(recipe, policy.temperature, policy.drawing_scale, recipe.rollout.text_temperature, recipe.seed)
+        policy, experts = recipe.rollout.guidance_settings, recipe.expert_guidance.values()
+        drawn = cls._of(recipe, policy.temperature, policy.drawing_scale, recipe.rollout.text_temperature, recipe.seed)
+        return replace(drawn, unconditional=any(expert.convention.replays_unconditional for expert in experts))
 
     @classmethod
     def for_evaluation(cls, recipe: "Recipe") -> "DrawSettings":
@@ -104,9 +107,11 @@ class DrawSettings:
         )
 
     def to_mapping(self) -> dict[str, Any]:
-        """As plain values."""
+        """As plain values, those that samples are drawn by."""
         sizes, names = [list(size) for size in self.sizes], self.episodes.names
-        return asdict(replace(self, episodes=Episodes())) | {"episodes": names, "sizes": sizes}
+        found = asdict(replace(self, episodes=Episodes())) | {"episodes": names, "sizes": sizes}
+        del found["unconditional"]
+        return found
 
     def of_images(self) -> dict[str, Any]:
         """Those that images depend on, the others but for the last digits, as plain values: of sizes, episodes and

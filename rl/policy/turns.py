@@ -24,6 +24,8 @@ class Kind(NamedTuple):
     name: Literal["text", "picture"]
     tokens: int
     """of a picture; 0 for texts, whose lengths may differ"""
+    expert: str = ""
+    """that is asked about it, in distillation"""
 
 
 @dataclass(frozen=True)
@@ -40,11 +42,13 @@ class Pictures:
     old: Gaps | None = None
     """of the policy before the first update that these turns serve, replayed; None where they serve one"""
     reference: Gaps | None = None
-    """of the reference; None without a KL term"""
+    """of the reference, or the expert; None without a KL term"""
+    expert: str = ""
+    """by name; nobody without distillation"""
 
     @property
     def kind(self) -> Kind:
-        return Kind("picture", self.bits.shape[1])
+        return Kind("picture", self.bits.shape[1], self.expert)
 
     @property
     def width(self) -> int:
@@ -72,12 +76,12 @@ class Pictures:
         return replay(model, self.bits, self.prompt, self.unconditional, guidance)
 
     @classmethod
-    def stand_in(cls, config: Any, device: torch.device, guided: bool) -> Self:
+    def stand_in(cls, config: Any, device: torch.device, guided: bool, expert: str = "") -> Self:
         """One visual token that nobody drew, for a process that has no picture to replay where others have."""
         bits = torch.zeros(1, 1, *config.vision_config.code_shape, dtype=torch.uint8, device=device)
         branch = _any_branch([0, config.image_token_id], device)
         gaps = torch.zeros(bits.shape, device=device)
-        return cls(bits, branch, branch if guided else None, Gaps(gaps, gaps if guided else None))
+        return cls(bits, branch, branch if guided else None, Gaps(gaps, gaps if guided else None), expert=expert)
 
 
 @dataclass(frozen=True)
@@ -98,10 +102,12 @@ class Texts:
     """the same of the reference; None without a KL term"""
     reference_hidden: Tensor | None = None
     """(R, A, H) the states from which the reference predicts each token; None but for the exact KL divergence"""
+    expert: str = ""
+    """by name, where `reference` is that of an expert; nobody without distillation"""
 
     @property
     def kind(self) -> Kind:
-        return Kind("text", 0)
+        return Kind("text", 0, self.expert)
 
     @property
     def width(self) -> int:
@@ -169,12 +175,12 @@ class Texts:
         )
 
     @classmethod
-    def stand_in(cls, device: torch.device, hidden: int | None) -> Self:
+    def stand_in(cls, device: torch.device, hidden: int | None, expert: str = "") -> Self:
         """One token that nobody wrote, for a process that has no text to replay where others have. hidden: size of the
         states of a reference that is measured from; None without one."""
         tokens = torch.zeros(1, 1, dtype=torch.long, device=device)
         nothing = torch.zeros(1, 1, device=device)
-        row = cls(tokens, tokens == 0, _any_branch([0, 0], device), nothing)
+        row = cls(tokens, tokens == 0, _any_branch([0, 0], device), nothing, expert=expert)
         if hidden is None:
             return row
         # Its loss has the terms of any other, so that the same modules run backwards too.
@@ -217,7 +223,7 @@ def turn_on_device(value: Any, device: torch.device | str) -> Any:
         return replace(
             value, **{field.name: turn_on_device(getattr(value, field.name), device) for field in fields(value)}
         )
-    return value  # None
+    return value  # None, and names
 
 
 def _any_branch(ids: list[int], device: torch.device) -> Branch:
@@ -235,7 +241,7 @@ def _row(value: Any, number: int) -> Any:
         return Branch(*(_row(getattr(value, field.name), number) for field in fields(value)))
     if isinstance(value, Gaps):
         return Gaps(*(_row(part, number) for part in value))
-    return value  # None
+    return value  # None, and names
 
 
 def _joined(values: list[Any]) -> Any:
@@ -246,4 +252,4 @@ def _joined(values: list[Any]) -> Any:
         return Branch.joined(values)
     if isinstance(first, Gaps):
         return Gaps(*(_joined(list(parts)) for parts in zip(*values, strict=True)))
-    return first  # None, as of all
+    return first  # None, as of all, or the name that all have

@@ -26,8 +26,6 @@ from uniar.shareable import shareable
 
 PREFIX = "rewards/"
 """before the name of a reward, in the name of its column"""
-TAGS = ("tag", "category", "edit_type")
-"""keys of the metadata that say what skill a prompt is about: GenEval's, OneIG's, ImgEdit's"""
 PICTURE_SIZE = 256
 QUALITY = 90
 
@@ -78,7 +76,7 @@ def sample_rows(
         "sample": [sample.index for sample in samples],
         "prompt": [sample.record.prompt for sample in samples],
         "task": [sample.record.task for sample in samples],
-        "tag": [tag_of(sample.record.metadata) for sample in samples],
+        "tag": [sample.record.tag for sample in samples],
         "set": [held_out_set] * len(samples),
         "episode": [one.episode for one in made],
         "texts": [list(one.texts) for one in made],
@@ -185,11 +183,6 @@ def shared_details(details: str | None) -> dict[str, Any]:
 
 def _sentence(said: Mapping[str, Any]) -> str:
     return str(said["why"]) if "why" in said else ", ".join(f"{key} {value}" for key, value in said.items())
-
-
-def tag_of(metadata: Mapping[str, Any]) -> str | None:
-    """The skill that a prompt is about."""
-    return next((metadata[key] for key in TAGS if isinstance(metadata.get(key), str)), None)
 
 
 def _number(value: float) -> float | None:

@@ -11,7 +11,7 @@ from rl.config.recipe import recipe_from_mapping
 from rl.report.charts import Series, difference_bar, line_chart
 from rl.report.paired import Comparison, Difference, compare_rows, interval, numbers_of
 from rl.report.run_data import RunData, mean
-from rl.run.curves import PLAIN_CURVES, held_out_sets, phases, reward_curves, series
+from rl.run.curves import PLAIN_CURVES, expert_curves, held_out_sets, phases, reward_curves, series
 from rl.run.records import scores_in
 from uniar.reading.yaml_files import dump_yaml
 from uniar.shareable import shareable
@@ -120,6 +120,10 @@ def panels(runs: Sequence[RunData], opens: Sequence[int]) -> list[dict[str, Any]
             f"total of {name}, held-out",
             [_points(run, key, run.name, n + alone, opens if alone else ()) for n, run in enumerate(runs)],
         )
+    for run in runs:
+        for title, experts in expert_curves(run.lines).items():
+            curves = [_curve(run, key, name, place) for place, (key, name) in enumerate(experts)]
+            add(title if alone else f"{title}, {run.name}", curves)
     for key, title in PLAIN_CURVES:
         add(title, [_curve(run, key, run.name, n) for n, run in enumerate(runs)])
     for run in runs:

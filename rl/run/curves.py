@@ -37,6 +37,16 @@ def reward_curves(lines: Sequence[dict[str, Any]]) -> list[tuple[str, str, str]]
     return [("reward", "eval_reward", "total"), *curves]
 
 
+def expert_curves(lines: Sequence[dict[str, Any]]) -> dict[str, list[tuple[str, str]]]:
+    """Title → key and expert of the KL divergences from experts, where the run is a distillation."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for key in dict.fromkeys(key for line in lines for key in line if key.startswith("distill/")):
+        name = key.removeprefix("distill/").removesuffix("/kl")
+        unit = "token" if name.endswith("/text") else "bit"
+        found.setdefault(f"KL to experts, nats per {unit}", []).append((key, name.removesuffix("/text")))
+    return found
+
+
 def held_out_sets(lines: Sequence[dict[str, Any]]) -> list[str]:
     """The names of held-out sets that lines have scores of."""
     keys = dict.fromkeys(key for line in lines for key in line)

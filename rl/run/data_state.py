@@ -38,7 +38,7 @@ def data_state(
     data, asked, seed = recipe.data, recipe.understanding, recipe.data_seed
     sets = [f"{name}: {one.evaluate.prompts}, {one.evaluate.limit}" for name, one in sets_of(recipe).items() if name]
     named = {
-        "data.prompts": (records, [data.prompts, data.image_root, seed]),
+        "data.prompts": (records, [data.prompts, data.image_root, seed, *(data.tags or [])]),
         "evaluate.prompts": (held_out, [recipe.evaluate.prompts, data.image_root, seed, recipe.evaluate.limit, *sets]),
         "understanding.questions": (questions, [asked.questions, asked.image_root, asked.limit]),
         "understanding.kl_questions": (kl_questions, [asked.kl_questions, asked.image_root]),

@@ -7,7 +7,7 @@ from typing import Any
 import matplotlib
 
 from rl.evaluation.understanding import ANSWER_SCORES
-from rl.run.curves import PLAIN_CURVES, phases, reward_curves, series, smoothed
+from rl.run.curves import PLAIN_CURVES, expert_curves, phases, reward_curves, series, smoothed
 from uniar.reading.files import whole_file
 
 matplotlib.use("Agg")
@@ -38,6 +38,8 @@ def plot_metrics(lines: Lines, path: Path, held_out_as: str | None = None) -> No
             panels += [(f"{name}, training", [training]), (f"{name}, held-out", [tested])]
         else:
             panels.append((name, [training, tested]))
+    for title, experts in expert_curves(lines).items():
+        panels.append((title, [(key, name, f"C{n}") for n, (key, name) in enumerate(experts)]))
     panels += [(title, [(key, "training", TRAINING)]) for key, title in PLAIN_CURVES]
     panels.append(
         ("seconds per update", [(key, key.partition("/")[2], f"C{n}") for n, key in enumerate(phases(lines))])

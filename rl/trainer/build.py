@@ -38,8 +38,19 @@ def held_out_prompts(recipe: Recipe) -> list[PromptRecord]:
 
 
 def training_prompts(recipe: Recipe) -> list[PromptRecord]:
-    """The prompts of `data`."""
-    return _load(recipe, "data.prompts", recipe.data.prompts)
+    """The prompts of `data`. Raises UserError for a tag that none has."""
+    records, tags = _load(recipe, "data.prompts", recipe.data.prompts), recipe.data.tags
+    if tags is None:
+        return records
+    known = sorted({record.tag for record in records if record.tag is not None})
+    with blamed_on(recipe, "data.tags"):
+        listed = ", ".join(known) or "none"
+        if not tags:
+            raise UserError(f"an empty list leaves no prompts; their tags are {listed}.")
+        for tag in tags:
+            if tag not in known:
+                raise UserError(f"no prompt has the tag {tag!r}; the tags are {listed}.{did_you_mean(tag, known)}")
+    return [record for record in records if record.tag in tags]
 
 
 def _load(recipe: Recipe, key: str, source: str) -> list[PromptRecord]:

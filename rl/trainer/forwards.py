@@ -6,7 +6,7 @@ every trained weight takes part in every backward pass.
 """
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
@@ -77,13 +77,13 @@ class Forwards:
         size: int,
         kinds: Collection[TurnKind],
         guided: bool,
-        exact: bool = False,
+        hidden: Mapping[str, int] | None = None,
     ) -> None:
         """config: the model's. size: most turns of a pass. kinds: what the recipe's episodes may take. guided: whether
-        replays run the unconditional branch. exact: whether texts are compared with a reference over the whole
-        vocabulary."""
+        replays run the unconditional branch. hidden: where texts are compared with a policy over the whole vocabulary,
+        the size of its states, by the name of the expert; "" for the reference."""
         self.processes, self.config, self.size, self.kinds, self.guided = processes, config, size, sorted(kinds), guided
-        self.hidden = config.text_config.hidden_size if exact else None
+        self.hidden = hidden or {}
 
     def of(self, batches: Sequence[Sequence[Turn]]) -> list[list[Forward]]:
         """The passes of each batch: texts, then pictures."""
@@ -103,7 +103,7 @@ class Forwards:
                 if not any(kind.name == name for kind in needed):
                     needed[_NOTHING[name]] = [1]
             passes = []
-            for kind in sorted(needed, key=lambda kind: (kind.name != "text", kind.tokens)):
+            for kind in sorted(needed, key=lambda kind: (kind.name != "text", kind.tokens, kind.expert)):
                 chunks = own[number].get(kind, [])
                 chunks += [[]] * (len(needed[kind]) - len(chunks))
                 for chunk, most in zip(chunks, needed[kind], strict=True):
@@ -154,8 +154,8 @@ class Forwards:
     def _stand_in(self, kind: Kind) -> Turn:
         device = self.processes.device
         if kind.name == "text":
-            return Texts.stand_in(device, self.hidden)
-        return Pictures.stand_in(self.config, device, self.guided)
+            return Texts.stand_in(device, self.hidden.get(kind.expert), kind.expert)
+        return Pictures.stand_in(self.config, device, self.guided, kind.expert)
 
 
 def _chunks(turns: Sequence[Turn], size: int) -> dict[Kind, list[list[int]]]:

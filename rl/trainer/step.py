@@ -16,12 +16,14 @@ from torch import Tensor
 
 from rewards import RewardTable
 from rl.algorithm.advantages import compute_advantages, group_deviations
+from rl.algorithm.guidance import GuidanceSettings
 from rl.algorithm.losses import loss_named
 from rl.algorithm.metrics import Kind, UpdateMetrics
 from rl.config.sections import Recipe
 from rl.distributed.sharing import gathered
 from rl.episodes.requests import TurnKind
 from rl.policy.dynamic_sampling import DynamicSampling
+from rl.policy.experts import Experts
 from rl.policy.play import play
 from rl.policy.reference import Reference
 from rl.policy.samples import DrawSettings, Sample
@@ -61,25 +63,28 @@ class Step:
         turns: Collection[TurnKind],
         scores_seen: ScoresSeen,
         groups_seen: GroupsSeen,
+        experts: Experts | None,
     ) -> None:
         """turns: the kinds that the episodes of the prompts may take. scores_seen: called with the samples of this
-        process and their scores, once per rollout. groups_seen: see `GroupRecorder`."""
+        process and their scores, once per rollout. groups_seen: see `GroupRecorder`. experts: to be distilled."""
         self.trainer, self.recipe, self.processor, self.scorer = trainer, recipe, processor, scorer
-        self.watch, self.reference, self.scores_seen = watch, reference, scores_seen
+        self.watch, self.scores_seen = watch, scores_seen
         self.text = None if text_kl is None else TextTerm(trainer, text_kl, reference)
         self.settings, self.guidance = DrawSettings.for_training(recipe), recipe.rollout.guidance_settings
-        self.turn_loss, self.kl_control = TurnLoss(recipe, reference), extensions.kl_control
+        measured_from, config = reference if recipe.algorithm.has_kl_term else None, trainer.bare_policy.config
+        self.experts = experts or Experts.only(measured_from, self.guidance, config)
+        self.turn_loss, self.kl_control = TurnLoss(recipe, self.experts), extensions.kl_control
         self.groups = GroupRecorder(trainer, recipe, scorer, groups_seen)
         self.forwards = Forwards(
             self.processes,
-            trainer.bare_policy.config,
+            config,
             size=trainer.args.per_device_train_batch_size,
             kinds=turns,
-            guided=self.guidance.convention.replays_unconditional,
-            exact=reference is not None and recipe.algorithm.has_kl_term and self.turn_loss.tokens.kl == "exact",
+            guided=self.settings.unconditional or self.guidance.convention.replays_unconditional,
+            hidden=self.experts.hidden if self.turn_loss.tokens.kl == "exact" else {},
         )
         others: dict[str, Kind] = dict.fromkeys(("understanding/kl", "loss"), "mean")
-        self.metrics = UpdateMetrics({**MEASURED, **others})
+        self.metrics = UpdateMetrics({**MEASURED, **others, **self.experts.metrics})
         self.dynamic_sampling: DynamicSampling | None = None
         section = recipe.rollout.dynamic_sampling
         if section is not None and extensions.prompts is not None:
@@ -96,6 +101,11 @@ class Step:
 
         samples: B, as many on every process; over the processes in order they are whole groups.
         """
+        if self.experts.teach:
+            self.watch.rollout(0.0)  # of each sample there is something to learn
+            return TrainBatch(
+                self._replayed(self._played(samples)), torch.zeros(len(samples)).to(self.processes.device)
+            )
         if self.dynamic_sampling is not None:
             return self._collect_informative(self.dynamic_sampling, len(samples))
         played, scores = self._play(samples, len(samples) * self.processes.num_processes)
@@ -132,9 +142,7 @@ class Step:
     def _play(self, samples: list[Sample], count: int) -> tuple[list[Trajectory], Scores]:
         """Turns of the policy as it is; decoding and scoring begins with what they made. samples: this process's share
         of `count`, in groups that stand together over the processes."""
-        step = self.trainer.state.global_step
-        with self.trainer.phase("rollout"), self.trainer.policy() as policy:
-            played = play(policy, self.processor, samples, self.settings, step=step)
+        played = self._played(samples)
         scores = begin_in_groups(
             self.scorer,
             self.processes,
@@ -143,26 +151,35 @@ class Step:
             group=self.recipe.rollout.samples_per_prompt,
             count=count,
             policy=self.trainer.policy,
-            step=step,
+            step=self.trainer.state.global_step,
             keep=self.groups.pictured(len(samples)),
             phase=self.trainer.phase,
         )
-        self.trainer.count_made(turn for trajectory in played for turn in trajectory.turns)
         return played, scores
 
+    def _played(self, samples: list[Sample]) -> list[Trajectory]:
+        step = self.trainer.state.global_step
+        with self.trainer.phase("rollout"), self.trainer.policy() as policy:
+            played = play(policy, self.processor, samples, self.settings, step=step)
+        self.trainer.count_made(turn for trajectory in played for turn in trajectory.turns)
+        return played
+
     def _replayed(self, played: list[Trajectory]) -> list[Trajectory]:
-        """With what, teacher-forced, the old policy finds of each turn, where that is needed, and the reference."""
-        turns = [turn for trajectory in played for turn in trajectory.turns]
+        """With what, teacher-forced, the old policy finds of each turn, where that is needed, and the reference, or the
+        expert of its prompt."""
+        turns = [turn for trajectory in played for turn in self.experts.named_in(trajectory)]
         with self.trainer.phase("replay"):
             if self.trainer.serves_several_updates and self.recipe.algorithm.old_logp == "replay":
-                turns = self._replay(self.trainer.model, turns, "old")
-            if self.recipe.algorithm.has_kl_term and self.reference is not None:
-                with self.reference.ready(self.trainer.model, self.processes) as reference:
-                    turns = self._replay(reference, turns, "reference")
+                turns = self._replay(self.trainer.model, turns, "old", self.guidance)
+            for expert, places in self.experts.asked(turns, self.processes):
+                with expert.reference.ready(self.trainer.model, self.processes) as model:
+                    said = self._replay(model, [turns[place] for place in places], "reference", expert.guidance)
+                for place, turn in zip(places, said, strict=True):
+                    turns[place] = turn
         rest = iter(turns)
         return [replace(one, turns=tuple(next(rest) for _ in one.turns)) for one in played]
 
-    def _replay(self, model: Any, turns: list[Turn], name: str) -> list[Turn]:
+    def _replay(self, model: Any, turns: list[Turn], name: str, guidance: GuidanceSettings) -> list[Turn]:
         """Without gradient, in passes as large as those of the update. name: what the result is to each turn."""
         found, exact = list(turns), name == "reference" and self.turn_loss.tokens.kl == "exact"
         with torch.no_grad(), self.processes.autocast():
@@ -174,7 +191,7 @@ class Step:
                         rows, **{name: said.log_probs}, **({"reference_hidden": said.hidden} if exact else {})
                     )
                 else:
-                    rows = replace(rows, **{name: rows.replay(model, self.guidance)})  # type: ignore[arg-type]
+                    rows = replace(rows, **{name: rows.replay(model, guidance)})  # type: ignore[arg-type]
                 for number, place in enumerate(forward.places):
                     found[place] = rows.row(number)
         return found

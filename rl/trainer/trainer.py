@@ -16,6 +16,7 @@ from trl import GRPOConfig
 from rl.config.sections import Recipe
 from rl.data.prompts import PromptRecord
 from rl.episodes.requests import PICTURES, TurnKind
+from rl.policy.experts import Experts
 from rl.policy.reference import Reference
 from rl.policy.samples import Sample
 from rl.policy.text_kl import TextKL
@@ -51,9 +52,10 @@ class UniARTrainer(ResumableGRPOTrainer):
         turns: Collection[TurnKind] = PICTURES,
         scores_seen: ScoresSeen = lambda samples, scored: None,
         groups_seen: GroupsSeen = lambda step, rows: None,
+        experts: Experts | None = None,
     ) -> None:
         """turns: the kinds that the episodes of the records may take. scores_seen: called with this process's samples
-        and their scores, once per rollout. groups_seen: see rl/trainer/groups.py."""
+        and their scores, once per rollout. groups_seen: see rl/trainer/groups.py. experts: to be distilled."""
         self.recipe, self.records, self.reference = recipe, list(records), reference
         self.extensions = extensions or TrainerExtensions()
         prompts = Dataset.from_dict(
@@ -81,6 +83,7 @@ class UniARTrainer(ResumableGRPOTrainer):
             turns,
             scores_seen,
             groups_seen,
+            experts,
         )
 
     def evaluated_weights(self) -> AbstractContextManager:

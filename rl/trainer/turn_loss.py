@@ -12,7 +12,7 @@ from rl.algorithm.losses import METRICS, LossInputs, TokenInputs, policy_loss
 from rl.algorithm.metrics import Kind
 from rl.config.recipe import blamed_on
 from rl.config.sections import Recipe
-from rl.policy.reference import Reference
+from rl.policy.experts import Experts, measured
 from rl.policy.turns import Pictures, Texts
 from rl.trainer.forwards import Forward
 from rl.trainer.step1_check import PARTS, TEXT_PARTS, parts, text_parts
@@ -33,8 +33,9 @@ Found = tuple[Tensor, dict[str, Tensor]]
 class TurnLoss:
     """Policy loss and KL term of turns, as the recipe says, and what is measured of them."""
 
-    def __init__(self, recipe: Recipe, reference: Reference | None) -> None:
-        self.recipe, self.reference = recipe, reference
+    def __init__(self, recipe: Recipe, experts: Experts) -> None:
+        """experts: whom the KL term measures from."""
+        self.recipe, self.experts = recipe, experts
         self.guidance, self.temperature = recipe.rollout.guidance_settings, recipe.rollout.text_temperature
         self.bits, self.tokens = recipe.algorithm.loss_settings, recipe.algorithm.text_loss_settings
         self._from_rollout = recipe.algorithm.old_logp == "rollout"
@@ -45,8 +46,10 @@ class TurnLoss:
         rows = forward.rows()
         with blamed_on(self.recipe, "algorithm.loss"):
             if isinstance(rows, Texts):
-                return self._of_texts(model, rows, forward.advantages, beta, compare, forward.positions)
-            return self._of_pictures(model, rows, forward.advantages, beta, compare)
+                loss, metrics = self._of_texts(model, rows, forward.advantages, beta, compare, forward.positions)
+            else:
+                loss, metrics = self._of_pictures(model, rows, forward.advantages, beta, compare)
+        return loss, measured(metrics, rows.expert)
 
     def _of_pictures(self, model: Any, rows: Pictures, advantages: Any, beta: float | None, compare: bool) -> Found:
         policy_gap, settings = self.guidance.policy_gap, self.bits
@@ -56,7 +59,7 @@ class TurnLoss:
             bits=rows.bits,
             gap=gap,
             old_gap=drawn_gap if self._from_rollout else replayed,
-            ref_gap=None if rows.reference is None else policy_gap(rows.reference),
+            ref_gap=None if rows.reference is None else self.experts[rows.expert].guidance.policy_gap(rows.reference),
             advantages=advantages,
         )
         if rows.reference is None:  # a stand-in has none
@@ -74,8 +77,8 @@ class TurnLoss:
         self, model: Any, rows: Texts, advantages: Any, beta: float | None, compare: bool, positions: int
     ) -> Found:
         settings, section = self.tokens, self.recipe.algorithm.text
-        head = None if self.reference is None else self.reference.text_head
         exact = rows.reference_hidden is not None
+        head = self.experts[rows.expert].reference.text_head if exact else None
         said = rows.replay(model, self.temperature, positions=positions, exact_kl=exact, head=head)
         inputs = TokenInputs(
             advantages=advantages,

@@ -1,0 +1,55 @@
+"""What a recipe can say of distillation: see rl/config/sections.py."""
+
+# ruff: noqa: RUF009 (`setting` wraps dataclasses.field, which the rule would let pass)
+
+import dataclasses
+from typing import Literal
+
+from rl.algorithm.guidance import GuidanceSettings
+from rl.config.model import Place
+from uniar.reading.settings import setting
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpertSection:
+    """A policy that the student is drawn to, with the student's tokenizer and its bits per token."""
+
+    path: str | None = setting(
+        "What `uniar-rl evaluate --model` takes: a UniAR checkpoint (a folder or a hub id), a run's checkpoint-N, or "
+        "an adapter; null: the model that training starts from.",
+        None,
+        path=True,
+    )
+    guidance_scale: float | None = setting(
+        "Strength of classifier-free guidance in the expert's policy; 1: none, null: as the student's policy has it.",
+        None,
+        ge=1,
+    )
+    temperature: float | None = setting("Temperature of the expert's bits; null: rollout.temperature.", None, gt=0)
+
+    def guidance(self, student: GuidanceSettings) -> GuidanceSettings:
+        """What makes the expert's policy of its raw gaps. student: the same of the student."""
+        found = dataclasses.replace(student, temperature=self.temperature or student.temperature)
+        if self.guidance_scale is None:
+            return found
+        return dataclasses.replace(
+            found, name="none" if self.guidance_scale == 1 else "guided", scale=self.guidance_scale
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillSection:
+    """On-policy distillation: the student is trained on what it draws and writes itself, towards the expert of each
+    prompt. See [distillation](distillation.md)."""
+
+    experts: dict[str, ExpertSection] = setting("Task of a prompt → its expert; `default` is for all other prompts.")
+    by: Literal["task", "tag"] = setting(
+        "What names a prompt's expert: its `task`, or its metadata's `tag`, the skill that it is about (else "
+        "`category` or `edit_type`).",
+        "task",
+    )
+    device: Place = setting(
+        "Where experts wait: cpu has one at a time on the training device, copied there for each rollout; gpu keeps "
+        "all of them there.",
+        "cpu",
+    )
