@@ -22,7 +22,6 @@ from types import ModuleType
 from accelerate import PartialState
 from transformers import PrinterCallback, ProgressCallback, set_seed
 
-from rewards import RewardSuite
 from rl.checkpoint.folder_lock import FolderLock
 from rl.checkpoint.folders import writing_records
 from rl.checkpoint.resume import load_weights, only_weights_of
@@ -113,9 +112,8 @@ def _train(recipe: Recipe, resume: bool, lock: FolderLock, head: bool) -> RunFol
     load_loss(recipe)
     episodes = load_episodes(recipe, {record.task for record in (*records, *held_out)})
     turns = episodes.turns(record.task for record in records)
-    distills = recipe.distill is not None
-    rewards = RewardSuite([]) if distills else build_rewards(recipe, "rewards", records)
-    sets = with_rewards(sets, None if distills else rewards)
+    rewards = build_rewards(recipe, "rewards", records)
+    sets = with_rewards(sets, rewards)
     scored = {"rewards": ScoredList(rewards, DrawSettings.for_training(recipe), records)}
     scored |= {one.key: one.scored for one in sets}
     suites = list({id(each.rewards): each.rewards for each in scored.values()}.values())

@@ -114,7 +114,7 @@ def _check_distillation(recipe: Recipe, refuse: Callable[[str, str], None]) -> N
             refuse(key, f"{key} is set, and distill, which has no rewards and no reference, needs null.")
     sets = recipe.evaluate.sets.values()
     drawn = any(not one.rewards for one in sets) if sets else recipe.evaluate.prompts is not None
-    if drawn and not (recipe.rewards or recipe.eval_rewards):
+    if drawn and not recipe.eval_rewards:
         refuse("eval_rewards", "eval_rewards is empty, and evaluations need one; distill only trains without rewards.")
 
 

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Literal
 
 from rl.algorithm.guidance import GuidanceSettings
-from rl.config.model import Place
+from rl.config.model import ModelSection, Place
 from uniar.reading.settings import setting
 
 
@@ -53,3 +53,13 @@ class DistillSection:
         "all of them there.",
         "cpu",
     )
+
+    def guidance(self, student: GuidanceSettings) -> dict[str, GuidanceSettings]:
+        """Of each expert, by name."""
+        return {name: expert.guidance(student) for name, expert in self.experts.items()}
+
+    def models(self, student: ModelSection) -> int:
+        """How many models experts are, those of one path once. Under LoRA the student's own start is none: it is the
+        policy without its adapters."""
+        own = {None, student.path} if student.lora is not None else set()
+        return len({expert.path or student.path for expert in self.experts.values()} - own)

@@ -99,8 +99,9 @@ def recipe_from_mapping(mapping: Mapping[str, Any], source: str = "recipe", orig
         **{key: _with_homes(getattr(recipe, key), (key,), origins) for key in ("rewards", "eval_rewards")},
     )
     recipe = with_precision(dataclasses.replace(recipe, output_dir=recipe.output_dir or recipe.default_folder))
-    if recipe.distill is not None:
-        recipe = dataclasses.replace(recipe, algorithm=recipe.algorithm.of_distillation())
+    if recipe.distill is not None:  # rewards are of evaluations alone
+        settled = {"rewards": [], "eval_rewards": recipe.eval_rewards or recipe.rewards}
+        recipe = dataclasses.replace(recipe, algorithm=recipe.algorithm.of_distillation(), **settled)
     check_choices(recipe, origins)
     check_rollout_boundaries(recipe, origins)
     return recipe

@@ -310,7 +310,8 @@ class Recipe:
     model: ModelSection = setting("The policy to train and its reference.")
     data: DataSection = setting("The prompts to train on.")
     rewards: list[dict[str, Any]] = setting(
-        "The rewards to train on, at least one; with `distill` none is needed, and none is trained on.", factory=list
+        "The rewards to train on, at least one; with `distill` none is, and these serve evaluations alone.",
+        factory=list,
     )
     eval_rewards: list[dict[str, Any]] = setting("The rewards of evaluations; empty: `rewards`.", factory=list)
     rollout: RolloutSection = setting("How the policy draws visual bits.", factory=RolloutSection)
@@ -379,16 +380,7 @@ class Recipe:
     @property
     def expert_guidance(self) -> dict[str, GuidanceSettings]:
         """What makes the policy of each expert of its raw gaps; none without `distill`."""
-        experts = {} if self.distill is None else self.distill.experts
-        return {name: expert.guidance(self.rollout.guidance_settings) for name, expert in experts.items()}
-
-    @property
-    def expert_models(self) -> int:
-        """How many models the experts are, besides the policy: those of one path are one, and under LoRA the model that
-        training starts from is the policy without its adapters."""
-        experts = {} if self.distill is None else self.distill.experts
-        own = {None, self.model.path} if self.model.lora is not None else set()
-        return len({expert.path or self.model.path for expert in experts.values()} - own)
+        return {} if self.distill is None else self.distill.guidance(self.rollout.guidance_settings)
 
     def to_mapping(self) -> dict[str, Any]:
         """The recipe as plain values, every default filled in and its base, being merged already, left out."""

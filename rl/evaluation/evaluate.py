@@ -148,7 +148,9 @@ def paired_gain(before: Tensor, after: Tensor) -> tuple[float, float]:
 
 def held_out_otherwise(recipe: "Recipe") -> str | None:
     """In what the held-out score is set otherwise than the training one, so that the two are not to be compared; None
-    where they are alike."""
+    where they are alike, and where training scores nothing."""
+    if recipe.distill is not None:
+        return None
     if recipe.evaluate.sets:
         return f"sets {', '.join(recipe.evaluate.sets)}"
     trained, held_out = DrawSettings.for_training(recipe), DrawSettings.for_evaluation(recipe)

@@ -118,7 +118,7 @@ class ModelStates:
             states_a_weight=_optimizer_states(str(recipe.trainer.get("optim", "adamw_torch"))),
             zero=zero,
             keeps_old_adapters=recipe.model.lora is not None and recipe.algorithm.reference_refresh is not None,
-            experts=recipe.expert_models,
+            experts=0 if recipe.distill is None else recipe.distill.models(recipe.model),
             experts_on_gpu=recipe.distill is not None and recipe.distill.device == "gpu",
             average=None if recipe.model.ema is None else recipe.model.ema.device,
         )

@@ -148,9 +148,18 @@ def test_an_expert_of_other_bits(settings, golden, tmp_path, capsys):
     assert said in refused(capsys, changed(settings, **experts), tmp_path)
 
 
+def test_rewards_of_a_base_are_those_of_evaluations(settings):
+    one, other = [{"use": "compressibility"}], [{"use": "color", "color": "red"}]
+    for given, expected in (({"rewards": one}, one), ({"rewards": one, "eval_rewards": other}, other)):
+        recipe = recipe_from_mapping({**settings, **given})
+        assert (recipe.rewards, recipe.eval_rewards) == ([], expected)
+        assert recipe_from_mapping(recipe.to_mapping()) == recipe
+
+
 def test_how_many_models_experts_are(settings):
     def models(experts: dict, **model) -> int:
-        return recipe_from_mapping({**changed(settings, model=model), "distill": {"experts": experts}}).expert_models
+        recipe = recipe_from_mapping({**changed(settings, model=model), "distill": {"experts": experts}})
+        return recipe.distill.models(recipe.model)
 
     own = {"path": settings["model"]["path"]}
     two = {"a": own, "b": {"guidance_scale": 2.0}, "default": {"path": "elsewhere"}, "c": {"path": "elsewhere"}}
