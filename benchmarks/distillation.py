@@ -1,6 +1,6 @@
 """Two experts and a student of UniAR-Tiny against one run on both skills: held-out scores by skill, several seeds.
 
-    python benchmarks/distillation.py                       # three seeds: two hours on one core
+    python benchmarks/distillation.py                       # three seeds: two to three hours on one core
     python benchmarks/distillation.py --seeds 0 --expert-updates 30 --student-updates 30
     python benchmarks/distillation.py --table               # what is there so far
 
