@@ -10,6 +10,7 @@ from rl.algorithm.advantages import Estimator
 from rl.algorithm.group_statistics import Scale
 from rl.algorithm.losses import LOSSES, LossSettings, loss_named
 from rl.algorithm.losses.settings import ConflictingSetting, KLKind, RatioLevel
+from rl.config.measured_from import MeasuredFrom
 from uniar.reading.settings import PluginName, setting
 
 
@@ -124,6 +125,16 @@ class AlgorithmSection:
     reference_refresh: ReferenceRefreshSection | None = setting(
         "Let the reference follow the policy; null: it stays as it was at the start.", None
     )
+    reference: MeasuredFrom = setting(
+        "How the reference of the KL term draws: guided further than rollouts, or at a lower temperature, it teaches "
+        "the policy to draw like that. See docs/algorithms.md.",
+        factory=MeasuredFrom,
+    )
+    credit: Literal["prompt"] | None = setting(
+        "prompt: the bits that the prompt changes get more of an image's advantage, and the others less, see "
+        "docs/algorithms.md. null: all bits alike.",
+        None,
+    )
     text: TextSection = setting("The loss of what samples write.", factory=TextSection)
     advantage: AdvantageSection = setting("How rewards become advantages.", factory=AdvantageSection)
     entropy_coef: float = setting("Weight of an entropy bonus.", 0.0)
@@ -153,7 +164,8 @@ class AlgorithmSection:
         own = {"epsilon": None, "epsilon_high": None, "kl": "exact"}
         texts = dataclasses.replace(self.text, beta=None, **own)
         loss = {"loss": "grpo", "ratio_level": None, "delta": None, "beta": 1.0, "old_logp": "rollout", **own}
-        return dataclasses.replace(self, text=texts, advantage=AdvantageSection(), **loss)
+        unused = {"advantage": AdvantageSection(), "reference": MeasuredFrom(), "credit": None}
+        return dataclasses.replace(self, text=texts, **unused, **loss)
 
     @property
     def has_kl_term(self) -> bool:

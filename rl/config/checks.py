@@ -97,6 +97,26 @@ def check_choices(recipe: Recipe, origins: Origins) -> None:
         _ = algorithm.text_loss_settings  # and with them those of bits
     except ConflictingSetting as error:
         refuse(f"algorithm.{error.key}", str(error))
+    if algorithm.credit is not None and rollout.guidance not in guided:
+        refuse(
+            "algorithm.credit",
+            f"algorithm.credit is {algorithm.credit}, which compares bits drawn with and without the prompt, and "
+            f"rollout.guidance is {rollout.guidance}; set that to {', '.join(guided[:-1])} or {guided[-1]}, or credit "
+            "to null.",
+        )
+    if algorithm.credit is not None and (level := algorithm.loss_settings.level) != "bit":
+        refuse(
+            "algorithm.credit",
+            f"algorithm.credit is {algorithm.credit}, which needs a ratio of its own for each bit, and "
+            f"algorithm.ratio_level is {level}; set that to bit with a loss that has it, or credit to null.",
+        )
+    for key in ("guidance_scale", "temperature"):
+        if getattr(algorithm.reference, key) is not None and not algorithm.beta:
+            refuse(
+                f"algorithm.reference.{key}",
+                f"algorithm.reference.{key} is {getattr(algorithm.reference, key):g}, and algorithm.beta is 0: there "
+                "is no reference; set beta above 0.",
+            )
 
 
 def _check_distillation(recipe: Recipe, refuse: Callable[[str, str], None]) -> None:

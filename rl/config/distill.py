@@ -6,12 +6,13 @@ import dataclasses
 from typing import Literal
 
 from rl.algorithm.guidance import GuidanceSettings
+from rl.config.measured_from import MeasuredFrom
 from rl.config.model import ModelSection, Place
 from uniar.reading.settings import setting
 
 
 @dataclasses.dataclass(frozen=True)
-class ExpertSection:
+class ExpertSection(MeasuredFrom):
     """A policy that the student is drawn to, with the student's tokenizer and its bits per token."""
 
     path: str | None = setting(
@@ -20,21 +21,6 @@ class ExpertSection:
         None,
         path=True,
     )
-    guidance_scale: float | None = setting(
-        "Strength of classifier-free guidance in the expert's policy; 1: none, null: as the student's policy has it.",
-        None,
-        ge=1,
-    )
-    temperature: float | None = setting("Temperature of the expert's bits; null: rollout.temperature.", None, gt=0)
-
-    def guidance(self, student: GuidanceSettings) -> GuidanceSettings:
-        """What makes the expert's policy of its raw gaps. student: the same of the student."""
-        found = dataclasses.replace(student, temperature=self.temperature or student.temperature)
-        if self.guidance_scale is None:
-            return found
-        return dataclasses.replace(
-            found, name="none" if self.guidance_scale == 1 else "guided", scale=self.guidance_scale
-        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -379,8 +379,11 @@ class Recipe:
 
     @property
     def expert_guidance(self) -> dict[str, GuidanceSettings]:
-        """What makes the policy of each expert of its raw gaps; none without `distill`."""
-        return {} if self.distill is None else self.distill.guidance(self.rollout.guidance_settings)
+        """What makes the policy of each expert, or of the reference, named "", of its raw gaps."""
+        policy = self.rollout.guidance_settings
+        if self.distill is not None:
+            return self.distill.guidance(policy)
+        return {"": self.algorithm.reference.guidance(policy)}
 
     def to_mapping(self) -> dict[str, Any]:
         """The recipe as plain values, every default filled in and its base, being merged already, left out."""

@@ -273,9 +273,12 @@ def _evaluation_caches(recipe: Recipe, policy: nn.Module, prefix: int, unit: int
 
 
 def _as_experts(recipe: Recipe) -> list[Recipe]:
-    """The recipe with the guidance of each expert, which replays as such a policy would."""
+    """The recipe with the guidance of each expert, or of the reference, which replays as such a policy would."""
+    own = recipe.rollout.guidance_settings
     rollouts = [
-        replace(recipe.rollout, guidance=one.name, guidance_scale=one.scale) for one in recipe.expert_guidance.values()
+        replace(recipe.rollout, guidance=one.name, guidance_scale=one.scale)
+        for one in recipe.expert_guidance.values()
+        if one.convention != own.convention
     ]
     return [replace(recipe, rollout=rollout) for rollout in rollouts]
 

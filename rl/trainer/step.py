@@ -72,7 +72,9 @@ class Step:
         self.text = None if text_kl is None else TextTerm(trainer, text_kl, reference)
         self.settings, self.guidance = DrawSettings.for_training(recipe), recipe.rollout.guidance_settings
         measured_from, config = reference if recipe.algorithm.has_kl_term else None, trainer.bare_policy.config
-        self.experts = experts or Experts.only(measured_from, self.guidance, config)
+        self.experts = experts or Experts.only(
+            measured_from, recipe.algorithm.reference.guidance(self.guidance), config
+        )
         self.turn_loss, self.kl_control = TurnLoss(recipe, self.experts), extensions.kl_control
         self.groups = GroupRecorder(trainer, recipe, scorer, groups_seen)
         self.forwards = Forwards(

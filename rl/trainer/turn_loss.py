@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from rl.algorithm.credit import prompt_credit
 from rl.algorithm.losses import METRICS, LossInputs, TokenInputs, policy_loss
 from rl.algorithm.metrics import Kind
 from rl.config.recipe import blamed_on
@@ -61,6 +62,7 @@ class TurnLoss:
             old_gap=drawn_gap if self._from_rollout else replayed,
             ref_gap=None if rows.reference is None else self.experts[rows.expert].guidance.policy_gap(rows.reference),
             advantages=advantages,
+            credit=None if self.recipe.algorithm.credit is None else prompt_credit(rows.drawn, self.guidance),
         )
         if rows.reference is None:  # a stand-in has none
             settings = replace(settings, beta=0.0)

@@ -19,7 +19,8 @@ class LossInputs(PolicyInputs):
     """
 
     advantages: Tensor
-    """(B,); kept as (B, 1, …) in the type of the gaps, to multiply terms with"""
+    """(B,); kept as (B, 1, …) in the type of the gaps, to multiply terms with, and where there is `credit` as the gaps
+    are shaped"""
     bits: Tensor
     """{0, 1}, shaped as the gaps"""
     gap: Tensor
@@ -31,6 +32,8 @@ class LossInputs(PolicyInputs):
     mask: Tensor = None  # __post_init__ replaces None
     """(B, T), …, or as the gaps: true for bits that exist, false for the padding of a smaller image; None: all exist.
     Kept as the gaps are shaped, 1.0 and 0.0."""
+    credit: Tensor | None = None
+    """what the advantage of each bit is multiplied by, not negative, shaped as the gaps; None: 1 everywhere"""
     logp: Tensor = field(init=False)
     """log π of each drawn bit, with gradient"""
     old_logp: Tensor = field(init=False)
@@ -46,7 +49,7 @@ class LossInputs(PolicyInputs):
             raise ValueError(f"gap has shape {tuple(gap.shape)}, expected (B, T, …).")
         if self.advantages.shape != gap.shape[:1]:
             raise ValueError(f"advantages have shape {tuple(self.advantages.shape)}, expected ({len(gap)},).")
-        for name in ("bits", "old_gap", "ref_gap"):
+        for name in ("bits", "old_gap", "ref_gap", "credit"):
             tensor = getattr(self, name)
             if tensor is not None and tensor.shape != gap.shape:
                 raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {tuple(gap.shape)}.")
@@ -56,11 +59,13 @@ class LossInputs(PolicyInputs):
         else:
             exists = _spread(self.mask, gap.shape).bool()
             # Whatever stands in the padding, even NaN, must not reach a sum or a gradient.
-            for name in ("gap", "old_gap", "ref_gap"):
+            for name in ("gap", "old_gap", "ref_gap", "credit"):
                 if (tensor := getattr(self, name)) is not None:
                     setattr(self, name, torch.where(exists, tensor, 0.0))
             self.mask = exists.to(gap.dtype)
         self.advantages = self.advantages.to(gap.dtype).view(-1, *[1] * (gap.ndim - 1))
+        if self.credit is not None:
+            self.advantages = self.advantages * self.credit.to(gap.dtype)
         self.logp, self.entropy = bernoulli.log_prob(self.bits, self.gap), bernoulli.entropy(self.gap)
         if self.old_gap is None:
             self.old_gap, self.old_logp = self.gap.detach(), self.logp.detach()

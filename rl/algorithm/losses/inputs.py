@@ -15,7 +15,7 @@ class PolicyInputs(ABC):
     """
 
     advantages: Tensor
-    """(B, 1, …) in the type of the elements, to multiply terms with"""
+    """(B, 1, …) in the type of the elements, or shaped as they are, to multiply terms with"""
     mask: Tensor
     """as the elements: 1.0 for those that exist, 0.0 for padding"""
     unpadded: bool
