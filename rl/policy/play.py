@@ -56,10 +56,10 @@ def play(
     records: dict[str, PromptRecord] = {}
     players = []
     for sample in samples:
-        # A copy of the record, so that the picture it has read goes with it, and what an episode writes into it.
-        if (record := records.get(sample.record.id)) is None:
-            record = replace(sample.record, metadata=deepcopy(sample.record.metadata))
-            records[record.id] = record
+        # A copy of the record, so that what an episode writes into it stays with the sample.
+        record = replace(sample.record, metadata=deepcopy(sample.record.metadata))
+        if record.image is not None:  # read once for the group, and one object, so that it is encoded once
+            vars(record)["pictures"] = records.setdefault(record.id, record).pictures
         episodes, task = settings.episodes, record.task
         players.append(_Player(sample, episodes.name_of(task), episodes.turns([task]), episodes.of(task)(record)))
     stage = _Stage(model, processor, settings, step, keep_turns)

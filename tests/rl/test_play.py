@@ -117,17 +117,33 @@ def test_a_text_is_as_long_as_it_is_whatever_it_is_written_beside(nano_model, na
 
 
 def test_what_an_episode_does_to_what_it_is_given_stays_with_it(nano_model, nano_processor):
-    record = PromptRecord("a cat", metadata={"count": [1]}, id="cat")
+    record, counts = PromptRecord("a cat", metadata={"count": [1]}, id="cat"), []
 
     def mine(given):
         drawing = yield Draw(given.prompt)
         given.metadata["count"].append(2)
+        counts.append(given.metadata["count"])
         drawing.bits.zero_()
 
-    (made,) = play(nano_model, nano_processor, [Sample(record, 0)], settings(mine))
+    made, _ = play(nano_model, nano_processor, [Sample(record, index) for index in range(2)], settings(mine))
     assert record.metadata == {"count": [1]}
+    assert counts == [[1, 2], [1, 2]]
     assert made.turns[0].bits.any()
     assert torch.equal(made.turns[0].bits[0], made.completion.drawing.bits)
+
+
+def test_the_samples_of_a_prompt_share_its_picture(nano_model, nano_processor, tmp_path):
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "cat.png")
+    record, seen = PromptRecord("what is it?", image=str(tmp_path / "cat.png"), id="cat"), []
+
+    def mine(given):
+        seen.append(given)
+        yield Write([Message("user", (*given.pictures, given.prompt))])
+
+    play(nano_model, nano_processor, [Sample(record, index) for index in range(2)], settings(mine))
+    assert seen[0] is not seen[1]
+    assert seen[0].pictures[0] is seen[1].pictures[0]
+    assert "pictures" not in vars(record)
 
 
 def test_half_a_character_is_refused(nano_model, nano_processor):
