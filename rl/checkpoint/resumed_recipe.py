@@ -4,19 +4,22 @@ Most of it counts from the next update on: rewards, rollout, loss and evaluation
 recipe gives the optimizer is put over its restored state (rl/checkpoint/resume.py). What neither holds for is refused.
 """
 
+import difflib
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from rl.checkpoint.folders import processes_of
 from rl.checkpoint.layout import CONFIG
 from rl.config.deepspeed_file import with_deepspeed_settings
+from rl.config.recipe import recipe_from_mapping
 from rl.config.sections import Recipe
 from rl.config.trainer_arguments import TAKEN, trl_arguments
 from rl.distributed.engine import Engine
 from uniar.errors import UserError
 from uniar.reading.settings import nested_settings
-from uniar.reading.yaml_files import read_yaml
+from uniar.reading.yaml_files import parse_yaml, read_yaml
 
 
 def check_resumed(recipe: Recipe, checkpoint: Path) -> None:
@@ -41,6 +44,21 @@ def check_resumed(recipe: Recipe, checkpoint: Path) -> None:
             f"{recipe.where(key)}: {key} is {_shown(new)}, and {checkpoint} was trained with {_shown(old)}, which a "
             f"resumed run cannot change: {reason}."
         )
+
+
+def print_changes(before: str, after: str) -> None:
+    """Says on the console which lines of a run's config a resumed run changes. What an older version had no setting for
+    was then as the default is now."""
+    with suppress(UserError):  # one that is no recipe any more is compared as it stands
+        content = parse_yaml(before, CONFIG)[0]
+        before = recipe_from_mapping(content).to_yaml() if isinstance(content, Mapping) else before
+    changes = [
+        line
+        for line in difflib.unified_diff(before.splitlines(), after.splitlines(), n=0, lineterm="")
+        if line[:1] in "+-" and line[:3] not in ("+++", "---")
+    ]
+    if changes:
+        print("resumed with another recipe:", *changes, sep="\n  ", flush=True)
 
 
 _ABSENT = object()

@@ -1,7 +1,6 @@
 """The folder of a run, whose files rl/checkpoint/layout.py names, and that it belongs to one run only."""
 
 import dataclasses
-import difflib
 import json
 import logging
 import shutil
@@ -18,6 +17,7 @@ from rewards import RewardTable
 from rl.checkpoint import layout
 from rl.checkpoint.folder_lock import FolderLock
 from rl.checkpoint.folders import checkpoints
+from rl.checkpoint.resumed_recipe import print_changes
 from rl.config.deepspeed_file import with_deepspeed_settings
 from rl.config.sections import Recipe
 from rl.data.questions import QuestionRecord
@@ -327,14 +327,3 @@ def _from_current_folder(recipe: Recipe, entries: Sequence[dict[str, Any]]) -> l
         return {**entry, **nested, "use": moved(entry["use"])}
 
     return [moved(entry) for entry in entries]
-
-
-def print_changes(before: str, after: str) -> None:
-    """Says on the console which lines of a run's config a resumed run changes."""
-    changes = [
-        line
-        for line in difflib.unified_diff(before.splitlines(), after.splitlines(), n=0, lineterm="")
-        if line[:1] in "+-" and line[:3] not in ("+++", "---")
-    ]
-    if changes:
-        print("resumed with another recipe:", *changes, sep="\n  ", flush=True)

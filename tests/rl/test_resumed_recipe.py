@@ -17,6 +17,7 @@ from rl.config.sections import Recipe
 from rl.run.claim import _start_of, check_claim
 from rl.run.folder import RunFolder
 from uniar.errors import UserError
+from uniar.reading.yaml_files import dump_yaml
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +143,29 @@ def test_what_the_restored_state_would_override_is_refused(before, after, key, t
     check_resumed(recipe_from_mapping({**minimal, **before}), tmp_path)
     with pytest.raises(UserError, match=rf"^recipe: {re.escape(key)} is .*which a resumed run cannot change: "):
         check_resumed(recipe_from_mapping({**minimal, **after}), tmp_path)
+
+
+def test_of_a_recipe_of_an_older_version_only_what_differs_is_said(tmp_path, capsys):
+    """It names no setting that is newer than it, and one that is gone."""
+    mapping = {"model": {"preset": "nano", "lora": {"r": 4}}, "data": {"prompts": "p.jsonl"}, "rewards": ["color"]}
+    mapping |= {"evaluate": {"sets": {"one": {"prompts": "p.jsonl"}}}, "output_dir": str(tmp_path)}
+    old = recipe_from_mapping(mapping).to_mapping()
+    del old["distill"], old["records"], old["rollout"]["sizes"], old["rollout"]["engine"]
+    del old["evaluate"]["sets"]["one"]["temperature"]
+    old["model"]["lora"]["dropout"] = 0.0
+    for settings, expected in (
+        ({}, ""),
+        ({"seed": 3}, "-seed: 0|+seed: 3"),
+        ({"rollout": {"engine": "eager"}}, "-  engine: auto|+  engine: eager"),
+        ({"records": {"picture_size": 0}}, "-  picture_size: 256|+  picture_size: 0"),
+    ):
+        (tmp_path / "config.yaml").write_text(dump_yaml(old))
+        RunFolder(tmp_path).write_config(recipe_from_mapping({**mapping, **settings}))
+        _, *changes = capsys.readouterr().out.splitlines() or [""]
+        assert "|".join(line[2:] for line in changes) == expected
+    (tmp_path / "config.yaml").write_text("gone: 1\nseed: 0\n")
+    RunFolder(tmp_path).write_config(recipe_from_mapping(mapping))
+    assert "  -gone: 1\n" in capsys.readouterr().out
 
 
 ADAMW = {"type": "AdamW", "params": {"lr": 1e-3}}
