@@ -14,7 +14,7 @@ from rl.data.prompts import PromptRecord
 from rl.distributed.sharing import fixed_batches, in_order, share_of, shares_at_main
 from rl.evaluation.evaluate import Evaluation, require_free_names, samples_at_once, total_scores
 from rl.policy.samples import DrawSettings, Sample
-from rl.records.rows import picture_of, sample_rows
+from rl.records.rows import PICTURE_SIZE, picture_of, sample_rows, sources_of
 from rl.scoring.groups import compare_samples, comparing, reward_batch
 from uniar.errors import UserError
 
@@ -61,7 +61,8 @@ def score_images(
     rows = None
     if kept := {n: one for share in shares_at_main(pictures, accelerator) for n, one in share.items()}:
         stored = [kept[n] for n in range(len(samples))]
-        rows = sample_rows(samples, settings, table, totals.tolist(), stored)
+        sources = sources_of(samples, PICTURE_SIZE)
+        rows = sample_rows(samples, settings, table, totals.tolist(), stored, sources=sources)
     seconds = time.perf_counter() - started
     return Evaluation(rewards.names, table.values, totals, [], seconds, table.details, rows=rows)
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
@@ -18,7 +19,7 @@ from rl.distributed.sharing import fixed_batches, in_order, share_of, shares_at_
 from rl.policy.completion import Completion
 from rl.policy.play import play
 from rl.policy.samples import DrawSettings, Sample
-from rl.records.rows import PICTURE_SIZE, picture_of, said_of, sample_rows
+from rl.records.rows import PICTURE_SIZE, picture_of, said_of, sample_rows, sources_of
 from rl.scoring.pipeline import chunk_size
 from rl.scoring.scorer import Scorer, Scores
 from uniar.errors import UserError
@@ -229,12 +230,18 @@ class Evaluator:
             all_kept = [kept[n] for n in range(len(self.samples))]
             stored, made = [one.stored for one in all_kept], [one.made for one in all_kept]
             scores = table, totals.tolist()
-            rows = sample_rows(self.samples, self.settings, *scores, stored, made, held_out_set=self.name)
+            rows = sample_rows(
+                self.samples, self.settings, *scores, stored, made, sources=self._sources, held_out_set=self.name
+            )
             shown = [Shown(self.samples[n].record, kept[n].drawn, totals[n].item(), made[n].texts) for n in self.shown]
             notes = [said_of(rows["details"][n].as_py()) for n in self.shown]
         seconds = time.perf_counter() - started
         names, kinds = self.scorer.rewards.names, {} if self.name is None else _kinds(self.samples)
         return Evaluation(names, table.values, totals, shown, seconds, table.details, notes, rows, kinds=kinds)
+
+    @cached_property
+    def _sources(self) -> list[bytes | None]:
+        return sources_of(self.samples, self.picture_size)
 
     def _finish(self, begun: Begun | None, tables: dict[int, RewardTable], kept: dict[int, Kept]) -> None:
         if begun is None:

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from rl.records.rows import PREFIX, said_of, shared_details
+from rl.records.rows import PICTURES, PREFIX, said_of, shared_details
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -48,7 +48,7 @@ def to_wandb(rows: pa.Table, shown: Mapping[int, Image.Image | None], step: int)
         return
     listed = [{**row, "details": _details(row)} for row in rows.to_pylist()]
     pictures = {number: wandb.Image(image, caption=caption(listed[number])) for number, image in shown.items() if image}
-    names = [name for name in rows.column_names if name != "picture"]
+    names = [name for name in rows.column_names if name not in PICTURES]
     table = wandb.Table(columns=[*names, "picture"])
     for number, row in enumerate(listed):
         cells = ("\n".join(row[name]) if isinstance(row[name], list) else row[name] for name in names)

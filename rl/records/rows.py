@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from rewards import RewardTable
+from rl.data.prompts import PromptRecord
 from rl.data.questions import QuestionRecord
 from rl.policy.completion import Completion
 from rl.policy.samples import DrawSettings, Sample
@@ -44,12 +45,15 @@ COLUMNS = {
     "details": pa.string(),
     "seed": pa.int64(),
     "picture": pa.binary(),
+    "source": pa.binary(),
 }
 """The columns besides the rewards'. `sample` numbers the samples of a prompt; `set` is the name of the held-out set, or
-null; `texts` is what a sample wrote, turn by turn; these two are null in files of versions before they were kept.
-`advantage` is null but in training; `details` is JSON, the reward's name → what it says besides its score; `seed` is
-that of the noise the bits were drawn from; `picture` is the content of a WebP file, or null where nothing was drawn or
-kept."""
+null; `texts` is what a sample wrote, turn by turn; `advantage` is null but in training; `details` is JSON, the reward's
+name → what it says besides its score; `seed` is that of the noise the bits were drawn from; `picture` is the content of
+a WebP file, or null where nothing was drawn or kept; `source` likewise of the picture that the prompt edits or asks
+about. `set`, `texts` and `source` are null in files of versions before they were kept."""
+PICTURES = ("picture", "source")
+"""the columns that hold WebP files"""
 
 
 QUESTION_COLUMNS = {"question": pa.string(), "answer": pa.string(), "picture": pa.binary()}
@@ -63,12 +67,14 @@ def sample_rows(
     pictures: Sequence[bytes | None],
     made: Sequence[Completion] | None = None,
     *,
+    sources: Sequence[bytes | None] | None = None,
     step: int = 0,
     advantages: Sequence[float] | None = None,
     held_out_set: str | None = None,
 ) -> pa.Table:
     """B samples, in their order, as rows. scores: of B samples under R rewards. made: what they made; None where all
-    drew and wrote nothing. step: that the noise was seeded with. Scores that are missing are null."""
+    drew and wrote nothing. sources: as `sources_of` gives them; None where none is kept. step: that the noise was
+    seeded with. Scores that are missing are null."""
     made = [Completion(None)] * len(samples) if made is None else made
     columns: dict[str, list[Any]] = {
         "step": [step] * len(samples),
@@ -88,6 +94,7 @@ def sample_rows(
         ],
         "seed": [settings.bits_seed(sample, step) for sample in samples],
         "picture": list(pictures),
+        "source": [None] * len(samples) if sources is None else list(sources),
     }
     rewards = {f"{PREFIX}{name}": [_number(score) for score in scores.column(name).tolist()] for name in scores.names}
     kinds = COLUMNS | dict.fromkeys(rewards, pa.float64())
@@ -104,9 +111,10 @@ def write_rows(path: Path, rows: pa.Table, step: int) -> None:
 def write_table(path: Path, rows: pa.Table) -> None:
     """Writes a table whole or not at all. Raises OSError as writing does."""
     content = io.BytesIO()
-    # Pictures are compressed already.
-    compression = {name: "NONE" if name == "picture" else "ZSTD" for name in rows.column_names}
-    pq.write_table(rows, content, compression=compression, use_dictionary=False)
+    # Pictures are compressed already; the samples of a prompt share their source, which a dictionary keeps once.
+    compression = {name: "NONE" if name in PICTURES else "ZSTD" for name in rows.column_names}
+    shared = [name for name in rows.column_names if name == "source"]
+    pq.write_table(rows, content, compression=compression, use_dictionary=shared, dictionary_pagesize_limit=2**28)
     path.parent.mkdir(exist_ok=True)
     write_whole(path, content.getvalue())
 
@@ -122,20 +130,20 @@ def question_rows(questions: Sequence[QuestionRecord], picture_size: int | None 
 
 
 def read_rows(path: Path, columns: Mapping[str, pa.DataType] = COLUMNS, *, pictures: bool = True) -> pa.Table:
-    """The rows of such a file. columns: that it must have; `set` and `texts` are added where they are missing.
-    pictures: whether they are read too. Raises UserError for anything else."""
+    """The rows of such a file. columns: that it must have; `set`, `texts` and `source` are added where they are
+    missing. pictures: whether they are read too. Raises UserError for anything else."""
     try:
-        named = None if pictures else [name for name in pq.read_schema(path).names if name != "picture"]
+        named = None if pictures else [name for name in pq.read_schema(path).names if name not in PICTURES]
         rows = pq.read_table(path, columns=named, partitioning=None)
     except FileNotFoundError:
         raise UserError(f"the rows '{path}' do not exist.") from None
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"the rows '{path}' are not a whole Parquet file: {reason_of(error)}.") from error
-    for name in ("set", "texts"):
+    for name in ("set", "texts", "source"):
         if name in columns and name not in rows.column_names:
             rows = rows.append_column(name, pa.nulls(len(rows), COLUMNS[name]))
     for name, kind in columns.items():
-        if name == "picture" and not pictures:
+        if name in PICTURES and not pictures:
             continue
         found = rows.schema.field(name).type if name in rows.column_names else None
         if found != kind:
@@ -146,6 +154,24 @@ def read_rows(path: Path, columns: Mapping[str, pa.DataType] = COLUMNS, *, pictu
 def reward_names(rows: pa.Table) -> list[str]:
     """The rewards that rows have scores of."""
     return [name.removeprefix(PREFIX) for name in rows.column_names if name.startswith(PREFIX)]
+
+
+def source_of(record: PromptRecord) -> Image.Image | None:
+    """The picture that a prompt edits or asks about, to be looked at. None too where it has been moved since it was
+    used, which is no reason to end a run."""
+    try:
+        return record.load_image()
+    except UserError:
+        return None
+
+
+def sources_of(samples: Sequence[Sample], longest: int | None) -> list[bytes | None]:
+    """The content of a WebP file per sample, of `source_of` its prompt; None without. longest: as of `picture_of`."""
+    if longest == 0:
+        return [None] * len(samples)
+    records = {sample.record.id: sample.record for sample in samples}
+    found = {key: picture_of(source_of(record), longest) for key, record in records.items()}
+    return [found[sample.record.id] for sample in samples]
 
 
 def picture_of(image: Image.Image | None, longest: int | None = PICTURE_SIZE) -> bytes | None:

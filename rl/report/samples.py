@@ -27,6 +27,7 @@ def gallery(sides: Sequence[tuple[str, int, pa.Table]], store: PictureStore) -> 
     for number, row in enumerate(columns[0] if columns else ()):
         shown = {"id": row["id"], "n": row["sample"], "prompt": row["prompt"], "task": row["task"], "tag": row["tag"]}
         shown |= {} if row["set"] is None else {"set": row["set"]}
+        shown |= {} if row["source"] is None else {"s": store.add(row["source"])}
         shown["sides"] = [_side(column[number], rewards, store) for column in columns]
         samples.append(shown)
     return {
@@ -87,7 +88,8 @@ def training_groups(run: RunData, store: PictureStore) -> list[dict[str, Any]]:
                 }
                 for row in rows
             ]
-            groups.append({"prompt": rows[0]["prompt"], "images": images})
+            source = store.add(rows[0]["source"])
+            groups.append({"prompt": rows[0]["prompt"], "source": source, "images": images})
         found.append({"step": step, "groups": groups})
     return found
 

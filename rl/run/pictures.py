@@ -7,9 +7,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from rl.data.prompts import PromptRecord
 from rl.evaluation.evaluate import Shown
-from uniar.errors import UserError
+from rl.records.rows import source_of
 from uniar.reading.files import whole_file
 
 TILE, MARGIN, LINE = 192, 8, 16
@@ -30,7 +29,7 @@ def sample_grid(shown: Sequence[Shown], path: Path, notes: Sequence[str] | None 
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
     for number, (record, image, reward, texts) in enumerate(shown):
         x, y = MARGIN + number % columns * cell_w, MARGIN + number // columns * cell_h
-        pictured = image if image is not None else _asked_about(record)
+        pictured = image if image is not None else source_of(record)
         if pictured is not None:
             fitted = _fitted(pictured)
             sheet.paste(fitted, (x + (TILE - fitted.width) // 2, y + (TILE - fitted.height) // 2))
@@ -49,13 +48,6 @@ def sample_grid(shown: Sequence[Shown], path: Path, notes: Sequence[str] | None 
     path.parent.mkdir(exist_ok=True)
     with whole_file(path) as unfinished:
         sheet.save(unfinished, format="PNG")
-
-
-def _asked_about(record: PromptRecord) -> Image.Image | None:
-    try:
-        return record.load_image()
-    except UserError:  # it has been moved since it was asked about, which is no reason to end a run
-        return None
 
 
 def _fitted(image: Image.Image) -> Image.Image:

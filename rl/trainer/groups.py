@@ -14,7 +14,7 @@ from rl.distributed.sharing import shares_at_main
 from rl.evaluation.evaluate import total_scores
 from rl.policy.completion import Completion
 from rl.policy.samples import DrawSettings, Sample
-from rl.records.rows import picture_of, sample_rows
+from rl.records.rows import picture_of, sample_rows, sources_of
 from rl.scoring.scorer import Scorer
 
 if TYPE_CHECKING:
@@ -93,13 +93,15 @@ class GroupRecorder:
                 continue
             totals = total_scores(self.rewards.terms(scored.values), scored.weights, scored.failed)
             own = list(places.values())
+            kept = [samples[place] for place in own]
             table = sample_rows(
-                [samples[place] for place in own],
+                kept,
                 self.settings,
                 scored.rows(own),
                 totals[own].tolist(),
                 [picture_of(images[place], self.section.picture_size) for place in own],
                 [made[place] for place in own],
+                sources=sources_of(kept, self.section.picture_size),
                 step=self.trainer.state.global_step,
                 advantages=[wanted[key] for key in places],
             )

@@ -5,6 +5,7 @@ import math
 import shutil
 from types import SimpleNamespace
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -18,7 +19,17 @@ from rl.policy.completion import Completion
 from rl.policy.samples import Sample
 from rl.records.environment import environment
 from rl.records.mirror import to_tensorboard, to_wandb
-from rl.records.rows import load_stored, picture_of, read_rows, reward_names, said_of, sample_rows, write_rows
+from rl.records.rows import (
+    load_stored,
+    picture_of,
+    read_rows,
+    reward_names,
+    said_of,
+    sample_rows,
+    sources_of,
+    write_rows,
+    write_table,
+)
 from rl.report.paired import compare_rows
 from rl.trainer.groups import GroupRecorder
 from uniar.errors import UserError
@@ -66,8 +77,29 @@ def test_what_samples_wrote_is_kept_under_their_episode(tmp_path):
     assert rows["episode"].to_pylist() == ["mine", "draw"]
 
 
+def test_the_picture_asked_about_is_kept_once_for_all_samples_of_a_prompt(tmp_path):
+    noisy = Image.effect_noise((64, 64), 90).convert("RGB")
+    noisy.save(tmp_path / "asked.png")
+    asked, plain = PromptRecord("what?", image=str(tmp_path / "asked.png"), id="1"), PromptRecord("draw", id="2")
+    samples = [Sample(record, n) for record in (asked, plain) for n in range(20)]
+    kept = sources_of(samples, 32)
+    assert [load_stored(one).size for one in kept[:20]] == [(32, 32)] * 20
+    assert kept[20:] == sources_of(samples, 0)[20:] == [None] * 20
+    sizes, rows, path = [], rows_of([[0.5, 0.25], [1.0, 0.0]]), tmp_path / "rows.parquet"
+    place = rows.schema.get_field_index("source")
+    for number in (1, 20):
+        source = pa.array(sources_of(samples, None)[:number])
+        write_table(path, rows.take([0] * number).set_column(place, "source", source))
+        assert read_rows(path)["source"].to_pylist() == source.to_pylist()
+        sizes.append(pq.read_metadata(path).row_group(0).column(place).total_compressed_size)
+    assert sizes[1] < 1.5 * sizes[0]
+    (tmp_path / "asked.png").unlink()
+    assert sources_of(samples, 32) == [None] * 40
+
+
 def test_files_from_before_texts_were_kept_are_read(tmp_path):
-    pq.write_table(rows_of([[0.5, 0.25], [1.0, 0.0]]).drop_columns(["texts"]), tmp_path / "rows.parquet")
+    rows = rows_of([[0.5, 0.25], [1.0, 0.0]]).drop_columns(["texts", "source"])
+    pq.write_table(rows, tmp_path / "rows.parquet")
     for pictures in (True, False):
         rows = read_rows(tmp_path / "rows.parquet", pictures=pictures)
         assert rows["texts"].to_pylist() == [None, None]
@@ -81,6 +113,7 @@ def test_mirrors_get_what_was_written_and_no_picture_where_there_is_none(monkeyp
     rows, drawn = rows_of([[0.5, 0.25], [1.0, 1.0]], made=WRITTEN[::-1]), Image.new("RGB", (8, 8))
     to_wandb(rows, {0: drawn, 1: None}, 7)
     table = logged["held_out_samples"]
+    assert "source" not in table.columns
     assert [row[table.columns.index("texts")] for row in table.data] == ["", "it is red\ngrößer"]
     assert [row[table.columns.index("picture")] is None for row in table.data] == [False, True]
     assert len(logged["held_out"]) == 1

@@ -11,7 +11,7 @@ import pytest
 from support.run_folders import HOSTILE, noise, rows_of, write_run
 
 from rl.cli import main
-from rl.records.rows import read_rows, write_rows, write_table
+from rl.records.rows import PICTURES, read_rows, write_rows, write_table
 from rl.report.charts import Series, line_chart
 from rl.report.lens import look_at, top_share, untrained_rewards
 from rl.report.page import render
@@ -71,12 +71,20 @@ def test_text_stays_text(data):
 def test_what_samples_wrote_is_shown(data):
     page = render([data])
     made = [sample["sides"][-1] for sample in data_in(page)["samples"]]
-    assert [n for n, side in enumerate(made) if "w" in side] == [3, 4, 5]
+    assert [n for n, side in enumerate(made) if "w" in side] == [3, 4, 5, 7]
     assert made[3]["w"] == [HOSTILE]
     assert (made[4]["w"], made[4]["p"] is None) == (["it should be red", "now it is"], False)
     assert made[5]["p"] is None
     assert page.count('<p class="text">it should be red</p>') == 2  # of two updates' groups
     assert page.count('<div class="made alone"><p class="text">there are two of them') >= 2
+
+
+def test_the_picture_asked_about_is_shown(data):
+    page = render([data])
+    found = data_in(page)
+    assert [n for n, sample in enumerate(found["samples"]) if "s" in sample] == [6, 7]
+    assert len({found["pictures"][sample["s"]] for sample in found["samples"] if "s" in sample}) == 2
+    assert page.count("<figcaption>source</figcaption>") == 2  # of one prompt of two updates' groups
 
 
 def test_nothing_is_fetched(data):
@@ -171,8 +179,9 @@ def test_a_run_that_kept_no_pictures_has_a_page(tmp_path):
     run = write_run(tmp_path / "bare", samples=12)
     for file in [*run.evaluations.glob("*.parquet"), *run.groups.iterdir()]:
         rows = pq.read_table(file)
-        none = pa.nulls(len(rows), pa.binary())
-        write_table(file, rows.set_column(rows.schema.get_field_index("picture"), "picture", none))
+        for name in {*PICTURES} & {*rows.column_names}:
+            rows = rows.set_column(rows.schema.get_field_index(name), name, pa.nulls(len(rows), pa.binary()))
+        write_table(file, rows)
     page = render([read_run(run.path)])
     assert data_in(page)["pictures"] == []
     assert "data-picture" not in page.replace("img[data-picture]", "")
@@ -226,7 +235,7 @@ def test_the_lens_sees_blur_and_copies():
     rows = rows_of(20, np.zeros(20), pictures=20)
     same = rows_of(20, np.zeros(20), pictures=1)
     sharp, copied = look_at(rows), look_at(same)
-    assert (sharp.duplicates, copied.duplicates) == (0, 19)  # one of them drew nothing
+    assert (sharp.duplicates, copied.duplicates) == (0, 18)  # two of them drew nothing
     assert copied.spread < 1e-3 < sharp.spread
     assert look_at(rows.slice(0, 0)) is None
     assert top_share([0.1, None, 0.9, 0.5], least=2) == [2, 3]

@@ -92,6 +92,21 @@ def test_what_samples_wrote_stands_below_their_picture_or_alone(opened):
     choose(opened, "text", "")
 
 
+def test_the_picture_asked_about_stands_beside_a_drawing_and_in_the_place_of_none(opened):
+    choose(opened, "order", "file")
+    shown = "[...document.querySelectorAll('.card[data-number=\"{}\"] img')].map((one) => [one.className, one.width])"
+    plain, edit, answer = (opened.run(shown.format(number)) for number in (0, 6, 7))
+    assert [name for name, _ in plain] == ["small", "small"]
+    assert [name for name, _ in edit] == ["source small", "small", "small"]
+    assert edit[0][1] < 0.7 * edit[1][1]
+    assert [name for name, _ in answer] == ["source small"] * 2
+    opened.run("document.querySelector('.card[data-number=\"7\"]').click()")
+    figures = "[...document.querySelectorAll('#opened-pictures figure')]"
+    said = opened.run(f"{figures}.map((one) => [one.textContent, !!one.querySelector('img')])")
+    assert said == [["source", True], ["it is blueupdate 0", False], ["it is blueupdate 40, the best", False]]
+    opened.press("Escape")
+
+
 def test_filters_and_orders(opened):
     assert opened.run("document.getElementById('count').textContent") == "90 of 90 samples"
     assert len(cards(opened)) == 48

@@ -32,9 +32,10 @@ def noise(seed: int, size: int) -> bytes:
 
 
 def rows_of(samples: int, scores: np.ndarray, *, seed: int = 1, pictures: int = 24, size: int = 64) -> pa.Table:
-    """samples rows; scores: (samples,) of the reward color, which is the total. Sample 3's prompt, reason and text are
-    HOSTILE; sample 4 wrote twice and drew, sample 5 only wrote."""
+    """samples rows; scores: (samples,) of the reward color, which is the total. Sample 3's prompt, reason and text
+    are HOSTILE; 4 wrote twice and drew, 5 only wrote, 6 edits a picture, 7 answers about one."""
     texts = {3: [HOSTILE], 4: ["it should be red", "now it is"], 5: ["there are two of them, side by side. " * 30]}
+    texts[7] = ["it is blue"]
     prompts = [HOSTILE if n == 3 else f"a picture of thing {n}" for n in range(samples)]
     why = [
         HOSTILE if n == 3 else f"thing {n} is {'there' if score > 0.5 else 'missing'}" for n, score in enumerate(scores)
@@ -53,7 +54,10 @@ def rows_of(samples: int, scores: np.ndarray, *, seed: int = 1, pictures: int = 
         "advantage": [None] * samples,
         "details": [json.dumps({"color": {"why": said}}) for said in why],
         "seed": [seed * 1000 + n for n in range(samples)],
-        "picture": [None if n == 5 else noise(n % pictures + int(100 * one), size) for n, one in enumerate(scores)],
+        "picture": [
+            None if n in (5, 7) else noise(n % pictures + int(100 * one), size) for n, one in enumerate(scores)
+        ],
+        "source": [noise(1000 + n, size) if n in (6, 7) else None for n in range(samples)],
         f"{PREFIX}color": scores.tolist(),
         f"{PREFIX}sharpness": (1 - scores / 2).tolist(),
     }

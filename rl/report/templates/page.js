@@ -24,11 +24,17 @@
     image.alt = alt;
     return show(image, number);
   }
-  // What a sample made: its picture, and below it, or in its place, what it wrote.
-  function made(side, alt) {
+  function source(number) {
+    const image = picture(number, "the picture that the prompt is about");
+    image.classList.add("source");
+    return image;
+  }
+  // What a sample made: its picture, and below it, or in its place, what it wrote. asked: a picture for the place of one.
+  function made(side, alt, asked) {
     if (!side.w) return picture(side.p, alt);
-    const box = make("div", side.p === null ? "made alone" : "made");
-    if (side.p !== null) box.append(picture(side.p, alt));
+    const shown = side.p !== null ? picture(side.p, alt) : asked !== undefined ? source(asked) : null;
+    const box = make("div", shown ? "made" : "made alone");
+    if (shown) box.append(shown);
     box.append(...side.w.map((text) => make("p", "text", text)));
     return box;
   }
@@ -86,9 +92,9 @@
     button.type = "button";
     button.dataset.number = number;
     const pair = make("div", "pair");
-    if (alone) pair.style.gridTemplateColumns = "1fr";
-    else pair.append(made(before, ""));
-    pair.append(made(after, sample.prompt));
+    if (sample.s !== undefined && (before.p !== null || after.p !== null)) pair.append(source(sample.s));
+    if (!alone) pair.append(made(before, "", sample.s));
+    pair.append(made(after, sample.prompt, sample.s));
     const scores = make("div", "scores");
     scores.append(make("span", "", alone ? score(after.t) : score(before.t) + " → " + score(after.t)));
     if (!alone) scores.append(make("b", tone(after.t - before.t), gainText(before.t, after.t)));
@@ -115,10 +121,11 @@
     opened = number;
     const sample = data.samples[number];
     const chosen = left.value === right.value ? [Number(right.value)] : [Number(left.value), Number(right.value)];
-    $("opened-pictures").style.gridTemplateColumns = chosen.length > 1 ? "1fr 1fr" : "1fr";
-    $("opened-pictures").replaceChildren(...chosen.map((place) => {
+    const figures = chosen.map((place) => [made(sample.sides[place], sample.prompt), data.sides[place].label]);
+    if (sample.s !== undefined) figures.unshift([source(sample.s), "source"]);
+    $("opened-pictures").replaceChildren(...figures.map(([shown, label]) => {
       const figure = make("figure");
-      figure.append(made(sample.sides[place], sample.prompt), make("figcaption", "", data.sides[place].label));
+      figure.append(shown, make("figcaption", "", label));
       return figure;
     }));
     $("opened-prompt").textContent = sample.prompt;
