@@ -13,8 +13,7 @@ from rewards.contract.base import RewardBatch
 from rewards.models.model_reward import ModelReward, Precision, numbers_only
 from rewards.models.weights import find_file, load_weights, read_weights
 from uniar.errors import UserError
-from uniar.reading.files import read_regular, reason_of, user_path
-from uniar.reading.json_lines import decoded
+from uniar.reading.files import decoded, read_regular, reason_of, user_path
 
 TOKEN = "<|Reward|>"
 PIXELS = 256 * 28 * 28

@@ -259,8 +259,8 @@ def test_bad_files(write, text, words):
 def test_missing_and_unreadable_files(tmp_path):
     with pytest.raises(UserError, match=r"The recipe '.*gone.yaml' does not exist"):
         load_recipe(tmp_path / "gone.yaml")
-    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00model")
-    with pytest.raises(UserError, match=r"binary.yaml, line 1: the recipe is not UTF-8"):
+    (tmp_path / "binary.yaml").write_bytes("model:".encode("utf-16-le"))
+    with pytest.raises(UserError, match=r"the recipe '.*binary.yaml' is not text in UTF-8 but looks like UTF-16LE"):
         load_recipe(tmp_path / "binary.yaml")
 
 

@@ -64,8 +64,22 @@ REFUSED = {
         lines({"prompt": "a", "id": 1}, {"prompt": "b", "idx": "1"}),
         "the id '1' was given in line 1",
     ),
-    "utf-32": ("p.txt", "a cat".encode("utf-32"), "is not text in UTF-8 but in UTF-32; save it as UTF-8."),
-    "utf-16": ("p.txt", "a cat".encode("utf-16"), "is not text in UTF-8 but in UTF-16; save it as UTF-8."),
+    "utf-32": ("p.txt", "a cat".encode("utf-32"), "is not text in UTF-8 but looks like UTF-32; save it as UTF-8, "),
+    "utf-16": ("p.txt", "a cat".encode("utf-16"), "is not text in UTF-8 but looks like UTF-16; save it as UTF-8, "),
+    **{
+        f"{name}{suffix} without a mark": (
+            f"p{suffix}",
+            content.encode(name),
+            f"is not text in UTF-8 but looks like {name}; save it as UTF-8, such as with `iconv -f {name} -t UTF-8",
+        )
+        for name, suffix, content in (
+            ("UTF-16LE", ".jsonl", '{"prompt": "größer, 一只猫"}'),
+            ("UTF-16BE", ".json", '["a cat"]'),
+            ("UTF-16LE", ".csv", "prompt\n一只猫\n"),
+            ("UTF-32BE", ".txt", "a cat\n"),
+        )
+    },
+    "zeroed by a crash": ("p.jsonl", bytes(64), "line 1: not valid JSON"),
     "git lfs": ("p.txt", "version https://git-lfs.github.com/spec/v1\noid sha256:4\n", "is a pointer of Git LFS, not"),
     "workbook": (
         "p.csv",

@@ -147,11 +147,21 @@ def test_a_full_disk_leaves_the_file_as_it_was(tmp_path):
     assert file.read_text() == "before"
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b'{"a": 1', b"\xff\xfe", b"[" * 100_000, b"nul", b"1" * 10_000])
+@pytest.mark.parametrize("content", [b"", b"{", b'{"a": 1', b"[" * 100_000, b"nul", b"1" * 10_000])
 def test_what_is_not_whole_json_is_one_sentence(tmp_path, content):
     file = tmp_path / "state.json"
     file.write_bytes(content)
     with pytest.raises(UserError, match=r"the record '.*state\.json' is not whole, valid JSON: .+\.$"):
+        read_json(file, "record")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [(b"\xff{", "UTF-8: invalid"), (b"{\0}\0", "UTF-8 but looks like UTF-16LE")]
+)
+def test_json_that_is_not_in_utf_8_is_one_sentence(tmp_path, content, said):
+    file = tmp_path / "state.json"
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=rf"the record '.*state\.json' is not text in {said}.*\.$"):
         read_json(file, "record")
 
 

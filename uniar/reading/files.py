@@ -77,6 +77,22 @@ def read_regular(path: Path, what: str = "file") -> bytes:
         raise error if isinstance(error, UserError) else UserError(f"the path {str(path)!r} holds a NUL.") from error
 
 
+def decoded(content: bytes, path: str | Path, what: str = "file") -> str:
+    """The text of a file, without the mark it may begin with. Raises UserError for what is not text in UTF-8."""
+    encoding = json.detect_encoding(content)  # by the mark it begins with, or by where NULs stand without one
+    if not encoding.startswith("utf-8") and "\0" not in content.decode(encoding, "replace"):
+        name = encoding.upper().replace("-LE", "LE").replace("-BE", "BE")
+        raise UserError(
+            f"the {what} '{path}' is not text in UTF-8 but looks like {name}; save it as UTF-8, such as with "
+            f"`iconv -f {name} -t UTF-8 OLD > NEW`."
+        )
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(f"the {what} '{path}' is not text in UTF-8: {error.reason} in line {line}.") from error
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Whatever the disk refuses inside, as a UserError that names `path`."""
@@ -153,10 +169,10 @@ def _may_be_being_written(file: Path, process: int) -> bool:
 
 def read_json(path: Path, what: str = "file") -> Any:
     """The content of a JSON file. Raises UserError naming the file where it is missing, cut, or not JSON in UTF-8."""
-    content = read_regular(path, what)
+    text = decoded(read_regular(path, what), path, what)
     try:
-        return json.loads(content.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:  # JSON, UTF-8, a number of thousands of digits, nesting
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # JSON, a number of thousands of digits, nesting
         raise UserError(f"the {what} '{path}' is not whole, valid JSON: {reason_of(error)}.") from error
 
 

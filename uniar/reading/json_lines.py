@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from uniar.errors import UserError, shortened
-from uniar.reading.files import read_regular, reason_of
+from uniar.reading.files import decoded, read_regular, reason_of
 
 _KINDS = {bool: "true or false", int: "a number", float: "a number", str: "a string", list: "a list", dict: "an object"}
 _SHOWN = 40
@@ -102,15 +102,6 @@ def text_lines(content: bytes, path: Path) -> list[tuple[int, str]]:
     # Other line ends of Unicode may stand inside a string.
     lines = enumerate(decoded(content, path).replace("\r\n", "\n").replace("\r", "\n").split("\n"), start=1)
     return [(number, text.strip()) for number, text in lines if text.strip()]
-
-
-def decoded(content: bytes, path: Path) -> str:
-    """Raises UserError for what is not text in UTF-8."""
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise UserError(f"the file '{path}' is not text in UTF-8: {error.reason} in line {line}.") from error
 
 
 def parse_json(text: str, where: str) -> Any:

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from uniar.errors import UserError
-from uniar.reading.files import read_regular, reason_of, user_path
+from uniar.reading.files import decoded, read_regular, reason_of, user_path
 from uniar.reading.json_lines import (
     JsonLine,
     as_object,
-    decoded,
     parse_json,
     parse_json_array,
     parse_json_lines,
@@ -33,10 +32,6 @@ _MISTAKEN = {
     b"PK\x03\x04": "a zip archive or an Excel workbook; unpack it, or save it as CSV",
     b"PAR1": "Parquet; end its name in .parquet",
     b"\x1f\x8b": "packed by gzip; end its name in .gz",
-    b"\xff\xfe\x00\x00": "not text in UTF-8 but in UTF-32; save it as UTF-8",
-    b"\x00\x00\xfe\xff": "not text in UTF-8 but in UTF-32; save it as UTF-8",
-    b"\xff\xfe": "not text in UTF-8 but in UTF-16; save it as UTF-8",
-    b"\xfe\xff": "not text in UTF-8 but in UTF-16; save it as UTF-8",
 }
 """How files begin that are not what their names say -> what they are"""
 _SEPARATORS = (",", ";", "\t", "|")

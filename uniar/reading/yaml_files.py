@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from uniar.errors import UserError
+from uniar.reading.files import decoded
 from uniar.reading.settings import Origins
 
 LARGEST_FILE = 400_000  # bytes
@@ -88,15 +89,11 @@ def read_yaml(path: str | Path, what: str = "file") -> tuple[Any, Origins]:
             content = file.read(LARGEST_FILE + 1)
         if len(content) > LARGEST_FILE:
             raise UserError(f"The {what} '{path}' is larger than {LARGEST_FILE / 1e3:g} kB, so it cannot be meant.")
-        text = content.decode("utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"The {what} '{path}' does not exist.") from None
     except OSError as error:
         raise UserError(f"The {what} '{path}' cannot be read: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise UserError(f"{path}, line {line}: the {what} is not UTF-8 text: {error.reason}.") from error
-    return parse_yaml(text, str(path))
+    return parse_yaml(decoded(content, path, what), str(path))
 
 
 def parse_yaml(text: str, source: str, lines: bool = True) -> tuple[Any, Origins]:
