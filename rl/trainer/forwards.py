@@ -80,7 +80,7 @@ class Forwards:
         hidden: Mapping[str, int] | None = None,
     ) -> None:
         """config: the model's. size: most turns of a pass. kinds: what the recipe's episodes may take. guided: whether
-        replays run the unconditional branch. hidden: where texts are compared with a policy over the whole vocabulary,
+        pictures keep an unconditional branch. hidden: where texts are compared with a policy over the whole vocabulary,
         the size of its states, by the name of the expert; "" for the reference."""
         self.processes, self.config, self.size, self.kinds, self.guided = processes, config, size, sorted(kinds), guided
         self.hidden = hidden or {}

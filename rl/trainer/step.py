@@ -82,7 +82,7 @@ class Step:
             config,
             size=trainer.args.per_device_train_batch_size,
             kinds=turns,
-            guided=self.settings.unconditional or self.guidance.convention.replays_unconditional,
+            guided=self.settings.unconditional or self.settings.guidance_scale is not None,
             hidden=self.experts.hidden if self.turn_loss.tokens.kl == "exact" else {},
         )
         others: dict[str, Kind] = dict.fromkeys(("understanding/kl", "loss"), "mean")

@@ -152,6 +152,32 @@ def test_a_policy_without_guidance_may_be_drawn_to_a_guided_reference(nano_check
     assert next(line for line in lines if "kl" in line)["kl"] > 1e-6
 
 
+def test_credit_where_a_pass_has_no_picture(nano_checkpoint, tmp_path):
+    """Drawings and answers, a sample per micro-batch; what stands in for a picture was drawn by nobody."""
+    settings = changed(
+        small_recipe(nano_checkpoint, tmp_path),
+        trainer={
+            "max_steps": 1,
+            "save_strategy": "no",
+            "per_device_train_batch_size": 1,
+            "gradient_accumulation_steps": 4,
+        },
+        rollout={
+            "guidance": "conditional",
+            "guidance_scale": 2.0,
+            "samples_per_prompt": 2,
+            "max_new_tokens": 2,
+            "episodes": {"vqa": "answer"},
+        },
+        algorithm={"credit": "prompt"},
+    )
+    rows = [{"prompt": "a red square", "task": "color"}, {"prompt": "is it red?", "task": "vqa"}]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run(settings | {"rewards": [{**settings["rewards"][0], "tasks": ["color"]}]})
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert next(line for line in lines if "entropy" in line)["guidance/mismatch"] > 0
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
