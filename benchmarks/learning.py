@@ -27,7 +27,7 @@ import statistics
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,7 @@ def main() -> None:
         keep_gradients(setting, arguments.batches, arguments.model)
         return
     if arguments.what == "runs":
+        draw(FOLDER / "before", None, os.environ)  # once, before runs beside each other ask for it
         # A seed of every setting first, so that an early stop leaves a comparison.
         todo = [(name, seed) for seed in arguments.seeds for name in arguments.settings]
         with ThreadPoolExecutor(arguments.jobs) as pool:
@@ -108,19 +109,28 @@ def train(setting: str, seed: int, threads: int | None) -> None:
         print(f"--- {setting}, seed {seed}", flush=True)
         command = [sys.executable, "-m", "rl.train", recipe, *overrides, *own]
         subprocess.run(command, check=True, env=environment)
-    for drawn, model in ((FOLDER / "before", None), (output / "drawn", output / "final")):
-        if drawn.is_dir():
-            continue
-        own = [f"evaluate.samples_per_prompt={SAMPLES}", f"evaluate.limit={PROMPTS}", "understanding.questions=null"]
-        command = [sys.executable, "-m", "rl.cli", "evaluate", str(CONFIGS / f"{RECIPE}.yaml"), *own]
-        named = [] if model is None else ["--model", str(model)]
-        subprocess.run([*command, *named, "--output", str(drawn)], check=True, env=environment)
+    draw(output / "drawn", output / "final", environment)
+
+
+def draw(drawn: Path, model: Path | None, environment: Mapping[str, str]) -> None:
+    """What diversity is taken from, by the recipe's own model without another, where it is not there in whole."""
+    if is_drawn(drawn):
+        return
+    own = [f"evaluate.samples_per_prompt={SAMPLES}", f"evaluate.limit={PROMPTS}", "understanding.questions=null"]
+    command = [sys.executable, "-m", "rl.cli", "evaluate", str(CONFIGS / f"{RECIPE}.yaml"), *own]
+    named = [] if model is None else ["--model", str(model)]
+    subprocess.run([*command, *named, "--output", str(drawn)], check=True, env=environment)
+
+
+def is_drawn(folder: Path) -> bool:
+    """Whether an evaluation has ended there: it makes its folder first, and writes rows last."""
+    return any((folder / "evaluations").glob("step-*.parquet"))
 
 
 def measured(setting: str, seed: int) -> dict[str, float] | None:
     """What a run came to; None for one that has not ended."""
     output = run_folder(setting, seed)
-    if not (output / "drawn").is_dir():
+    if not is_drawn(output / "drawn"):
         return None
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     held_out = {line["step"]: line["eval_reward"] for line in lines if "eval_reward" in line}
@@ -219,6 +229,9 @@ def keep_gradients(setting: str, batches: int, model: str | None) -> None:
         "trainer.learning_rate=1e-30",
         "trainer.save_strategy=no",
         "algorithm.beta=0",
+        "algorithm.num_iterations=1",  # a rollout per gradient: others would share their drawings
+        "trainer.gradient_accumulation_steps=1",
+        "trainer.steps_per_generation=1",
     ]
     own += [f"output_dir={FOLDER}/gradients-{setting}", NO_REFERENCE, *QUIET]
     own += [] if model is None else [f"model.path={model}"]
@@ -248,12 +261,17 @@ def _both_forms(setting: str, batches: int) -> tuple[Tensor, Tensor]:
 
 
 def _cosine(one: Tensor, other: Tensor) -> str:
-    """Between gradients of different drawings."""
+    """Between gradients of different drawings, three batches or more, and the standard error."""
     norms = one.norm(dim=1)[:, None] * other.norm(dim=1)[None]
     cosines = ((one @ other.T) / norms).double()
-    others = ~torch.eye(len(one), dtype=torch.bool)
-    each = (cosines * others).sum(1) / (len(one) - 1)
-    return f"{1000 * each.mean():.1f} ± {1000 * each.std() / len(one) ** 0.5:.1f}"
+    count = len(one)
+    pairs = cosines.fill_diagonal_(0)
+    mean = pairs.sum() / (count * (count - 1))
+    # Each batch is in a row and in a column, so rows are no sample of their mean: the jackknife leaves out a batch's
+    # row and column together.
+    without = (pairs.sum() - pairs.sum(0) - pairs.sum(1)) / ((count - 1) * (count - 2))
+    error = ((count - 1) / count * (without - without.mean()).square().sum()).sqrt()
+    return f"{1000 * mean:.1f} ± {1000 * error:.1f}"
 
 
 if __name__ == "__main__":

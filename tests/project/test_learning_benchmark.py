@@ -46,6 +46,19 @@ def test_the_cosine_of_two_gradients_is_the_squared_share_of_the_signal(learning
         assert with_first == pytest.approx(100, abs=8)
 
 
+def test_the_error_of_a_cosine_is_how_far_it_goes_from_one_set_of_drawings_to_the_next(learning):
+    """Signal whose strength differs from batch to batch: what each batch brings counts in its row and its column."""
+    generator, weights, batches, found = torch.Generator().manual_seed(0), 50, 30, []
+    signal = torch.nn.functional.normalize(torch.randn(weights, generator=generator), dim=0)
+    for _ in range(300):
+        strength = 1 + torch.randn(batches, 1, generator=generator)
+        noise = torch.randn(batches, weights, generator=generator) / weights**0.5
+        gradients = strength * signal + noise
+        found.append([float(number) for number in learning._cosine(gradients, gradients).split(" ± ")])
+    cosines, errors = torch.tensor(found).T
+    assert errors.mean() == pytest.approx(float(cosines.std()), rel=0.15)
+
+
 def drawn(folder: Path, shades: list[tuple[int, float]]) -> None:
     """An evaluation of one caption: grey pictures and their scores."""
     pictures = [encoded(Image.new("RGB", (8, 8), (shade,) * 3), 100) for shade, _ in shades]
