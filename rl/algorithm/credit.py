@@ -12,12 +12,13 @@ def prompt_credit(drawn: Gaps, guidance: GuidanceSettings) -> Tensor:
 
     With c = |σ(d_c) − σ(d_u)|, how far the prompt moves the probability of a bit, and C the sum of c over the bits of
     its visual token, a bit's credit is √(c·C). Texture that the prompt says nothing about is drawn at random all the
-    same, and its part of the gradient is noise. Every bit's expected gradient keeps its direction and is scaled, so an
-    update climbs the expected reward, by another metric. After the idea of 2605.29198, which weights tokens.
+    same, and its part of the gradient is noise. Over a bit's own gap the gradient keeps its sign; over weights, which
+    bits share, it is not that of the expected reward. After the idea of 2605.29198, which weights tokens.
 
     Scaled per image so that Σ credit²·p(1 − p) = Σ p(1 − p), p being the probability that a bit was drawn from: the
-    expected square of the gradient over an image's gaps stays what it is without credit, and learning rate, clipping
-    and the weight of the KL term keep their meaning. An image of which the prompt changes nothing has credit 1.
+    expected square of the gradient over an image's gaps stays, on policy, what it is without credit, and learning rate,
+    clipping and the weight of the KL term stay near their meaning. An image of which the prompt changes nothing has
+    credit 1.
 
     drawn: raw gaps of the policy that drew, both branches, (B, T, L, S, K). Returned: the same shape in float32, not
     negative, without gradient. Raises ValueError for a missing branch.

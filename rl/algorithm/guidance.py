@@ -4,7 +4,8 @@ Raw gaps d_c (conditional branch) and d_u (unconditional branch) at T = 1 in, th
 temperature are linear in the gap: d* = (d_u + s·(d_c - d_u)) / T. A convention is a class below: what it draws from,
 what it differentiates, and what it costs. No other file knows one by its name.
 
-The reference policy and the old policy go through the same convention as the policy.
+The old policy goes through the same convention as the policy, and so does the reference, unless it has a guidance scale
+of its own (rl/config/measured_from.py).
 """
 
 from dataclasses import dataclass
