@@ -1,8 +1,8 @@
 """How much a setting learns from a drawing, on UniAR-Tiny: whole runs over several seeds, and gradients alone.
 
-    python -m benchmarks.learning runs --settings without credit reference both --seeds 0 1 2
+    python -m benchmarks.learning runs --settings without both --seeds 0 1 2
     python -m benchmarks.learning runs --settings tiny_5min tiny_gspo tiny_lora --jobs 2
-    python -m benchmarks.learning gradients --settings without credit --batches 40
+    python -m benchmarks.learning gradients --settings without_02 credit_02 --batches 40
     python -m benchmarks.learning table                           # of all that is there so far
 
 A setting is a name below, which stands for overrides of configs/quickstart.yaml, or a recipe of configs/.
@@ -40,11 +40,13 @@ from torch import Tensor
 CONFIGS, FOLDER = Path("configs"), Path("runs/learning")
 RECIPE = "quickstart"
 NO_REFERENCE = "algorithm.reference={guidance_scale: null, temperature: null}"
+REFERENCE = "algorithm.reference={guidance_scale: 2.0, temperature: null}"
 SETTINGS: dict[str, list[str]] = {
     "without": ["algorithm.credit=null", NO_REFERENCE, "algorithm.beta=0.05"],
-    "credit": ["algorithm.credit=prompt", NO_REFERENCE],
-    "reference": ["algorithm.credit=null", "algorithm.reference={guidance_scale: 2.0, temperature: null}"],
-    "both": ["algorithm.credit=prompt", "algorithm.reference={guidance_scale: 2.0, temperature: null}"],
+    "without_02": ["algorithm.credit=null", NO_REFERENCE, "algorithm.beta=0.02"],
+    "credit_02": ["algorithm.credit=prompt", NO_REFERENCE, "algorithm.beta=0.02"],
+    "reference_02": ["algorithm.credit=null", REFERENCE, "algorithm.beta=0.02"],
+    "both": ["algorithm.credit=prompt", REFERENCE, "algorithm.beta=0.02"],
 }
 ANSWERS = "eval_understanding/exact_match"
 STEPS = (50, 100, 150, 600)
@@ -60,7 +62,6 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: %(default)s")
     parser.add_argument("--batches", type=int, default=40, help="gradients per setting, default: %(default)s")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, a thread each where it is above 1")
-    parser.add_argument("--model", help="where gradients are taken; default: the recipe's own model")
     arguments = parser.parse_args()
     for name in arguments.settings:
         if name not in SETTINGS and not (CONFIGS / f"{name}.yaml").is_file():
@@ -68,7 +69,7 @@ def main() -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     if arguments.what == "gradients-of":
         (setting,) = arguments.settings
-        keep_gradients(setting, arguments.batches, arguments.model)
+        keep_gradients(setting, arguments.batches)
         return
     if arguments.what == "runs":
         draw(FOLDER / "before", None, os.environ)  # once, before runs beside each other ask for it
@@ -79,8 +80,7 @@ def main() -> None:
     if arguments.what == "gradients":
         for name in arguments.settings:
             if not gradients_file(name, arguments.batches).exists():
-                model = [] if arguments.model is None else ["--model", arguments.model]
-                own = ["gradients-of", "--settings", name, "--batches", str(arguments.batches), *model]
+                own = ["gradients-of", "--settings", name, "--batches", str(arguments.batches)]
                 subprocess.run([sys.executable, "-m", "benchmarks.learning", *own], check=True)
         print(gradient_table(arguments.settings, arguments.batches))
         return
@@ -206,7 +206,7 @@ def gradients_file(setting: str, batches: int) -> Path:
     return FOLDER / f"gradients-{setting}-{batches}.pt"
 
 
-def keep_gradients(setting: str, batches: int, model: str | None) -> None:
+def keep_gradients(setting: str, batches: int) -> None:
     """Trains at a learning rate that moves nothing, and writes the gradient of each update, (batches, weights)
     float32."""
     import rl.train
@@ -233,8 +233,7 @@ def keep_gradients(setting: str, batches: int, model: str | None) -> None:
         "trainer.gradient_accumulation_steps=1",
         "trainer.steps_per_generation=1",
     ]
-    own += [f"output_dir={FOLDER}/gradients-{setting}", NO_REFERENCE, *QUIET]
-    own += [] if model is None else [f"model.path={model}"]
+    own += [f"output_dir={FOLDER}/gradients-{setting}-{batches}", NO_REFERENCE, *QUIET]
     rl.train.train(load_recipe(recipe, [*overrides, *own]))
     torch.save(torch.stack(kept), gradients_file(setting, batches))
 

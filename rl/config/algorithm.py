@@ -132,7 +132,7 @@ class AlgorithmSection:
     )
     credit: Literal["prompt"] | None = setting(
         "prompt: the bits that the prompt changes get more of an image's advantage, and the others less, see "
-        "docs/algorithms.md. null: all bits alike.",
+        "docs/algorithms.md. null: all bits alike. Written text has none.",
         None,
     )
     text: TextSection = setting("The loss of what samples write.", factory=TextSection)

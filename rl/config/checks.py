@@ -110,12 +110,19 @@ def check_choices(recipe: Recipe, origins: Origins) -> None:
             f"algorithm.credit is {algorithm.credit}, which needs a ratio of its own for each bit, and "
             f"algorithm.ratio_level is {level}; set that to bit with a loss that has it, or credit to null.",
         )
+    own = algorithm.reference.guidance(rollout.guidance_settings)
+    if algorithm.reference_refresh is not None and own != rollout.guidance_settings:
+        refuse(
+            "algorithm.reference_refresh",
+            "algorithm.reference_refresh is set, and algorithm.reference has a guidance scale or a temperature of its "
+            "own: each refresh would guide and sharpen what the last one did already; set one of the two to null.",
+        )
     for key in ("guidance_scale", "temperature"):
         if getattr(algorithm.reference, key) is not None and not algorithm.beta:
             refuse(
                 f"algorithm.reference.{key}",
-                f"algorithm.reference.{key} is {getattr(algorithm.reference, key):g}, and algorithm.beta is 0: there "
-                "is no reference; set beta above 0.",
+                f"algorithm.reference.{key} is {getattr(algorithm.reference, key):g}, and algorithm.beta is 0: nothing "
+                f"measures pictures from a reference; set beta above 0, or reference.{key} to null.",
             )
 
 

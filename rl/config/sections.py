@@ -110,8 +110,8 @@ class RolloutSection:
         factory=dict,
     )
     samples_per_prompt: int = setting("Samples of each prompt: the group that advantages compare.", 16, ge=2)
-    temperature: float = setting("Sampling temperature T of bits; log-probabilities are those at T.", 1.0, gt=0)
-    text_temperature: float = setting("The same of written text.", 1.0, gt=0)
+    temperature: float = setting("Sampling temperature T of bits; log-probabilities are those at T.", 1.0, ge=1e-3)
+    text_temperature: float = setting("The same of written text.", 1.0, ge=1e-3)
     max_new_tokens: int = setting(
         "Longest text that a turn writes, in tokens, where the episode says nothing.", 128, ge=1
     )

@@ -186,6 +186,11 @@ def _method(recipe: Recipe) -> str:
     scale = drawn.guidance_settings.drawing_scale
     guidance = "" if scale is None else f", guidance {drawn.guidance} {scale:g}"
     how, end = algorithm.loss, f", KL weight {algorithm.beta:g}"
+    reference = algorithm.reference.guidance(drawn.guidance_settings)
+    if reference != drawn.guidance_settings:
+        end += f" to the starting model at guidance {reference.scale:g} and temperature {reference.temperature:g}"
+    if algorithm.credit is not None:
+        end += f", credit by the {algorithm.credit}"
     if recipe.distill is not None:
         how, end = (
             f"on-policy distillation from experts ({', '.join(recipe.distill.experts)}; by {recipe.distill.by})",

@@ -76,7 +76,7 @@ def test_diversity_is_of_right_drawings(learning, tmp_path):
 
 def test_a_run_that_has_ended_is_a_row_of_the_table(learning, tmp_path):
     drawn(tmp_path / "before", [(0, 1.0), (51, 1.0)])
-    run = learning.run_folder("credit", 0)
+    run = learning.run_folder("both", 0)
     drawn(run / "drawn", [(0, 1.0), (26, 1.0)])
     update = {"reward": 0.5, "throughput/images": 100, "seconds/update": 3.0, "frac_reward_zero_std": 0.25, "kl": 0.01}
     lines = [
@@ -85,8 +85,8 @@ def test_a_run_that_has_ended_is_a_row_of_the_table(learning, tmp_path):
         {"step": 50, "eval_reward": 0.6, learning.ANSWERS: 0.86},
     ]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (row,) = learning.run_table(["credit", "both"], [0, 1]).splitlines()[2:]
+    (row,) = learning.run_table(["both", "without"], [0, 1]).splitlines()[2:]
     cells = [cell.strip() for cell in row.strip("|").split("|")]
-    assert cells[:3] == ["credit", "1", "60.0%"]
+    assert cells[:3] == ["both", "1", "60.0%"]
     assert cells[6:12] == ["+20.0", "75%", "4.00", "8.0", "+1.0", "0.0100"]
     assert float(cells[12].strip("%")) == pytest.approx(51, abs=6)

@@ -184,7 +184,10 @@ def test_credit_where_a_pass_has_no_picture(nano_checkpoint, tmp_path):
         (["rollout.guidance=none", "rollout.guidance_scale=1"], "algorithm.credit is prompt"),
         (["algorithm.loss=gspo"], "algorithm.ratio_level is sequence"),
         (["algorithm.ratio_level=visual_token"], "algorithm.ratio_level is visual_token"),
-        (["algorithm.beta=0"], "algorithm.beta is 0: there is no reference"),
+        (["algorithm.beta=0"], "algorithm.beta is 0: nothing measures pictures"),
+        (["algorithm.reference_refresh={every: 5}"], "each refresh would guide"),
+        (["algorithm.reference.temperature=1e-30"], "algorithm.reference.temperature"),
+        (["rollout.temperature=1e-30"], "rollout.temperature"),
         (["algorithm.reference.temperature=0"], "algorithm.reference.temperature"),
     ],
 )
