@@ -75,6 +75,7 @@ from rl.trainer.trainer import UniARTrainer
 from rl.trainer.wandb_session import reporting
 from rl.trainer.watch import Watch
 from uniar.checkpoint import load_processor
+from uniar.decoder_sizes import DecoderSizes
 from uniar.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -152,7 +153,7 @@ def _train(recipe: Recipe, resume: bool, lock: FolderLock, head: bool) -> RunFol
     scorers: dict[str, Scorer] = {}
     for key, each in scored.items():
         if connection is not None:
-            scorers[key] = RemoteScorer(connection, key, each)
+            scorers[key] = RemoteScorer(connection, key, each, DecoderSizes.of_checkpoint(source))
         elif decoder is not None:
             scorers[key] = LocalScorer(decoder, each, processor)
     data = data_state(recipe, records, held_out, questions, kl_questions)

@@ -6,6 +6,7 @@ earlier call was stopped.
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
@@ -52,6 +53,7 @@ def draw_missing(
         accelerator.wait_for_everyone()  # until all have seen what is there
     if own := share_of(batches, accelerator):
         policy, decoder = model.load()
+        settings = replace(settings, decoder=decoder.sizes)
         first = accelerator is None or accelerator.is_main_process
         for batch in tqdm(own, desc="draw", disable=not (first and sys.stderr.isatty())):
             drawn = [samples[n] for n in batch]

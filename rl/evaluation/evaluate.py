@@ -205,7 +205,8 @@ class Evaluator:
         self.shown = range(0, min(grid_prompts, len(records)) * samples_per_prompt, samples_per_prompt)
         size = samples_at_once(samples_per_prompt, settings.decode_batch_size)
         self.batches = fixed_batches(len(self.samples), size)
-        self.processor, self.scorer, self.settings, self.picture_size = processor, scorer, settings, picture_size
+        self.processor, self.scorer, self.picture_size = processor, scorer, picture_size
+        self.settings = replace(settings, decoder=scorer.sizes)
 
     def run(self, model: "UniARForConditionalGeneration", accelerator: "Accelerator | None" = None) -> Evaluation:
         """Evaluates `model`. Several processes share the batches; all return the same scores, however many they are,

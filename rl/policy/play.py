@@ -23,7 +23,6 @@ from rl.policy.turns import Pictures, Texts, Turn
 from uniar.conversations import Drawing, Message, Picture, encode_turns
 from uniar.errors import UserError
 from uniar.generation import draw_noise, rollout
-from uniar.processing import check_size
 from uniar.reading.pictures import in_rgb
 from uniar.reading.plugins import described
 from uniar.reading.prompt_text import reserved_tokens
@@ -141,7 +140,9 @@ class _Stage:
         """(height, width) of a drawing, (longest,) of a text."""
         if isinstance(request, Write):
             return (self.settings.max_new_tokens if request.max_new_tokens is None else request.max_new_tokens,)
-        return tuple(request.size or self.settings.size_of(player.sample, self.step))
+        size = request.size or self.settings.size_of(player.sample, self.step)
+        self.settings.check_size(size, self.model.config.vision_config.pixels_per_token, f"the episode {player.name}: ")
+        return tuple(size)
 
     def serve(self, kind: tuple[int, ...], asked: _Asked) -> None:
         """Makes what is asked for, and lets each episode go on."""
@@ -152,7 +153,6 @@ class _Stage:
 
     def _draw(self, height: int, width: int, asked: _Asked) -> None:
         settings, unit = self.settings, self.model.config.vision_config.pixels_per_token
-        check_size(height, width, unit, f"the episode {asked[0][0].name}: ")
         grid = (height // unit, width // unit)
         conversations = [
             [Message("user", (request.prompt, *(self._fit(one, height, width) for one in request.pictures)))]

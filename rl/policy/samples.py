@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from rl.data.prompts import PromptRecord
 from rl.episodes.registry import Episodes
+from uniar.decoder_sizes import DecoderSizes
 from uniar.engine import Engine
+from uniar.errors import UserError
+from uniar.processing import check_size
 from uniar.seeds import seed_of
 
 if TYPE_CHECKING:
@@ -59,6 +62,8 @@ class DrawSettings:
     """longest text where the episode does not say"""
     unconditional: bool = False
     """Turns keep what a replay of the unconditional branch is fed, though the policy that draws has none."""
+    decoder: DecoderSizes | None = field(default=None, compare=False)
+    """what the decoder can draw, where that is known"""
 
     @classmethod
     def for_training(cls, recipe: "Recipe") -> "DrawSettings":
@@ -109,8 +114,8 @@ class DrawSettings:
     def to_mapping(self) -> dict[str, Any]:
         """As plain values, those that samples are drawn by."""
         sizes, names = [list(size) for size in self.sizes], self.episodes.names
-        found = asdict(replace(self, episodes=Episodes())) | {"episodes": names, "sizes": sizes}
-        del found["unconditional"]
+        found = asdict(replace(self, episodes=Episodes(), decoder=None)) | {"episodes": names, "sizes": sizes}
+        del found["unconditional"], found["decoder"]
         return found
 
     def of_images(self) -> dict[str, Any]:
@@ -128,6 +133,17 @@ class DrawSettings:
         ends = list(accumulate(weight for _, _, weight in self.sizes))
         drawn = seed_of("size", self.seed, step, sample.record.id) / LARGEST * ends[-1]
         return self.sizes[min(bisect_right(ends, drawn), len(ends) - 1)][:2]
+
+    def check_size(self, size: Sequence[int], pixels_per_token: int, where: str) -> None:
+        """Raises UserError for a (height, width) in pixels that the model or its decoder cannot draw; `where` stands
+        before what is wrong."""
+        height, width = size
+        check_size(height, width, pixels_per_token, where)
+        if self.decoder is not None:
+            try:
+                self.decoder.output(height, width, self.upsampling_ratio)
+            except UserError as error:
+                raise UserError(f"{where}{error}") from error
 
     def bits_seed(self, sample: Sample, step: int, turn: int = 0) -> int:
         """Seed of the uniforms that the bits of a sample's turn are drawn from."""

@@ -24,6 +24,7 @@ from rl.scoring.completion_messages import completion_message, image_tensors, im
 from rl.scoring.decoder_messages import receive, send
 from rl.scoring.groups import compare_samples, comparing
 from rl.scoring.pipeline import decode_and_score
+from uniar.decoder_sizes import DecoderSizes
 from uniar.errors import RunError
 
 if TYPE_CHECKING:
@@ -61,6 +62,10 @@ class Scorer(Protocol):
     """Decodes and scores samples with the rewards of one list of the recipe."""
 
     rewards: RewardSuite
+
+    @property
+    def sizes(self) -> DecoderSizes:
+        """Of what its decoder draws."""
 
     def begin(self, completions: Sequence[Completion], samples: Sequence[Sample], **wanted: Unpack[Wanted]) -> Scores:
         """Begins with what B samples made."""
@@ -100,6 +105,10 @@ class LocalScorer:
         wanted.pop("keep", None)  # all are
         given = (self.decoder, completions, samples, self.settings, self.rewards)
         return partial(decode_and_score, *given, processor=self.processor, **wanted)
+
+    @property
+    def sizes(self) -> DecoderSizes:
+        return self.decoder.sizes
 
     @property
     def comparing(self) -> list[str]:
@@ -162,9 +171,9 @@ class DecoderConnection:
 class RemoteScorer:
     """In a decoding process, while this one goes on until it asks for the scores."""
 
-    def __init__(self, connection: DecoderConnection, key: str, scored: ScoredList) -> None:
+    def __init__(self, connection: DecoderConnection, key: str, scored: ScoredList, sizes: DecoderSizes) -> None:
         """key: what the other process calls the same list."""
-        self.connection, self.key, self.rewards = connection, key, scored.rewards
+        self.connection, self.key, self.rewards, self.sizes = connection, key, scored.rewards, sizes
         self._numbers = {record.id: number for number, record in enumerate(scored.records)}
         self._comparing: list[str] | None = None
 

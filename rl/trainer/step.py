@@ -70,7 +70,8 @@ class Step:
         self.trainer, self.recipe, self.processor, self.scorer = trainer, recipe, processor, scorer
         self.watch, self.scores_seen = watch, scores_seen
         self.text = None if text_kl is None else TextTerm(trainer, text_kl, reference)
-        self.settings, self.guidance = DrawSettings.for_training(recipe), recipe.rollout.guidance_settings
+        self.settings = replace(DrawSettings.for_training(recipe), decoder=scorer.sizes)
+        self.guidance = recipe.rollout.guidance_settings
         measured_from, config = reference if recipe.algorithm.has_kl_term else None, trainer.bare_policy.config
         self.experts = experts or Experts.only(
             measured_from, recipe.algorithm.reference.guidance(self.guidance), config

@@ -24,6 +24,7 @@ from rl.scoring.decoding import decode
 from rl.scoring.groups import reward_batch
 from rl.scoring.scorer import DecoderConnection, LocalScorer, RemoteScorer, ScoredList
 from uniar.conversations import Drawing
+from uniar.decoder_sizes import DecoderSizes
 
 SIZES = {"square": (2, 2), "wide": (1, 2), "high": (2, 1), "none": None}
 
@@ -121,14 +122,14 @@ def test_what_is_sent_arrives():
     assert [image and image.tobytes() for image in images_in(tensors, 2)] == [images[0].tobytes(), None]
 
 
-def test_a_decoding_process_scores_what_this_one_would(tmp_path):
+def test_a_decoding_process_scores_what_this_one_would(nano_checkpoint, tmp_path):
     here = LocalScorer(Painter(), ScoredList(suite(), SETTINGS), None)
     lists = {"rewards": ScoredList(suite(), SETTINGS, [sample.record for sample in SAMPLES])}
     made, policy, found = mixed(), nullcontext(), []
 
     def ask():
         connection = DecoderConnection(tmp_path / "socket")
-        there = RemoteScorer(connection, "rewards", lists["rewards"])
+        there = RemoteScorer(connection, "rewards", lists["rewards"], DecoderSizes.of_checkpoint(nano_checkpoint))
         for options in ({}, {"apart": [4, 5, 6, 7]}):
             found.append(there.begin(made, SAMPLES, policy=policy, keep=[0, 4, 5], **options)())
         found.append(there.compare(made[4:8], SAMPLES[4:8], found[0][0][4:5] + found[1][0][5:8], policy))

@@ -4,13 +4,16 @@ import pytest
 import torch
 from PIL import Image
 
+from rewards import RewardSuite
 from rl.data.prompts import PromptRecord
 from rl.episodes.registry import Episodes
 from rl.episodes.requests import Draw, Write, turns
+from rl.evaluation.evaluate import Evaluator
 from rl.policy import play as playing
 from rl.policy.play import play
 from rl.policy.samples import DrawSettings, Sample
 from rl.policy.turns import joined
+from rl.scoring.scorer import LocalScorer, ScoredList
 from uniar.conversations import Message
 from uniar.errors import UserError
 from uniar.writing import Written
@@ -64,6 +67,23 @@ def test_what_cannot_be_asked_for_is_said(nano_model, nano_processor, request_, 
 
     with pytest.raises(UserError, match=f"the episode mine.py:mine.*{said}"):
         played(nano_model, nano_processor, mine)
+
+
+def test_a_size_that_the_decoder_cannot_draw_is_refused_before_any_is_drawn(
+    nano_model, nano_processor, nano_decoder, monkeypatch
+):
+    monkeypatch.setattr(playing, "rollout", lambda *_, **__: pytest.fail("something was drawn"))
+    suite = RewardSuite([])
+    side = nano_decoder.sizes.largest + 32
+
+    def mine(record):
+        yield Draw(record.prompt, size=None if record.id == "usual" else (side, 32))
+
+    usual = settings(mine)
+    records = [PromptRecord("a cat", id=name) for name in ("usual", "other")]
+    scorer = LocalScorer(nano_decoder, ScoredList(suite, usual), nano_processor)
+    with pytest.raises(UserError, match=rf"^the episode mine.py:mine: {side}×32 .*; sides must be multiples .*\.$"):
+        Evaluator(records, nano_processor, scorer, usual).run(nano_model)
 
 
 @pytest.mark.parametrize(("kind", "asked"), [("picture", Write(SAID)), ("text", Draw("x"))])
