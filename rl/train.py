@@ -48,7 +48,7 @@ from rl.policy.loading import checkpoint_of, load_config, load_policy, reference
 from rl.policy.samples import DrawSettings
 from rl.run.claim import check_claim, claim_folder
 from rl.run.console import RunConsole, print_head
-from rl.run.data_state import data_state
+from rl.run.data_state import data_state, measured_on
 from rl.run.finished import note_finished, report
 from rl.run.folder import RunFolder
 from rl.scoring.decoder_process import DecoderProcess
@@ -187,6 +187,7 @@ def _train(recipe: Recipe, resume: bool, lock: FolderLock, head: bool) -> RunFol
         held_out_as=held_out_otherwise(recipe),
     )
     reference, experts = reference_for(recipe, source), load_experts(recipe, named, source)
+    extensions = TrainerExtensions.of(recipe, reference, records, measured_on(data)["total"])
     policy = trainable(model, recipe.model.lora, turns)
     if only_weights := checkpoint is not None and only_weights_of(checkpoint, args):
         load_weights(policy, checkpoint, source)
@@ -200,7 +201,7 @@ def _train(recipe: Recipe, resume: bool, lock: FolderLock, head: bool) -> RunFol
         Watch(recipe.watch),
         reference,
         build_text_kl(recipe, kl_questions, processor, model.config),
-        TrainerExtensions.of(recipe, reference, records),
+        extensions,
         callbacks=[callback, stopper],
         only_weights=only_weights,
         turns=turns,
@@ -229,12 +230,15 @@ def _train(recipe: Recipe, resume: bool, lock: FolderLock, head: bool) -> RunFol
         return None
     trainer.step.watch.require_updates()
     lock.require_there()
-    early_stop, said = trainer.extensions.early_stop, None
-    if early_stop is not None and args.process_index == 0:
-        said = early_stop.report(state.global_step, state.max_steps, folder.best)
+    early_stop, guards = extensions.early_stop, extensions.guards
+    lines = [] if guards is None else guards.report(state.global_step, state.max_steps)
+    passed = recipe.watch.guards if lines else None
+    lines += [] if early_stop is None else [early_stop.report(state.global_step, state.max_steps, folder.best)]
+    said = "\n".join(lines) or None
+    if said is not None and args.process_index == 0:
         print(said, flush=True)
     with writing_records(folder.path), trainer.evaluated_weights():
-        note = partial(note_finished, folder, recipe=recipe, args=args, state=state, said=said)
+        note = partial(note_finished, folder, recipe=recipe, args=args, state=state, said=said, passed=passed)
         export_from_trainer(trainer, source, folder, folder.final, note)
         if args.process_index == 0:
             callback.write_report(running=False)

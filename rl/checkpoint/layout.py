@@ -109,10 +109,10 @@ run that resumes, which begins a new average without it, and by export and evalu
 REFERENCE = "reference"
 """With algorithm.reference_refresh: folder of the reference's weights, as the averages'."""
 
-EARLY_STOP, KL_CONTROL, PROMPT_STREAM, WATCH = "early_stop", "kl_control", "prompt_stream", "watch"
-"""With .json behind it, the few numbers that evaluate.early_stop, algorithm.kl_control, rollout.dynamic_sampling and
-the watch go on from. Written and read by rl/checkpoint/stateful_callback.py; what is missing starts anew, with a
-warning."""
+EARLY_STOP, GUARDS, KL_CONTROL, PROMPT_STREAM, WATCH = "early_stop", "guards", "kl_control", "prompt_stream", "watch"
+"""With .json behind it, the numbers that evaluate.early_stop, watch.guards, algorithm.kl_control,
+rollout.dynamic_sampling and the watch go on from. Written and read by rl/checkpoint/stateful_callback.py; what is
+missing starts anew, with a warning."""
 
 # In an exported folder ------------------------------------------------------------------------------------------------
 

@@ -59,6 +59,15 @@ def check_choices(recipe: Recipe, origins: Origins) -> None:
         )
     if recipe.watch.kl_limit is not None and not algorithm.has_kl_term:
         refuse("watch.kl_limit", "watch.kl_limit needs a reference to measure from; algorithm.beta is 0.")
+    guards = recipe.watch.guards
+    if guards is not None and recipe.records.picture_size == 0:
+        limits = [name for name in ("diversity", "sharpness", "near_duplicates") if getattr(guards, name) is not None]
+        if limits:
+            refuse(
+                "watch.guards",
+                f"watch.guards.{limits[0]} is measured on the pictures that are kept, and records.picture_size is 0; "
+                f"set {' and '.join(limits)} to null, or records.picture_size above 0.",
+            )
     for name, one in recipe.evaluate.sets.items():
         if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
             refuse("evaluate.sets", f"evaluate.sets has a set {name!r}; letters, digits, '_', '-' and '.' are allowed.")

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from rewards.contract.spec import RewardSpec
 from rl.config.held_out_set import EvaluationSetSection
 from rl.config.sections import Recipe
 
@@ -43,3 +44,12 @@ def _recipe_of(recipe: Recipe, name: str, section: EvaluationSetSection) -> Reci
         for key, value in changed.items()
     }
     return dataclasses.replace(recipe, origins=origins, **sections)
+
+
+def trained_rewards(recipe: Recipe) -> set[str]:
+    """Names of the rewards of a held-out set that training is rewarded by too: with the same settings, and a weight.
+    recipe: the set's own, of `sets_of`."""
+    paid = [RewardSpec.from_mapping(entry) for entry in recipe.rewards if entry.get("weight") != 0]
+    measured = [RewardSpec.from_mapping(entry) for entry in recipe.eval_rewards or recipe.rewards]
+    same = [(spec.use, spec.params) for spec in paid]
+    return {str(spec.name) for spec in measured if (spec.use, spec.params) in same}

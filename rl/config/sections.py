@@ -1,6 +1,6 @@
 """What a recipe can say: one dataclass a section, each setting with its type, default and help text.
 
-docs/config.md is generated from this file and the three that it imports sections from (`python -m docs.config_page`);
+docs/config.md is generated from this file and the four that it imports sections from (`python -m docs.config_page`);
 reading, overriding and checking recipes is in rl/config/recipe.py. Only types and help texts live here, so importing it
 costs nothing.
 """
@@ -16,11 +16,10 @@ from rl.config.algorithm import AlgorithmSection
 from rl.config.distill import DistillSection
 from rl.config.held_out_set import EvaluationSetSection
 from rl.config.model import LARGEST_SEED, ModelSection, Place
+from rl.config.watch import WatchSection
 from uniar.engine import Engine
 from uniar.reading.settings import Origins, origin_of, setting, settings_of
 from uniar.reading.yaml_files import dump_yaml
-
-WatchAction = Literal["stop", "skip", "warn"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,31 +256,6 @@ class UnderstandingSection:
         "Questions of the text-KL term, a JSONL file; others than those held out.", None, path=True
     )
     kl_questions_per_update: int = setting("How many of these questions an update asks, over all processes.", 8, ge=1)
-
-
-@dataclasses.dataclass(frozen=True)
-class WatchSection:
-    """What interrupts or ends a run that goes wrong. stop: before the update is made; skip: that update is not made;
-    warn: it is. The batch is kept in the run's bad_batches/, for each setting the first one. A run that skipped all its
-    updates ends with an error and exports nothing."""
-
-    nonfinite: WatchAction = setting(
-        "A loss or a gradient that is NaN or infinite. DeepSpeed makes no such update even where this is warn.", "stop"
-    )
-    step1: WatchAction = setting(
-        "A first update whose policy is not the one that drew, past algorithm.step1_tolerance.", "stop"
-    )
-    no_variance_steps: int | None = setting(
-        "Updates in a row in which the rewards of no group differ; null: not watched.", None, ge=1
-    )
-    kl_limit: float | None = setting(
-        "Largest KL to the reference, nats per bit (per token where no episode draws); null: not watched.", None, gt=0
-    )
-    entropy_limit: float | None = setting(
-        "Smallest entropy, nats per bit (per token where no episode draws); null: not watched.", None, gt=0
-    )
-    action: WatchAction = setting("What to do past one of the three limits above.", "stop")
-    skip_limit: int = setting("Skipped updates in a row, for whatever reason, after which the run stops.", 10, ge=1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 
 from rewards import RewardTable
 
@@ -45,6 +45,13 @@ def shares_at_main(share: Row, accelerator: "Accelerator | None") -> list[Row]:
     shares: list[Any] | None = [None] * accelerator.num_processes if accelerator.is_main_process else None
     torch.distributed.gather_object(share, shares)
     return shares or []
+
+
+def from_main(value: Row, accelerator: "Accelerator | None") -> Row:
+    """What the main process has, on every process. All call it."""
+    if accelerator is None or accelerator.num_processes == 1:
+        return value
+    return broadcast_object_list([value])[0]
 
 
 def gathered(table: RewardTable, accelerator: "Accelerator") -> RewardTable:

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from rewards import RewardSuite, RewardTable
 from rl.data.prompts import PromptRecord
-from rl.distributed.sharing import fixed_batches, in_order, share_of, shares_at_main
+from rl.distributed.sharing import fixed_batches, from_main, in_order, share_of, shares_at_main
+from rl.evaluation.look import Look, look_at
 from rl.policy.completion import Completion
 from rl.policy.play import play
 from rl.policy.samples import DrawSettings, Sample
@@ -85,6 +86,8 @@ class Evaluation:
     """all N samples, as rl/records/rows.py has them; None but in the main process"""
     sets: Mapping[str, "Evaluation"] = field(default_factory=dict)
     """of named held-out sets each by itself, where it is of several"""
+    look: Look | None = None
+    """what its pictures look like; None where none was kept, and where it is of several sets"""
     kinds: Mapping[str, Sequence[int]] = field(default_factory=dict)
     """of a named set: task/NAME and tag/NAME → the samples of that task or skill, each where there are several"""
 
@@ -98,8 +101,9 @@ class Evaluation:
         return standard_error(self.totals)
 
     def metrics(self) -> dict[str, float]:
-        """For the log: `eval_reward`, its standard error, samples without a total, and each reward's mean; the same of
-        each named set as `eval_SET/reward` and so on, and its mean total by task and tag."""
+        """For the log: `eval_reward`, its standard error, samples without a total, and each reward's mean; what
+        pictures look like as `eval_look/NAME`; the same of each named set as `eval_SET/reward` and so on, and its mean
+        total by task and tag."""
         named = {
             f"eval_{name}/{key.removeprefix('eval_')}": value
             for name, one in self.sets.items()
@@ -113,6 +117,7 @@ class Evaluation:
             "eval_excluded_samples": float(self.totals.isnan().sum()),
             "eval_seconds": self.seconds,
             **means,
+            **({} if self.look is None else {f"eval_look/{key}": value for key, value in self.look.metrics().items()}),
             **kinds,
             **named,
         }
@@ -236,9 +241,12 @@ class Evaluator:
             )
             shown = [Shown(self.samples[n].record, kept[n].drawn, totals[n].item(), made[n].texts) for n in self.shown]
             notes = [said_of(rows["details"][n].as_py()) for n in self.shown]
+        look = from_main(None if rows is None else look_at(rows), accelerator)
         seconds = time.perf_counter() - started
         names, kinds = self.scorer.rewards.names, {} if self.name is None else _kinds(self.samples)
-        return Evaluation(names, table.values, totals, shown, seconds, table.details, notes, rows, kinds=kinds)
+        return Evaluation(
+            names, table.values, totals, shown, seconds, table.details, notes, rows, look=look, kinds=kinds
+        )
 
     @cached_property
     def _sources(self) -> list[bytes | None]:

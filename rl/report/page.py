@@ -12,9 +12,10 @@ import pyarrow as pa
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from rl.records.rows import PREFIX
+from rl.config.evaluation_sets import sets_of, trained_rewards
+from rl.evaluation.look import look_at
+from rl.records.rows import PREFIX, reward_names
 from rl.report.charts import cloud_chart
-from rl.report.lens import look_at, top_share, untrained_rewards
 from rl.report.paired import Comparison, compare_rows, numbers_of, paired_rows
 from rl.report.pictures import BUDGET, PictureStore
 from rl.report.run_data import RunData, read_run, shown_json
@@ -130,7 +131,10 @@ def _lens(run: RunData, sides: Sequence[Side]) -> dict[str, Any] | None:
     if not looks:
         return None
     first, last = sides[0][2], sides[-1][2]
-    trained, others = untrained_rewards(run.recipe, last)
+    names, used = reward_names(last), set()
+    if run.recipe is not None:
+        used = {name for own in sets_of(run.recipe).values() for name in trained_rewards(own)}
+    trained, others = [name for name in names if name in used], [name for name in names if name not in used]
     chart = Markup()
     if trained and others and len(sides) > 1:
         gains = [
@@ -149,6 +153,12 @@ def _lens(run: RunData, sides: Sequence[Side]) -> dict[str, Any] | None:
         "top": top,
         "by": column.removeprefix(PREFIX),
     }
+
+
+def top_share(values: Sequence[float | None], share: float = 0.01, least: int = 6) -> list[int]:
+    """The places of the largest, so large a share of them, best first."""
+    there = [place for place, value in enumerate(values) if value is not None]
+    return sorted(there, key=lambda place: -values[place])[: max(least, round(share * len(there)))]
 
 
 @cache

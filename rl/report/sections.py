@@ -125,7 +125,10 @@ def panels(runs: Sequence[RunData], opens: Sequence[int]) -> list[dict[str, Any]
             curves = [_curve(run, key, name, place) for place, (key, name) in enumerate(experts)]
             add(title if alone else f"{title}, {run.name}", curves)
     for key, title in PLAIN_CURVES:
-        add(title, [_curve(run, key, run.name, n) for n, run in enumerate(runs)])
+        if key.startswith("eval_"):
+            add(title, [_points(run, key, run.name, n + alone, opens if alone else ()) for n, run in enumerate(runs)])
+        else:
+            add(title, [_curve(run, key, run.name, n) for n, run in enumerate(runs)])
     for run in runs:
         curves = [
             _curve(run, key, key.removeprefix("seconds/"), place) for place, key in enumerate(phases(run.training))

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from rl.report.paired import Difference
 from rl.report.run_data import RunData, mean
+from rl.run.curves import GUARDS_SAID, rise
 
 _FEW = 0.5
 _WINDOW = 10
@@ -11,12 +12,20 @@ _WINDOW = 10
 
 def warnings_of(run: RunData, gain: Difference | None) -> list[str]:
     """Sentences; none where nothing looks wrong. gain: of the held-out total, first to last evaluation."""
-    return [sentence for part in (_groups, _rewards, _policy, _settings, _failures) for sentence in part(run, gain)]
+    return [
+        sentence for part in (_guards, _groups, _rewards, _policy, _settings, _failures) for sentence in part(run, gain)
+    ]
 
 
 def _last(run: RunData, key: str) -> float | None:
     """Its mean over the last updates."""
     return mean([line.get(key) for line in run.training[-_WINDOW:]])
+
+
+def _guards(run: RunData, gain: Difference | None) -> Iterator[str]:
+    """What the run itself said at the last evaluation that was past a limit of watch.guards."""
+    said = [line[GUARDS_SAID] for line in run.lines if isinstance(line.get(GUARDS_SAID), list) and line[GUARDS_SAID]]
+    yield from (str(sentence) for sentence in (said[-1] if said else ()))
 
 
 def _groups(run: RunData, gain: Difference | None) -> Iterator[str]:
@@ -30,24 +39,18 @@ def _groups(run: RunData, gain: Difference | None) -> Iterator[str]:
 
 def _rewards(run: RunData, gain: Difference | None) -> Iterator[str]:
     rewards = [line["reward"] for line in run.training if line.get("reward") is not None]
-    if gain is None or len(rewards) < 4:
+    found = rise(rewards)
+    if gain is None or found is None:
         return
-    part = max(len(rewards) // 4, 1)
-    rise = mean(rewards[-part:]) - mean(rewards[:part])
-    if rise > 0 and rise > 2 * _spread(rewards, part) and not gain.better:
+    rose, error = found
+    if rose > 0 and rose > 2 * error and not gain.better:
         yield (
-            f"The training reward rose by {rise:.3g} while the held-out total did not ({gain.gain:+.3g}, 95% interval "
+            f"The training reward rose by {rose:.3g} while the held-out total did not ({gain.gain:+.3g}, 95% interval "
             f"{gain.low:+.3g} to {gain.high:+.3g}): the reward may be gamed, or the held-out prompts ask for something "
             "else. Look at the pictures."
         )
     if gain.worse:
         yield f"The held-out total fell by {-gain.gain:.3g}, which is more than chance."
-
-
-def _spread(values: list[float], size: int) -> float:
-    """The standard error of a mean of so many of the values."""
-    average = sum(values) / len(values)
-    return (sum((value - average) ** 2 for value in values) / max(len(values) - 1, 1) / size) ** 0.5
 
 
 def _policy(run: RunData, gain: Difference | None) -> Iterator[str]:

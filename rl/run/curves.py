@@ -13,12 +13,18 @@ PLAIN_CURVES = (
     ("text/entropy", "entropy, nats per token"),
     ("frac_reward_zero_std", "groups without differences, share"),
     ("clip_ratio/region_mean", "clipped bits, share"),
+    ("eval_look/diversity", "diversity of held-out pictures"),
+    ("eval_look/sharpness", "sharpness of held-out pictures"),
+    ("eval_look/near_duplicates", "near-duplicates of other prompts, share"),
     ("grad_norm", "gradient norm"),
     ("learning_rate", "learning rate"),
     ("throughput/images_per_second", "images per second"),
     ("memory/peak_gb", "peak memory, GB"),
 )
 """Key of a line of metrics.jsonl, and what a reader calls it."""
+
+GUARDS_SAID = "eval_guards/said"
+"""Key of a line of metrics.jsonl: what the run said of the limits of watch.guards, a list of sentences."""
 
 
 def reward_curves(lines: Sequence[dict[str, Any]]) -> list[tuple[str, str, str]]:
@@ -62,6 +68,16 @@ def series(lines: Sequence[dict[str, Any]], key: str) -> tuple[list[int], list[f
     """Updates and values under a key, without those that are not finite numbers."""
     kept = [line for line in lines if isinstance(line.get(key), int | float) and math.isfinite(line[key])]
     return [line["step"] for line in kept], [line[key] for line in kept]
+
+
+def rise(values: Sequence[float]) -> tuple[float, float] | None:
+    """By how much the mean of the last quarter is above that of the first, and the standard error of a mean of so many
+    values; None for fewer than four."""
+    if len(values) < 4:
+        return None
+    part, average = len(values) // 4, sum(values) / len(values)
+    spread = (sum((value - average) ** 2 for value in values) / (len(values) - 1) / part) ** 0.5
+    return (sum(values[-part:]) - sum(values[:part])) / part, spread
 
 
 def smoothed(values: Sequence[float]) -> list[float]:

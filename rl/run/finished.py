@@ -1,6 +1,7 @@
 """A run that is finished: what says so, whether another start of it has anything left to do, and its last lines."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from rl.checkpoint.exported_folder import finish_appearing
 from rl.checkpoint.folders import fault, listed
 from rl.checkpoint.layout import CARD
 from rl.config.sections import Recipe
+from rl.config.watch import GuardsSection
 from rl.evaluation.evaluate import paired_gain
 from rl.run.folder import RunFolder
 from uniar.errors import UserError
@@ -18,18 +20,25 @@ from uniar.reading.files import read_json, write_whole
 
 
 def note_finished(
-    folder: RunFolder, written: Path, recipe: Recipe, args: GRPOConfig, state: TrainerState, said: str | None
+    folder: RunFolder,
+    written: Path,
+    recipe: Recipe,
+    args: GRPOConfig,
+    state: TrainerState,
+    said: str | None,
+    passed: GuardsSection | None = None,
 ) -> None:
     """Says which update the model in final/ is of, and which files it has. written: those files, where they are before
-    the folder has its name. said: what the console was told of the end.
+    the folder has its name. said: what the console was told of the end. passed: the limits that ended the run.
 
     README.md is not among those files: whoever keeps the model may write into it.
     """
-    stop = recipe.evaluate.early_stop if state.global_step < state.max_steps else None
+    stop = recipe.evaluate.early_stop if state.global_step < state.max_steps and passed is None else None
     record = {
         "step": state.global_step,
         "epochs": args.num_train_epochs if args.max_steps <= 0 else None,
         "patience": None if stop is None else stop.patience,
+        "passed": None if passed is None else asdict(passed),
         "average": recipe.evaluate.ema,
         "said": said,
         "files": listed(written, CARD),
@@ -47,9 +56,11 @@ def finished(folder: RunFolder, recipe: Recipe, args: GRPOConfig, *, held: bool)
     if not whole and not (held and finish_appearing(folder.final, folder.finished)):
         return None
     record = read_json(folder.finished)
-    stop = recipe.evaluate.early_stop
+    stop, guards = recipe.evaluate.early_stop, recipe.watch.guards
     try:
-        if stop is not None and record["patience"] is not None:
+        if record.get("passed") is not None and guards is not None and asdict(guards) == record["passed"]:
+            over = True
+        elif stop is not None and record["patience"] is not None:
             over = stop.patience <= record["patience"]
         elif args.max_steps > 0:
             over = args.max_steps <= record["step"]

@@ -40,7 +40,7 @@ def plot_metrics(lines: Lines, path: Path, held_out_as: str | None = None) -> No
             panels.append((name, [training, tested]))
     for title, experts in expert_curves(lines).items():
         panels.append((title, [(key, name, f"C{n}") for n, (key, name) in enumerate(experts)]))
-    panels += [(title, [(key, "training", TRAINING)]) for key, title in PLAIN_CURVES]
+    panels += [(title, [(key, "", HELD_OUT if key.startswith("eval_") else TRAINING)]) for key, title in PLAIN_CURVES]
     panels.append(
         ("seconds per update", [(key, key.partition("/")[2], f"C{n}") for n, key in enumerate(phases(lines))])
     )

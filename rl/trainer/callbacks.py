@@ -21,6 +21,7 @@ from rl.policy.samples import Sample
 from rl.records.mirror import to_tensorboard, to_wandb
 from rl.report.page import write_report
 from rl.run.console import RunConsole
+from rl.run.curves import GUARDS_SAID
 from rl.run.folder import RunFolder
 from rl.run.pictures import sample_grid
 from rl.run.plot import plot_metrics
@@ -145,6 +146,7 @@ class RunCallback(TrainerCallback):
     ) -> None:
         """Has the policy draw the held-out prompts and answer the held-out questions, as far as there are any."""
         step, evaluation, understanding = state.global_step, None, None
+        said: list[str] | None = None
         evaluator, examiner = self.evaluator if draw else None, self.examiner if ask else None
         if evaluator is None and examiner is None:
             return
@@ -156,7 +158,7 @@ class RunCallback(TrainerCallback):
                     understanding, self._asked_step = examiner.run(policy, self.trainer.accelerator), step
             if state.is_world_process_zero:
                 self.folder.save_evaluation(step, evaluation, understanding)
-            early_stop = self.trainer.extensions.early_stop
+            early_stop, guards = self.trainer.extensions.early_stop, self.trainer.extensions.guards
             # The starting model is there already.
             if (
                 evaluation is not None
@@ -167,15 +169,22 @@ class RunCallback(TrainerCallback):
                 self.export(self.folder.best)
                 if state.is_world_process_zero:
                     self.folder.note_best(step)
-        if early_stop is not None and early_stop.stopped is not None and args.save_strategy != "no":
+        if evaluation is not None and guards is not None:
+            said = guards.evaluated(step, evaluation, state.log_history, control)
+        stops = [each.stopped for each in (early_stop, guards) if each is not None and each.stopped is not None]
+        if stops and args.save_strategy != "no":
             control.should_save = True  # the run's last checkpoint
         found = [part for part in (evaluation, understanding) if part is not None]
         # Straight to the callbacks: the trainer's own `log` would close the training metrics under way. The handler
         # takes the log for the one that is due, so it gets a copy of the flags.
         metrics = {name: value for part in found for name, value in part.metrics().items()}
+        if said is not None:
+            metrics["eval_guards/passed"] = len(said)
         self.trainer.callback_handler.on_log(args, state, copy(control), metrics)
         if not state.is_world_process_zero:
             return
+        if said:
+            self.folder.append(step, {GUARDS_SAID: said})
         self.write_report()
         if self.evaluator is not None and evaluation is not None and evaluation.shown:
             path = self.folder.samples / f"step-{step:06d}.png"

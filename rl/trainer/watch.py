@@ -13,7 +13,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from rl.checkpoint.layout import BAD_BATCHES, WATCH
 from rl.checkpoint.stateful_callback import StatefulCallback
-from rl.config.sections import WatchAction, WatchSection
+from rl.config.watch import WatchAction, WatchSection
 from rl.distributed.engine import cannot_skip_updates, left_out_update, makes_updates_itself
 from rl.policy.turns import named_tensors
 from rl.trainer.forwards import Forward

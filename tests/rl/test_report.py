@@ -11,10 +11,11 @@ import pytest
 from support.run_folders import HOSTILE, noise, rows_of, write_run
 
 from rl.cli import main
+from rl.config.evaluation_sets import sets_of, trained_rewards
+from rl.evaluation.look import look_at
 from rl.records.rows import PICTURES, read_rows, write_rows, write_table
 from rl.report.charts import Series, line_chart
-from rl.report.lens import look_at, top_share, untrained_rewards
-from rl.report.page import render
+from rl.report.page import render, top_share
 from rl.report.pictures import PictureStore
 from rl.report.run_data import read_run
 from rl.report.sections import different_settings, duration, first_to_last, state_of
@@ -242,7 +243,12 @@ def test_the_lens_sees_blur_and_copies():
 
 
 def test_rewards_that_are_not_trained_on(data):
-    assert untrained_rewards(data.recipe, rows_of(3, np.zeros(3))) == (["color"], ["sharpness"])
+    (own,) = sets_of(data.recipe).values()
+    assert trained_rewards(own) == {"color"}
+    other = [{"use": "color", "color": "blue"}]  # of the same name, and set otherwise
+    assert trained_rewards(replace(own, eval_rewards=other)) == set()
+    page = render([data])
+    assert "sharpness" in page[page.index('id="lens"') :]
 
 
 def test_curves_are_smoothed_and_labelled_as_text():

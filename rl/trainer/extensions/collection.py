@@ -11,6 +11,7 @@ from rl.policy.prompt_stream import PromptStream
 from rl.policy.reference import AdapterCopy, FrozenCopy, Reference
 from rl.trainer.extensions.early_stop import EarlyStop
 from rl.trainer.extensions.ema import WeightAverage
+from rl.trainer.extensions.guards import Guards
 from rl.trainer.extensions.kl_control import KLControl
 from rl.trainer.extensions.reference_refresh import ReferenceRefresh
 
@@ -24,9 +25,13 @@ class TrainerExtensions:
     kl_control: KLControl | None = None
     reference_refresh: ReferenceRefresh | None = None
     early_stop: EarlyStop | None = None
+    guards: Guards | None = None
 
     @classmethod
-    def of(cls, recipe: Recipe, reference: Reference | None, records: Sequence[PromptRecord]) -> "TrainerExtensions":
+    def of(
+        cls, recipe: Recipe, reference: Reference | None, records: Sequence[PromptRecord], measured: str
+    ) -> "TrainerExtensions":
+        """measured: tells evaluations apart that cannot be compared (rl/run/data_state.py)."""
         model, algorithm, held_out = recipe.model, recipe.algorithm, recipe.evaluate
         refresh = algorithm.reference_refresh
         prompts = None
@@ -44,6 +49,7 @@ class TrainerExtensions:
             kl_control=None if algorithm.kl_control is None else KLControl(algorithm.kl_control, algorithm.beta),
             reference_refresh=refreshed,
             early_stop=None if held_out.early_stop is None else EarlyStop(held_out.early_stop),
+            guards=None if recipe.watch.guards is None else Guards(recipe.watch.guards, recipe, measured),
         )
 
     @property

@@ -1,14 +1,12 @@
-"""A lens for reward hacking: what pictures look like besides their scores, and which rewards nobody trained on."""
+"""What the pictures of an evaluation look like besides their scores: a lens for reward hacking."""
 
 import functools
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
-from rl.config.sections import Recipe
-from rl.records.rows import load_stored, reward_names
+from rl.records.rows import load_stored
 
 _SMALL = 16
 _ALIKE = 0.02
@@ -31,6 +29,16 @@ class Look:
     within_prompts: bool
     duplicates: int
     """pictures that nearly repeat one of another prompt"""
+    compared: int
+    """pictures that were compared with each other"""
+
+    def metrics(self) -> dict[str, float]:
+        """Behind eval_look/ in the log; near_duplicates is a share."""
+        return {
+            "diversity": self.spread,
+            "sharpness": self.sharpness,
+            "near_duplicates": self.duplicates / self.compared,
+        }
 
 
 def look_at(rows: pa.Table) -> Look | None:
@@ -47,7 +55,7 @@ def look_at(rows: pa.Table) -> Look | None:
     spread = float(distances[compared].mean()) if compared.any() else float("nan")
     repeats = int((np.where(other, distances, np.inf) < _ALIKE).any(1).sum())
     means = np.mean(measured, axis=0).tolist()
-    return Look(*means, spread=spread, within_prompts=bool(same.any()), duplicates=repeats)
+    return Look(*means, spread=spread, within_prompts=bool(same.any()), duplicates=repeats, compared=len(prompts))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -67,22 +75,3 @@ def _measured(picture: bytes) -> tuple[tuple[float, float, float, float], np.nda
 def _distances(vectors: np.ndarray) -> np.ndarray:
     squares = (vectors**2).sum(1)
     return np.sqrt(np.maximum(squares[:, None] + squares - 2 * vectors @ vectors.T, 0) / vectors.shape[1])
-
-
-def untrained_rewards(recipe: Recipe | None, rows: pa.Table) -> tuple[list[str], list[str]]:
-    """The rewards of an evaluation that training uses too, and those that it does not: of other names or settings."""
-    names = reward_names(rows)
-    if recipe is None:
-        return [], names
-    trained = {_name(entry) for entry in recipe.rewards if entry.get("weight") != 0}
-    return [name for name in names if name in trained], [name for name in names if name not in trained]
-
-
-def _name(entry: dict) -> str:
-    return entry.get("name") or str(entry["use"]).rpartition(":")[2]
-
-
-def top_share(values: Sequence[float | None], share: float = 0.01, least: int = 6) -> list[int]:
-    """The places of the largest, so large a share of them, best first."""
-    there = [place for place, value in enumerate(values) if value is not None]
-    return sorted(there, key=lambda place: -values[place])[: max(least, round(share * len(there)))]
