@@ -74,6 +74,23 @@ def test_an_exported_model_scores_as_the_trained_one(name, rate, in_float32, tmp
 
 
 @pytest.mark.slow
+def test_a_gamed_reward_is_noticed_and_the_run_stops(tmp_path):
+    """What docs/reward-hacking.md shows, within what CPUs round otherwise."""
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "rl.train", "configs/tiny_hacking.yaml", f"output_dir={run}"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rewards = [line["reward"] for line in lines if "reward" in line]
+    held_out = [line["eval_reward"] for line in lines if "eval_reward" in line]
+    last = lines[-1]["step"]
+    assert last < 60
+    assert f"stopped after update {last}: past watch.guards." in done.stdout
+    assert "and shapes, which is not trained on, fell by" in done.stderr + done.stdout
+    assert statistics.fmean(rewards[-5:]) > 1.3 * statistics.fmean(rewards[:5])
+    assert held_out[-1] < held_out[0] - 0.08
+
+
+@pytest.mark.slow
 def test_the_quickstart_gains_what_it_promises(tmp_path):
     """Minutes on 2 cores: 12 points and 3 standard errors on held-out captions, answers kept."""
     command = [sys.executable, "-m", "rl.train", "configs/quickstart.yaml", f"output_dir={tmp_path / 'run'}"]
