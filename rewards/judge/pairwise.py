@@ -11,7 +11,8 @@ from PIL import Image
 from rewards.contract.base import RewardBatch
 from rewards.judge.completion import Unreadable, read_completion
 from rewards.judge.presets import EDIT_PAIR, PAIR
-from rewards.judge.vlm_judge import VLMJudge, filled_in
+from rewards.judge.template import filled_in
+from rewards.judge.vlm_judge import VLMJudge
 from rewards.remote.servers import ServerError
 from uniar.errors import UserError
 from uniar.seeds import seed_of

@@ -23,13 +23,13 @@ from rewards.judge.answers import (
 )
 from rewards.judge.completion import Completion, Unreadable, read_completion, start_of_answer
 from rewards.judge.presets import PRESETS
+from rewards.judge.template import checked_template, filled_in
 from rewards.remote.servers import ServerError, ServerPool, check_seconds, read_token
 from rewards.remote.wire_images import encode_image
 from uniar.errors import UserError, did_you_mean
 
 logger = logging.getLogger(__name__)
 
-_PLACEHOLDER = re.compile(r"\{([A-Za-z_][\w.]*)\}")
 _MOST_ANSWER = 100_000  # characters
 # What is asked for, and then, where a server refuses it, the next.
 _LOGPROBS = ({"logprobs": True, "top_logprobs": 20}, {"logprobs": True, "top_logprobs": 5}, {})
@@ -97,7 +97,7 @@ class VLMJudge(Reward):
     ):
         given = PRESETS[preset] if preset else PRESETS["plain"]
         self.model, self.system, self.parser = model, system, parser
-        self.prompt = _checked_template(given.prompt if prompt is None else prompt)
+        self.prompt = checked_template(given.prompt if prompt is None else prompt)
         self.scale = _checked_scale(given.scale if scale is None else scale)
         self.ratings = _checked_ratings(given.ratings if ratings is None else ratings)
         self.rescale = rescale or given.rescale
@@ -245,32 +245,6 @@ class VLMJudge(Reward):
 
 def _url(image: Image.Image) -> str:
     return "data:image/png;base64," + base64.b64encode(encode_image(image)).decode("ascii")
-
-
-def filled_in(template: str, sample: RewardBatch) -> str | None:
-    """The template with the first sample's values; None where that has no such task or metadata."""
-    values = {"prompt": sample.prompts[0], "task": sample.tasks[0], "text": next(reversed(sample.texts[0]), None)}
-    values |= {f"metadata.{key}": value for key, value in sample.metadata[0].items()}
-    names = {match.group(1) for match in _PLACEHOLDER.finditer(template) if _stands_for(match.group(1))}
-    if any(values.get(name) is None or values[name] != values[name] for name in names):  # a NaN says nothing either
-        return None
-    return _PLACEHOLDER.sub(
-        lambda match: str(values[match.group(1)]) if match.group(1) in names else match[0], template
-    )
-
-
-def _stands_for(name: str) -> bool:
-    return name in ("prompt", "task", "text") or name.startswith("metadata.")
-
-
-def _checked_template(template: str) -> str:
-    for match in _PLACEHOLDER.finditer(template):
-        name = match.group(1)
-        if not _stands_for(name) and (hint := did_you_mean(name, ["prompt", "task", "text", "metadata"])):
-            raise UserError(f"prompt has {{{name}}}, which stands for nothing.{hint}")
-    if not template.strip():
-        raise UserError("prompt is empty; it says what the judge is asked.")
-    return template
 
 
 def _checked_scale(scale: Sequence[float]) -> tuple[float, float]:
