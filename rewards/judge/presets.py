@@ -14,6 +14,8 @@ class JudgePreset:
     rescale: str
     sources: bool = False
     """whether the judge sees the pictures that an edit began with"""
+    by_edit_type: bool = False
+    """whether the kind of edit, in the sample's metadata, decides what is asked and rated"""
 
 
 _PLAIN = """\
@@ -104,4 +106,5 @@ PRESETS = {
         "range",
         sources=True,
     ),
+    "imgedit": JudgePreset("{prompt}", (1, 5), {"Score": 1.0}, "range", sources=True, by_edit_type=True),
 }

@@ -5,7 +5,8 @@ import base64
 import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
 from typing import Any, Literal
 
 from PIL import Image
@@ -22,6 +23,7 @@ from rewards.judge.answers import (
     read_pattern,
 )
 from rewards.judge.completion import Completion, Unreadable, read_completion, start_of_answer
+from rewards.judge.edit_criteria import EDIT_CRITERIA, KEY, EditCriteria, capped, criteria_of
 from rewards.judge.presets import PRESETS
 from rewards.judge.template import checked_template, filled_in
 from rewards.remote.servers import ServerError, ServerPool, check_seconds, read_token
@@ -46,12 +48,14 @@ class VLMJudge(Reward):
         url: the API's base, such as http://127.0.0.1:8000/v1; or a list of servers with the same model.
         model: the name it is served under; null where each server has just one.
         preset: unified_reward sets prompt, scale, ratings and rescale as UniAR's own RL run did, edit asks whether an
-            edit did what it was asked for and nothing else; whatever is given besides wins.
+            edit did what it was asked for and nothing else; whatever is given besides wins. imgedit rates an edit as
+            ImgEdit-Bench does, by the kind that its metadata names as edit_type: 1 to 5 on three axes of that kind, of
+            which the first is the most that the others count, and their mean; a sample without edit_type has no score.
         prompt: what the judge is asked. {prompt} stands for the sample's prompt, {task} for its task, {text} for what
             it wrote last (such a sample needs no image), {metadata.KEY} for an entry of its metadata: a sample that
             lacks it has no score. Other braces stay as they are.
         sources: true to show the pictures that a sample edits, before its image; a sample without has no score. null
-            for what the preset does: true for edit.
+            for what the preset does: true for edit and imgedit.
         system: a system message; null for none.
         scale: [low, high], the lowest and highest rating.
         ratings: name → weight of each rating that is read and summed; null for one rating, called Score.
@@ -76,7 +80,7 @@ class VLMJudge(Reward):
         self,
         url: str | Sequence[str],
         model: str | None = None,
-        preset: Literal["unified_reward", "edit"] | None = None,
+        preset: Literal["unified_reward", "edit", "imgedit"] | None = None,
         prompt: str | None = None,
         sources: bool | None = None,
         system: str | None = None,
@@ -96,6 +100,13 @@ class VLMJudge(Reward):
         token_env: str | None = None,
     ):
         given = PRESETS[preset] if preset else PRESETS["plain"]
+        self.by_edit_type = given.by_edit_type
+        own = parser != "text" or any(one is not None for one in (prompt, scale, ratings, pattern))
+        if self.by_edit_type and own:
+            raise UserError(
+                "preset imgedit has a prompt, scale, ratings and parser of its own for each kind of edit; leave out "
+                "yours, or take preset edit."
+            )
         self.model, self.system, self.parser = model, system, parser
         self.prompt = checked_template(given.prompt if prompt is None else prompt)
         self.scale = _checked_scale(given.scale if scale is None else scale)
@@ -121,6 +132,15 @@ class VLMJudge(Reward):
             url, token=read_token(token_env), timeout=timeout, attempts=attempts, concurrency=concurrency
         )
         self._loaded = False
+
+    def check_sample(self, prompt: str, metadata: Mapping[str, Any]) -> None:
+        if self.by_edit_type:
+            criteria_of(metadata)
+
+    def check_columns(self, metadata: Iterable[Mapping[str, Any]]) -> None:
+        if self.by_edit_type and all(row.get(KEY) is None for row in metadata):
+            kinds = ", ".join(EDIT_CRITERIA)
+            raise UserError(f"no prompt has {KEY!r} in its metadata, which preset imgedit goes by: one of {kinds}.")
 
     def load(self) -> None:
         """Asks each server which models it has; one that cannot be reached yet is no reason to stop, as long as another
@@ -158,14 +178,20 @@ class VLMJudge(Reward):
         return await asyncio.gather(*(self._score_sample(batch.select([row]), deadline) for row in range(len(batch))))
 
     async def _score_sample(self, sample: RewardBatch, deadline: float) -> Any:
-        question = filled_in(self.prompt, sample)
-        if question is None or (self.sources and not sample.source_images[0]):
+        try:
+            criteria = criteria_of(sample.metadata[0]) if self.by_edit_type else None
+        except UserError as error:
+            return error
+        question = filled_in(criteria.question if criteria else self.prompt, sample)
+        lacks_kind = self.by_edit_type and criteria is None
+        if question is None or lacks_kind or (self.sources and not sample.source_images[0]):
             return None
         pictures = [*(sample.source_images[0] if self.sources else ()), *filter(None, sample.images)]
         try:
             completion = read_completion(await self._ask(question, pictures, deadline))
             answer = completion.content[start_of_answer(completion.content) :].strip()
-            return {"score": self.rate(completion), "why": answer}
+            score = self.rate_edit(completion, criteria) if criteria else {"score": self.rate(completion)}
+            return {**score, "why": answer}
         except (ServerError, Unreadable) as error:
             return error
 
@@ -204,29 +230,41 @@ class VLMJudge(Reward):
 
     def rate(self, completion: Completion) -> float:
         """The score that a judge's answer stands for. Raises Unreadable."""
-        content = completion.content
+        values = self._values(completion, list(self.ratings))
+        return sum(weight * self._rescaled(values[name]) for name, weight in self.ratings.items())
+
+    def rate_edit(self, completion: Completion, criteria: EditCriteria) -> dict[str, float]:
+        """The mean of an edit's ratings, none above the first; besides, the first one and the mean of what was written.
+        Raises Unreadable."""
+        values = self._values(completion, list(criteria.ratings))
+        written = [self._rescaled(value) for value in values.values()]
+        counted = [self._rescaled(value) for value in capped(values)]
+        return {"score": fmean(counted), "instruction": written[0], "uncapped": fmean(written)}
+
+    def _values(self, completion: Completion, names: Sequence[str]) -> dict[str, float]:
+        """Each rating on the scale, as it was written or expected. Raises Unreadable."""
+        content, values = completion.content, {}
         if len(content) > _MOST_ANSWER:
             raise Unreadable(f"the judge's answer has {len(content)} characters, {_MOST_ANSWER} at most are read")
-        start, total = start_of_answer(content), 0.0
-        for name, weight in self.ratings.items():
-            rating = self._read(content[start:], name).moved(start)
-            value = rating.value
+        start = start_of_answer(content)
+        for name in names:
+            rating = self._read(content[start:], name, names).moved(start)
+            values[name] = rating.value
             if self.expectation is not False:
                 expected = None if completion.tokens is None else expected_rating(rating, completion, self.scale)
                 if expected is None and self.expectation:
                     raise Unreadable(f"the server returned no log-probabilities for the judge's {name}")
-                value = value if expected is None else expected
-            total += weight * self._rescaled(value)
-        return total
+                values[name] = rating.value if expected is None else expected
+        return values
 
-    def _read(self, answer: str, name: str) -> Rating:
+    def _read(self, answer: str, name: str, names: Sequence[str]) -> Rating:
         if self.parser == "json":
             return read_json_rating(answer, name, self.scale)
         if self.pattern is not None:
             return read_pattern(answer, self.pattern, self.scale, name)
         answer = plain(answer)
-        bare = read_bare(answer, self.scale, name) if len(self.ratings) == 1 else None
-        return bare or read_labelled(answer, name, self.scale, [other for other in self.ratings if other != name])
+        bare = read_bare(answer, self.scale, name) if len(names) == 1 else None
+        return bare or read_labelled(answer, name, self.scale, [other for other in names if other != name])
 
     def _rescaled(self, value: float) -> float:
         low, high = self.scale

@@ -5,7 +5,7 @@ there are none of UniAR's; they have GenEval's.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from uniar.shipped_files import SHIPPED
@@ -41,6 +41,8 @@ class Benchmark:
     """keys of the metadata that the table is by"""
     own_prompts: bool = False
     edits: bool = False
+    judge: Mapping[str, Any] = field(default_factory=dict)
+    """what `vlm_judge` is given where a judge is named"""
     batch_size: int = 8
     """images drawn at once, where nothing else is said"""
 
@@ -93,6 +95,7 @@ BENCHMARKS = {
         Drawing(512, 512, images=1, guidance=2.0, upsampling_ratio=2.0),
         groups=("edit_type",),
         edits=True,
+        judge={"preset": "imgedit", "rescale": "none", "expectation": False},  # the numbers as they are published
     ),
     "dpg": Benchmark(
         "DPG-Bench (arXiv:2403.05135)",

@@ -120,8 +120,8 @@ def reward_entries(arguments: argparse.Namespace, records: Sequence[PromptRecord
     entries: list[Any] = [parse_yaml(text, "--reward", lines=False)[0] for text in arguments.reward or ()]
     if arguments.judge is not None:
         asked = any(record.metadata.get(QUESTIONS) for record in records)
-        preset = {"preset": "edit"} if BENCHMARKS[arguments.name].edits else {}
-        judge = {"use": "judge_questions"} if asked else {"use": "vlm_judge", **preset}
+        own = BENCHMARKS[arguments.name].judge
+        judge = {"use": "judge_questions"} if asked else {"use": "vlm_judge", **own}
         entries.append({**judge, "name": "judge", "url": arguments.judge})
     if arguments.no_scores:
         if entries:

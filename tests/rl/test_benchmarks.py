@@ -1,6 +1,7 @@
 """Benchmarks: their prompts in every form, what a table says, what official scorers are given, and whole runs."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -336,6 +337,36 @@ def test_a_judge_is_asked_the_questions_of_dpg(nano_checkpoint, tmp_path):
     rows = read_rows(tmp_path / "out/evaluations/step-000000.parquet")
     assert rows["rewards/judge"].to_pylist() == [0.0] * 4  # a dog that is not there is not black
     assert (tmp_path / "out/official/a.png").is_file()
+
+
+def test_imgedit_is_judged_by_kind_and_its_table_is_in_published_numbers(nano_checkpoint, tmp_path, capsys):
+    prompts = published("imgedit", tmp_path)  # "adjust" and "remove"
+
+    def judge(request):
+        asked = request.content["messages"][-1]["content"][-1]["text"]
+        names, numbers = re.findall(r"(?m)^(.+): N$", asked), (2, 5, 1) if "make the cat blue" in asked else (5, 4, 3)
+        said = "\n".join(f"{name}: {number}" for name, number in zip(names, numbers, strict=True))
+        request.send({"choices": [{"message": {"content": said}, "finish_reason": "stop"}]})
+
+    with hostile_server(judge, {"data": [{"id": "judge"}]}) as server:
+        words = ["benchmark", "imgedit", "--model", nano_checkpoint, "--prompts", prompts, *SMALL[:-2]]
+        words = [*map(str, words), "--judge", f"{server.url}/v1", "--output", str(tmp_path / "out")]
+        assert main(words) == 0
+        questions = [post["messages"][-1]["content"][-1]["text"] for post in server.posts]
+        assert ["Visual Seamlessness" in question for question in questions].count(True) == 1  # of "adjust" alone
+        assert "logprobs" not in server.posts[0]  # the published numbers are those that were written
+        capsys.readouterr()
+        lines = json.loads(prompts.read_text())
+        lines["5"]["edit_type"] = "recolour"
+        prompts.write_text(json.dumps(lines))
+        assert main([*words, "--overwrite"]) == 2
+        said = capsys.readouterr().err
+    assert f"{prompts}, '5': reward 'judge': metadata 'edit_type' is 'recolour'; one of add, adjust" in said
+    table = json.loads((tmp_path / "out/table.json").read_text())
+    found = {line["name"]: line["scores"] for line in table["by"]["edit_type"]}
+    assert found["adjust"] == pytest.approx({"judge": 5 / 3, "judge instruction": 2, "judge uncapped": 8 / 3})
+    assert found["remove"] == pytest.approx({"judge": 4, "judge instruction": 5, "judge uncapped": 4})
+    assert table["means"]["edit_type"]["scores"]["judge"] == pytest.approx((5 / 3 + 4) / 2)
 
 
 def test_a_dry_run_says_all_that_is_missing(tmp_path, capsys):
