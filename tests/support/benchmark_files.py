@@ -65,6 +65,21 @@ EDITS = {
     "5": {"id": "b.png", "prompt": "remove the tree", "edit_type": "remove"},
 }
 DPG = {"stock_3": "A red bus beside a tall, narrow house.", "0": "Three green apples in a glass bowl."}
+SMALL = [
+    "--height",
+    "64",
+    "--width",
+    "64",
+    "--upsampling-ratio",
+    "1",
+    "--steps",
+    "1",
+    "--decoder-guidance",
+    "1",
+    "--images-per-prompt",
+    "2",
+]
+"""options of a drawing that takes no time; the last two are how many images"""
 TEXT = {"geneval": GENEVAL, "geneval2": GENEVAL2, "oneig": ONEIG, "longtext": LONGTEXT}
 
 
