@@ -3,7 +3,7 @@
     python -m benchmarks.tiny_figures --model assets/uniar-tiny --output figures.json
 
 Everything goes the way a user goes: prompts through the processor, the rollout engine, the SD3 decoder. What is in an
-image is judged by `tiny.detector`, from its pixels alone.
+image is judged by `rl.tiny.detector`, from its pixels alone.
 """
 
 import argparse
@@ -19,15 +19,15 @@ from transformers import AutoProcessor
 
 from rewards.contract.base import RewardBatch
 from rewards.geneval.request import SKILLS
-from tiny.captions import drawing
-from tiny.detector import detect, seen_scene
-from tiny.edits import KINDS, edit
-from tiny.lessons import encode
-from tiny.model import GRID, SIDE
-from tiny.questions import question, question_about
-from tiny.shapes import Shapes, scene_faults
-from tiny.training import randomness
-from tiny.world import free_scene, render
+from rl.tiny.captions import drawing
+from rl.tiny.detector import detect, seen_scene
+from rl.tiny.edits import KINDS, edit
+from rl.tiny.lessons import encode
+from rl.tiny.model import GRID, SIDE
+from rl.tiny.questions import question, question_about
+from rl.tiny.shapes import Shapes, scene_faults
+from rl.tiny.training import randomness
+from rl.tiny.world import free_scene, render
 from uniar.answering import answer
 from uniar.conversations import Drawing, Picture
 from uniar.generation import draw_noise, rollout

@@ -31,7 +31,7 @@ COMMANDS = {
     "chat": ("uniar.commands", "uniar.commands.chat", "ask about images"),
     "generate": ("uniar.commands", "uniar.commands.generate", "draw images from prompts"),
     "edit": ("uniar.commands", "uniar.commands.edit", "edit images by instruction"),
-    "prompts": ("tiny", "tiny.prompts_command", "write prompts, questions and edits of UniAR-Tiny's world"),
+    "prompts": ("rl.tiny", "rl.tiny.prompts_command", "write prompts, questions and edits of UniAR-Tiny's world"),
     "rewards": ("rewards.commands", "rewards.commands", "list, describe, try, check and serve rewards"),
 }
 """A room whose `arguments` has a function of the command's name, which says what it takes and loads no library; the

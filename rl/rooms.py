@@ -1,11 +1,11 @@
 """Whether the packages beside `rl` are ours: `python -m` puts the current folder first on the path, and a user's own
-`rewards.py` or `tiny/` there would take their place; so would another package's that is installed."""
+`rewards.py` or `uniar/` there would take their place; so would another package's that is installed."""
 
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-ROOMS = ("uniar", "inference", "rewards", "tiny")
+ROOMS = ("uniar", "inference", "rewards")
 
 
 def check_rooms() -> None:

@@ -6,7 +6,7 @@ import keyword
 from uniar.errors import UserError
 from uniar.reading.files import write_whole, writing
 
-TAKEN = ("inference", "rewards", "rl", "tiny", "uniar")
+TAKEN = ("inference", "rewards", "rl", "uniar")
 """Names of this package's own modules, whose place a file of that name would take."""
 
 PLUGIN = '''\

@@ -56,7 +56,7 @@ BENCHMARKS = {
         "UniAR-Tiny's held-out captions",
         str(SHAPES_PROMPTS),
         Drawing(64, 64, images=1, guidance=2.0, temperature=0.5, steps=6),
-        ({"use": "tiny.shapes:Shapes", "name": "shapes"},),
+        ({"use": "rl.tiny.shapes:Shapes", "name": "shapes"},),
         ("tag",),
         own_prompts=True,
         batch_size=32,

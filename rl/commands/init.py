@@ -28,7 +28,7 @@ from uniar.shipped_files import SHIPPED, TINY, shipped_model
 
 MODEL = "ShareLab-SII/UniAR-SFT"
 OF_TINY = "quickstart.yaml"
-TINY_DEFAULTS = {"prompts": "configs/prompts/shapes/train.jsonl", "rewards": "tiny.shapes:Shapes"}
+TINY_DEFAULTS = {"prompts": "configs/prompts/shapes/train.jsonl", "rewards": "rl.tiny.shapes:Shapes"}
 SMALLER = {
     "decode": {"batch_size": 1},
     "rollout": {"memory_budget_gb": 4},
@@ -166,7 +166,7 @@ def _text(target: Path, base: str, more: dict[str, Any], answers: dict[str, Any]
 
 def _from(target: Path, name: str) -> str:
     """A path as it is named in the recipe, whose folder it starts from; any other name is left as it is."""
-    if shipped_model(name):  # `tiny` is a folder in a clone, too
+    if shipped_model(name):  # whatever folder has the name, too
         return name
     path = user_path(name)
     return os.path.relpath(path, target.parent) if path.exists() and not path.is_absolute() else name

@@ -20,7 +20,7 @@ from rl.config.sections import Recipe
 from rl.config.trainer_arguments import TAKEN, check_trainer_arguments
 from uniar.errors import UserError
 from uniar.reading.files import user_path
-from uniar.reading.plugins import from_current_folder
+from uniar.reading.plugins import MOVED, from_current_folder
 from uniar.reading.settings import (
     ANY_NAME,
     Origins,
@@ -180,12 +180,15 @@ def _names() -> dict[str, str]:
 
 
 def _with_homes(value: Any, path: tuple[str, ...], origins: Origins) -> Any:
-    """Reward entries, whose parameters no section describes: a string that begins with `~/` or `$NAME/` is a path."""
+    """Reward entries, whose parameters no section describes: a string that begins with `~/` or `$NAME/` is a path,
+    and a former name is now another."""
     if isinstance(value, dict):
         return {key: _with_homes(item, (*path, key), origins) for key, item in value.items()}
     if isinstance(value, list):
         return [_with_homes(item, (*path, str(i)), origins) for i, item in enumerate(value)]
-    return home_expanded(value, path, origins) if isinstance(value, str) and _HOME.match(value) else value
+    if not isinstance(value, str):
+        return value
+    return home_expanded(value, path, origins) if _HOME.match(value) else MOVED.get(value, value)
 
 
 # Reading -------------------------------------------------------------------------------------------------------------

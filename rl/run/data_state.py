@@ -19,6 +19,7 @@ from rl.data.questions import QuestionRecord
 from rl.policy.samples import DrawSettings
 from uniar.errors import UserError
 from uniar.reading.files import read_json
+from uniar.reading.plugins import MOVED
 
 HELD_OUT = {"total": "evaluate.prompts", "understanding": "understanding.questions"}
 """What the parts of an evaluation's file were measured on."""
@@ -49,6 +50,8 @@ def data_state(
     }
     how = {str(name): _evaluated_how(one) for name, one in sets_of(recipe).items()}
     measured = json.dumps(how, sort_keys=True, default=str)
+    for former, name in MOVED.items():  # a reward that has another name measures as before
+        measured = measured.replace(json.dumps(name), json.dumps(former))
     state["evaluate.prompts"]["measured"] = hashlib.sha256(measured.encode()).hexdigest()
     return state
 

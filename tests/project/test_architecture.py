@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-TOP = ("uniar", "inference", "rewards", "rl", "tiny")
+TOP = ("uniar", "inference", "rewards", "rl")
 TRACKED = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
 
 
@@ -69,7 +69,7 @@ def test_rooms_and_files_are_small(top):
 
 def test_paths_in_comments_and_documents_are_there():
     pattern = re.compile(
-        r"(?<![\w/.-])((?:uniar|rl|rewards|tiny|tests|docs|configs|launch|benchmarks)/[\w/.-]*\.(?:py|md|sh))\b"
+        r"(?<![\w/.-])((?:uniar|rl|rewards|tests|docs|configs|launch|benchmarks)/[\w/.-]*\.(?:py|md|sh))\b"
     )
     for name in TRACKED:
         if name.endswith((".py", ".md")) and not name.startswith("tests/golden") and name != "CHANGELOG.md":

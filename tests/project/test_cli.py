@@ -128,7 +128,7 @@ distributed.destroy_process_group()
     assert done.stderr == "uniar-rl plan: it is wrong.\n"
 
 
-@pytest.mark.parametrize("file", ["rewards.py", "tiny/__init__.py", "uniar.py", "inference/__init__.py"])
+@pytest.mark.parametrize("file", ["rewards.py", "uniar.py", "inference/__init__.py"])
 def test_a_users_own_module_of_the_same_name_is_named(file, tmp_path):
     own = tmp_path / file
     own.parent.mkdir(exist_ok=True)

@@ -44,10 +44,10 @@ def imported(folder: str, *, at_once: bool) -> set[str]:
                 found |= {alias.name.partition(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.level == 0:
                 found.add(node.module.partition(".")[0])
-    return found - set(sys.stdlib_module_names) - {"uniar", "rl", "rewards", "tiny", "inference"}
+    return found - set(sys.stdlib_module_names) - {"uniar", "rl", "rewards", "inference"}
 
 
-OWN = {"uniar": (), "rewards": ("rewards", "serve"), "rl": ("train",), "tiny": ("train",)}
+OWN = {"uniar": (), "rewards": ("rewards", "serve"), "rl": ("train",)}
 """the extras without which a package of ours is not used"""
 
 

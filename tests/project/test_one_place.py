@@ -11,10 +11,11 @@ from rl.checkpoint import layout
 ROOT = Path(__file__).parents[2]
 FILES = {
     str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
-    for top in ("uniar", "rewards", "rl", "tiny")
+    for top in ("uniar", "rewards", "rl")
     for path in (ROOT / top).rglob("*.py")
 }
-RL = {name: text for name, text in FILES.items() if name.startswith("rl/")}
+TINY = "rl/tiny/"  # an example, which makes a checkpoint as it is released, and none of a training
+RL = {name: text for name, text in FILES.items() if name.startswith("rl/") and not name.startswith(TINY)}
 ENGINE, LAYOUT = "rl/distributed/engine.py", "rl/checkpoint/layout.py"
 
 PRIVATE = (

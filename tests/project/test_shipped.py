@@ -98,7 +98,7 @@ def test_the_wheel_has_every_shipped_file_and_no_other(tmp_path):
         names = set(wheel.namelist())
     expected = {f"uniar/shipped/{name}" for name in kept if name.startswith(("configs/", "assets/uniar-tiny/"))}
     assert {name for name in names if name.startswith("uniar/shipped/")} == expected
-    rooms = ("inference/", "rewards/", "rl/", "tiny/", "uniar/")
+    rooms = ("inference/", "rewards/", "rl/", "uniar/")
     modules = {name for name in kept if name.endswith(".py") and name.startswith(rooms)}
     assert modules | {"uniar_rl.py"} <= names
     assert {"rl/plan/released.json", "rl/report/templates/page.html", "rl/py.typed"} <= names

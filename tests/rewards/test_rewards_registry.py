@@ -126,6 +126,26 @@ def test_a_module_that_does_not_import_is_named():
     assert "neither a module nor a .py file" in recipe_error("my rewards/file:Mine")
 
 
+def test_the_reward_of_uniar_tiny_is_found_by_its_former_name(tmp_path, monkeypatch):
+    from rl.tiny.shapes import Shapes
+
+    for file in ("tiny/__init__.py", "tiny/shapes.py"):  # a user's own, which has another `tiny`
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text("class Other: ...\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert resolve("tiny.shapes:Shapes") is resolve("rl.tiny.shapes:Shapes") is Shapes
+    assert RewardSuite.from_recipe([{"use": "rank", "reward": "tiny.shapes:Shapes"}]).names == ("rank",)
+
+
+def test_the_former_name_of_uniar_tinys_package_is_answered_with_the_new_one(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("from tiny.detector import detect\n")
+    for use in (f"{file}:Mine", "tiny.detector:detect"):
+        message = recipe_error({"use": use, "name": "mine"})
+        assert "ModuleNotFoundError: No module named 'tiny" in message
+        assert "; UniAR-Tiny's package is called rl.tiny since version 0.2" in message
+
+
 def test_what_is_no_reward_is_refused(plugin):
     assert "has no 'Constan'. Did you mean 'Constant'?" in recipe_error(f"{plugin}:Constan")
     assert "does not say which reward of the file" in recipe_error(str(plugin))

@@ -172,7 +172,7 @@ def test_what_it_needs(settings):
 
 
 def test_the_page_quotes_what_is_said(guards_of):
-    """Of the run itself tests/tiny/test_tiny_rl.py has a slow test."""
+    """Of the run itself tests/rl/test_tiny_rl.py has a slow test."""
     page = (ROOT / "docs" / "reward-hacking.md").read_text()
     guards, control = guards_of(action="stop"), TrainerControl()
     history = [{"reward": value} for value in [0.3] * 30 + [0.873] * 10]

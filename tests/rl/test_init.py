@@ -44,7 +44,7 @@ def test_what_is_not_given_is_asked(folder, capsys, monkeypatch):
     assert "GiB of each GPU [" in said
     assert "from quickstart.yaml" in said
     recipe = load_recipe("tiny.yaml")
-    assert recipe.rewards[0]["use"] == "tiny.shapes:Shapes"
+    assert recipe.rewards[0]["use"] == "rl.tiny.shapes:Shapes"
     assert recipe.evaluate.prompts is not None
 
 

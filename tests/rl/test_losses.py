@@ -375,7 +375,7 @@ def test_the_page_says_of_each_loss_what_its_file_says():
 def test_no_other_file_knows_a_loss_by_its_name():
     """Of grpo it cannot be told: an estimator of advantages and TRL's own loss are called that, too."""
     root, names = Path(__file__).parents[2], "|".join(name for name in LOSSES if name != "grpo")
-    for path in (path for folder in ("uniar", "rewards", "rl", "tiny") for path in (root / folder).rglob("*.py")):
+    for path in (path for folder in ("uniar", "rewards", "rl") for path in (root / folder).rglob("*.py")):
         if path.parent.name != "losses":
             found = re.findall(rf"\b(?:{names})\b", path.read_text(encoding="utf-8"))
             assert not found, f"{path} names {found}"

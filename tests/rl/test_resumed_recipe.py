@@ -163,6 +163,14 @@ def test_of_a_recipe_of_an_older_version_only_what_differs_is_said(tmp_path, cap
         RunFolder(tmp_path).write_config(recipe_from_mapping({**mapping, **settings}))
         _, *changes = capsys.readouterr().out.splitlines() or [""]
         assert "|".join(line[2:] for line in changes) == expected
+    former = {"use": "tiny.shapes:Shapes", "name": "shapes"}
+    nested = {"use": "rank", "reward": dict(former)}
+    now = [{**entry, "use": "rl.tiny.shapes:Shapes"} for entry in (former, former)]
+    (tmp_path / "config.yaml").write_text(dump_yaml({**old, "rewards": [former, nested]}))
+    RunFolder(tmp_path).write_config(
+        recipe_from_mapping({**mapping, "rewards": [now[0], {"use": "rank", "reward": now[1]}]})
+    )
+    assert capsys.readouterr().out == ""
     (tmp_path / "config.yaml").write_text("gone: 1\nseed: 0\n")
     RunFolder(tmp_path).write_config(recipe_from_mapping(mapping))
     assert "  -gone: 1\n" in capsys.readouterr().out

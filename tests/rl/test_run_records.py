@@ -139,6 +139,20 @@ def test_evaluations_that_were_drawn_or_scored_otherwise_are_not_compared():
         assert other["understanding"] == made_on()["understanding"]
 
 
+def test_evaluations_by_a_reward_whose_module_was_renamed_are_compared():
+    held_out = [PromptRecord("a red circle", None, {}, None, "1")]
+
+    def made_on(use: str, *, named_so: bool):
+        recipe = recipe_from_mapping({**MINIMAL, "rewards": [{"use": use, "name": "shapes", "credit": "partial"}]})
+        if named_so:  # as a version that knew no other name kept it
+            recipe = replace(recipe, rewards=[{**entry, "use": use} for entry in recipe.rewards])
+        return measured_on(data_state(recipe, [], held_out, [], []))
+
+    before = made_on("tiny.shapes:Shapes", named_so=True)
+    assert before == made_on("tiny.shapes:Shapes", named_so=False) == made_on("rl.tiny.shapes:Shapes", named_so=True)
+    assert before != made_on("own.shapes:Shapes", named_so=True)
+
+
 @pytest.mark.parametrize(
     "line", [b"", b'{"reward": 1}', b"[1]", b'{"step": "2"}', b"\xff", b'{"step": 2, "re', b'{"step": true}', b"null"]
 )

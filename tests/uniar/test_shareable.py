@@ -58,7 +58,7 @@ TEXTS = {
     "ShareLab-SII/UniAR-SFT": None,
     "assets/uniar-tiny": None,
     "configs/../configs/nano.yaml": "nano.yaml",
-    "tiny.shapes:Shapes": None,
+    "rl.tiny.shapes:Shapes": None,
     "my_rewards.py:brightness": None,
     "preset nano, seed 0": None,
     "Rate it 1/5 or 5/5, and/or say why.": None,

@@ -17,11 +17,15 @@ from uniar.reading.files import user_path
 
 FORMS = "package.module:name or path/to/file.py:name"
 
+MOVED = {"tiny.shapes:Shapes": "rl.tiny.shapes:Shapes"}
+"""What recipes of earlier versions name → what it is called now. No other package's module can be meant: until then a
+package `tiny` beside ours was refused."""
+
 _STDLIB = sysconfig.get_paths()["stdlib"]
 
 
 def load_plugin(use: str, folder: Path | None = None) -> Any:
-    """What `use` names.
+    """What `use` names; by its former name too.
 
     Args:
         folder: where a relative file path is looked up if the current folder has no such file.
@@ -29,7 +33,7 @@ def load_plugin(use: str, folder: Path | None = None) -> Any:
     Raises UserError for a file that is missing, a plug-in that does not import (with its cause and line), and a name
     that it lacks.
     """
-    source, _, attribute = use.rpartition(":")
+    source, _, attribute = MOVED.get(use, use).rpartition(":")
     module = load_plugin_file(source, folder) if source.endswith(".py") else _load_module(source)
     if not hasattr(module, attribute):
         own = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
@@ -82,6 +86,8 @@ def described(error: BaseException, plumbing: Collection[Path] = ()) -> str:
     place = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
     said = " ".join(str(error).split())
     said = f": {said if len(said) <= 300 else said[:297] + '...'}" if said else ""
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] == "tiny":
+        said += "; UniAR-Tiny's package is called rl.tiny since version 0.2"
     return f"{type(error).__name__}{said}{place}"
 
 

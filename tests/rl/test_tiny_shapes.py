@@ -1,4 +1,4 @@
-"""UniAR-Tiny's detector and its reward `tiny.shapes:Shapes`, against the truth that the scenes are."""
+"""UniAR-Tiny's detector and its reward `rl.tiny.shapes:Shapes`, against the truth that the scenes are."""
 
 import io
 import itertools
@@ -14,11 +14,11 @@ from rewards.contract.base import RewardBatch
 from rewards.contract.spec import RewardSpec
 from rewards.geneval.request import SKILLS
 from rewards.suite import RewardSuite
-from tiny.captions import drawing
-from tiny.detector import UNCLEAR, detect, seen_scene
-from tiny.edits import KINDS, edit
-from tiny.shapes import Shapes, listed, scene_faults
-from tiny.world import BACKGROUNDS, COLORS, SHAPES, SIDE, SIZES, Scene, Thing, free_scene, render
+from rl.tiny.captions import drawing
+from rl.tiny.detector import UNCLEAR, detect, seen_scene
+from rl.tiny.edits import KINDS, edit
+from rl.tiny.shapes import Shapes, listed, scene_faults
+from rl.tiny.world import BACKGROUNDS, COLORS, SHAPES, SIDE, SIZES, Scene, Thing, free_scene, render
 from uniar.errors import UserError
 
 SAMPLES = 2000
@@ -280,7 +280,7 @@ def test_metadata_that_asks_for_nothing_or_cannot_be_read():
 
 
 def test_in_a_recipe():
-    entry = {"use": "tiny.shapes:Shapes", "credit": "partial", "floor": 0.0}
+    entry = {"use": "rl.tiny.shapes:Shapes", "credit": "partial", "floor": 0.0}
     suite = RewardSuite([RewardSpec.from_mapping(entry)])
     batch = RewardBatch(["three circles"] * 2, [circles(3), circles(1)], metadata=[COUNTING] * 2)
     table = suite.score(batch)
@@ -299,7 +299,7 @@ def test_in_a_recipe():
 )
 def test_settings_out_of_range(settings, message):
     with pytest.raises(UserError, match=message):
-        RewardSuite([RewardSpec.from_mapping({"use": "tiny.shapes:Shapes", **settings})])
+        RewardSuite([RewardSpec.from_mapping({"use": "rl.tiny.shapes:Shapes", **settings})])
 
 
 def test_scoring_takes_a_few_milliseconds():

@@ -9,9 +9,9 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from tiny.model import SIDE, new_vae
-from tiny.training import Stage, pictures, randomness
-from tiny.world import free_scene
+from rl.tiny.model import SIDE, new_vae
+from rl.tiny.training import Stage, pictures, randomness
+from rl.tiny.world import free_scene
 
 STEPS = 3000
 BATCH = 32

@@ -8,12 +8,12 @@ from PIL import Image
 
 from benchmarks.tiny_figures import Figures
 from rl.cli import main
-from tiny.detector import detect
-from tiny.world import Scene, Thing, render
+from rl.tiny.detector import detect
+from rl.tiny.world import Scene, Thing, render
 
 TINY = Path(__file__).parents[2] / "assets" / "uniar-tiny"
 pytestmark = pytest.mark.skipif(
-    not (TINY / "config.json").is_file(), reason="UniAR-Tiny's last stage is not there: python -m tiny.train"
+    not (TINY / "config.json").is_file(), reason="UniAR-Tiny's last stage is not there: python -m rl.tiny.train"
 )
 
 

@@ -7,9 +7,9 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tiny.captions import RELATION_WORDS, drawing, noun, plural
-from tiny.splits import OPPOSITES, Split, color_split, scene_split
-from tiny.world import COLORS, SHAPES, SIDE, Scene, Thing, free_scene
+from rl.tiny.captions import RELATION_WORDS, drawing, noun, plural
+from rl.tiny.splits import OPPOSITES, Split, color_split, scene_split
+from rl.tiny.world import COLORS, SHAPES, SIDE, Scene, Thing, free_scene
 
 NUMBER_WORDS = ("zero", "one", "two", "three", "four")
 DRAWN = 1 / 3  # how many questions are about the scene of a caption, so that the model can read what it draws

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rewards.geneval.request import RELATIONS, SKILLS
-from tiny.splits import Split, color_attr_split, color_split, pair_split, position_split, text_split
-from tiny.world import BACKGROUNDS, COLORS, SHAPES, USUAL_BACKGROUND, USUAL_COLORS, USUAL_SIZE, Scene, Thing
+from rl.tiny.splits import Split, color_attr_split, color_split, pair_split, position_split, text_split
+from rl.tiny.world import BACKGROUNDS, COLORS, SHAPES, USUAL_BACKGROUND, USUAL_COLORS, USUAL_SIZE, Scene, Thing
 
 Place = tuple[int, int]
 

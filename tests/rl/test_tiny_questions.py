@@ -6,12 +6,12 @@ from collections import Counter
 
 import pytest
 
-from tiny import edits, questions
-from tiny.captions import PLACES, RELATION_WORDS
-from tiny.edits import edit
-from tiny.questions import described, question, question_about
-from tiny.splits import SPLITS, color_split, scene_split
-from tiny.world import COLORS, SHAPES, Scene, Thing, apart, is_inside
+from rl.tiny import edits, questions
+from rl.tiny.captions import PLACES, RELATION_WORDS
+from rl.tiny.edits import edit
+from rl.tiny.questions import described, question, question_about
+from rl.tiny.splits import SPLITS, color_split, scene_split
+from rl.tiny.world import COLORS, SHAPES, Scene, Thing, apart, is_inside
 
 NUMBERS = {"zero": 0, "one": 1, "two": 2, "three": 3, "four": 4}
 

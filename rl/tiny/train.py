@@ -1,8 +1,8 @@
 """Makes UniAR-Tiny from nothing: a VAE, a bitwise tokenizer with its SD3 decoder, and the AR model that draws, edits
 and answers, each trained on pictures that are drawn as they are needed. No data, no other model.
 
-    python -m tiny.train --output models/uniar-tiny
-    python -m tiny.train --output models/uniar-tiny --stage tokenizer     one stage; it needs the ones before it
+    python -m rl.tiny.train --output models/uniar-tiny
+    python -m rl.tiny.train --output models/uniar-tiny --stage tokenizer     one stage; it needs the ones before it
 
 About 105 minutes with one thread (`--threads 1`); the longest stage, the AR model, 52.
 An interrupted stage goes on where it stopped; a finished one is not run again.
@@ -16,14 +16,14 @@ from pathlib import Path
 
 import torch
 
-from tiny.checkpoint import finish
-from tiny.model import write_untrained
-from tiny.sentences import sentences
-from tiny.train_captions import train_captions
-from tiny.train_decoder import train_decoder
-from tiny.train_policy import train_policy
-from tiny.train_tokenizer import train_tokenizer
-from tiny.train_vae import train_vae
+from rl.tiny.checkpoint import finish
+from rl.tiny.model import write_untrained
+from rl.tiny.sentences import sentences
+from rl.tiny.train_captions import train_captions
+from rl.tiny.train_decoder import train_decoder
+from rl.tiny.train_policy import train_policy
+from rl.tiny.train_tokenizer import train_tokenizer
+from rl.tiny.train_vae import train_vae
 from uniar.errors import UserError
 from uniar.reading.files import user_path
 

@@ -7,10 +7,10 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tiny.captions import drawing
-from tiny.train_vae import encode
-from tiny.training import STATE_FOLDER, pictures, randomness
-from tiny.world import Scene, free_scene
+from rl.tiny.captions import drawing
+from rl.tiny.train_vae import encode
+from rl.tiny.training import STATE_FOLDER, pictures, randomness
+from rl.tiny.world import Scene, free_scene
 from uniar.decoder_parts import load_exactly
 
 SIZE = 20000

@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tiny.model import GRID, VAE_FACTOR, grids, new_sd3, patches
-from tiny.pool import floats, load_pool, load_vae
-from tiny.train_tokenizer import FLIPPED, load_tokenizer
-from tiny.train_vae import encode
-from tiny.training import Stage, flip, mixed_precision, pictures, randomness
-from tiny.world import free_scene
+from rl.tiny.model import GRID, VAE_FACTOR, grids, new_sd3, patches
+from rl.tiny.pool import floats, load_pool, load_vae
+from rl.tiny.train_tokenizer import FLIPPED, load_tokenizer
+from rl.tiny.train_vae import encode
+from rl.tiny.training import Stage, flip, mixed_precision, pictures, randomness
+from rl.tiny.world import free_scene
 from uniar.decoder_parts import encode_prompt
 from uniar.modeling_vision import UniARVisionModel
 

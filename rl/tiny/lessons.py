@@ -13,14 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tiny.batches import drawing_rows, drawn_gaps
-from tiny.captions import drawing
-from tiny.edits import edit
-from tiny.model import GRID, grids, patches
-from tiny.questions import described, question, question_scene
-from tiny.splits import Split
-from tiny.training import Stage, flip, mixed_precision, pictures, randomness
-from tiny.world import Scene
+from rl.tiny.batches import drawing_rows, drawn_gaps
+from rl.tiny.captions import drawing
+from rl.tiny.edits import edit
+from rl.tiny.model import GRID, grids, patches
+from rl.tiny.questions import described, question, question_scene
+from rl.tiny.splits import Split
+from rl.tiny.training import Stage, flip, mixed_precision, pictures, randomness
+from rl.tiny.world import Scene
 from uniar.answering import answer_logits, encode_exchange
 from uniar.conversations import Drawing
 from uniar.modeling_uniar import UniARForConditionalGeneration

@@ -1,4 +1,4 @@
-"""`tiny.shapes:Shapes`: are the shapes that the prompt names there, as many, in those colours and places?"""
+"""`rl.tiny.shapes:Shapes`: are the shapes that the prompt names there, as many, in those colours and places?"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -6,8 +6,8 @@ from typing import Any, Literal
 from rewards.contract.base import Reward, RewardBatch
 from rewards.geneval.clauses import Detection, Verdict, partial_credit, strict_credit
 from rewards.geneval.request import Request, read_request
-from tiny.detector import LIKENESS, Sighting, detect
-from tiny.world import COLORS, SHAPES, Scene
+from rl.tiny.detector import LIKENESS, Sighting, detect
+from rl.tiny.world import COLORS, SHAPES, Scene
 from uniar.errors import UserError
 
 

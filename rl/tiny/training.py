@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from tiny.world import Scene, render
+from rl.tiny.world import Scene, render
 from uniar.placement import multiplies_bfloat16
 from uniar.seeds import seed_of
 

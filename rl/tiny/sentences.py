@@ -1,9 +1,9 @@
 """The sentences that UniAR-Tiny's tokenizer learns its words from: the world's own."""
 
-from tiny.captions import drawing
-from tiny.edits import edit
-from tiny.questions import question
-from tiny.training import randomness
+from rl.tiny.captions import drawing
+from rl.tiny.edits import edit
+from rl.tiny.questions import question
+from rl.tiny.training import randomness
 
 
 def sentences(seed: int, each: int = 4000) -> list[str]:

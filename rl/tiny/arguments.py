@@ -8,7 +8,7 @@ from uniar.reading.files import user_path
 FILES = """\
 files, for SPLIT in train and held_out, which share no combination of shapes, colours and places:
   SPLIT.jsonl            captions in GenEval's six skills, as many of each, with metadata for the reward
-                         `tiny.shapes:Shapes`
+                         `rl.tiny.shapes:Shapes`
   questions_SPLIT.jsonl  questions about pictures and their answers, for a recipe's `understanding`, and as prompts
                          with `prompt_key: question`
   edits_SPLIT.jsonl      instructions to edit a picture, with metadata of what is asked for, and its picture (`target`)

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from transformers import AutoProcessor
 
-from tiny.lessons import Lesson, freeze_tokenizer, learn
-from tiny.model import new_policy
-from tiny.train_tokenizer import load_tokenizer
-from tiny.training import Stage
+from rl.tiny.lessons import Lesson, freeze_tokenizer, learn
+from rl.tiny.model import new_policy
+from rl.tiny.train_tokenizer import load_tokenizer
+from rl.tiny.training import Stage
 
 STEPS = 5500
 LESSON = Lesson(drawings=2, edits=16, questions=40, descriptions=20, drawing_weight=0.7)

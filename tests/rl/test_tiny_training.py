@@ -11,17 +11,17 @@ from transformers import AutoProcessor
 
 from rl.algorithm.guidance import GuidanceSettings
 from rl.policy.replay import Branch, replay
-from tiny import lessons, pool, training
-from tiny.batches import TOKENS, drawing_rows, drawn_gaps
-from tiny.captions import drawing
-from tiny.edits import edit
-from tiny.lessons import Lesson, encode, losses
-from tiny.model import SIDE, grids, new_policy, new_sd3, new_vae, new_vision, patches, write_untrained
-from tiny.sentences import sentences
-from tiny.train import STAGES, train
-from tiny.train_vae import train_vae
-from tiny.training import flip, pictures, randomness
-from tiny.world import free_scene, render
+from rl.tiny import lessons, pool, training
+from rl.tiny.batches import TOKENS, drawing_rows, drawn_gaps
+from rl.tiny.captions import drawing
+from rl.tiny.edits import edit
+from rl.tiny.lessons import Lesson, encode, losses
+from rl.tiny.model import SIDE, grids, new_policy, new_sd3, new_vae, new_vision, patches, write_untrained
+from rl.tiny.sentences import sentences
+from rl.tiny.train import STAGES, train
+from rl.tiny.train_vae import train_vae
+from rl.tiny.training import flip, pictures, randomness
+from rl.tiny.world import free_scene, render
 from uniar.errors import UserError
 from uniar.modeling_decoder import UniARVisualDecoder
 from uniar.modeling_uniar import UniARForConditionalGeneration
@@ -157,7 +157,7 @@ def test_a_finished_stage_is_not_run_again(trained, capsys):
 def test_a_stage_without_the_ones_before_it_is_refused(tmp_path):
     with pytest.raises(UserError, match="stage policy needs stage tokenizer"):
         train(tmp_path / "new", seed=0, stage="policy")
-    command = [sys.executable, "-m", "tiny.train", "--output", str(tmp_path / "new"), "--stage", "decoder"]
+    command = [sys.executable, "-m", "rl.tiny.train", "--output", str(tmp_path / "new"), "--stage", "decoder"]
     ended = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False)
     assert ended.returncode == 2
     assert "error: stage decoder needs stage vae" in ended.stderr

@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 
-from tiny.world import (
+from rl.tiny.world import (
     BACKGROUNDS,
     COLORS,
     GAP,

@@ -1,8 +1,8 @@
 """Instructions to edit a picture of UniAR-Tiny's world: recolour, add, remove or move one thing.
 
-What an instruction leaves open follows the conventions of `tiny.captions`: a new thing is of medium size, and a place
-is meant give or take its jitter. All things of a scene have different shapes, so a shape names one of them. What the
-instruction does not name stays as it is, to the pixel.
+What an instruction leaves open follows the conventions of `rl.tiny.captions`: a new thing is of medium size, and a
+place is meant give or take its jitter. All things of a scene have different shapes, so a shape names one of them. What
+the instruction does not name stays as it is, to the pixel.
 """
 
 import random
@@ -10,10 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tiny.captions import LAYOUTS, PLACES, RELATION_LAYOUTS, Place, jittered, named_size, noun
-from tiny.questions import directions
-from tiny.splits import Split, scene_split
-from tiny.world import BACKGROUNDS, COLORS, SHAPES, USUAL_BACKGROUND, USUAL_COLORS, Scene, Thing
+from rl.tiny.captions import LAYOUTS, PLACES, RELATION_LAYOUTS, Place, jittered, named_size, noun
+from rl.tiny.questions import directions
+from rl.tiny.splits import Split, scene_split
+from rl.tiny.world import BACKGROUNDS, COLORS, SHAPES, USUAL_BACKGROUND, USUAL_COLORS, Scene, Thing
 
 QUADRANTS = LAYOUTS[4]
 USUAL_COLORED, USUALLY_BACKED = 0.3, 0.6  # how often a thing has its usual colour, a scene the usual background

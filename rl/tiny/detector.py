@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from tiny.world import BACKGROUNDS, COLORS, SHAPES, SIDE, SIZES, SUPERSAMPLING, Scene, Thing, outline
+from rl.tiny.world import BACKGROUNDS, COLORS, SHAPES, SIDE, SIZES, SUPERSAMPLING, Scene, Thing, outline
 
 UNCLEAR = "unclear"
 """A shape or colour that is none of the world's."""

@@ -7,9 +7,9 @@ from collections import Counter
 import pytest
 
 from rewards.geneval.request import RELATIONS, SKILLS
-from tiny.captions import JITTER, LAYOUTS, RELATION_LAYOUTS, SIZE_WORDS, drawing
-from tiny.splits import OPPOSITES, SPLITS, color_attr_split, color_split, pair_split, position_split
-from tiny.world import BACKGROUNDS, COLORS, SHAPES, USUAL_BACKGROUND, USUAL_COLORS, apart, is_inside
+from rl.tiny.captions import JITTER, LAYOUTS, RELATION_LAYOUTS, SIZE_WORDS, drawing
+from rl.tiny.splits import OPPOSITES, SPLITS, color_attr_split, color_split, pair_split, position_split
+from rl.tiny.world import BACKGROUNDS, COLORS, SHAPES, USUAL_BACKGROUND, USUAL_COLORS, apart, is_inside
 
 DRAWN = 1500  # of each skill and split
 
@@ -103,7 +103,7 @@ def test_things_are_in_the_relation_that_the_caption_names(drawn):
 
 
 def combination(skill, metadata):
-    """What the table in `tiny.splits` calls the combination, computed from the metadata alone."""
+    """What the table in `rl.tiny.splits` calls the combination, computed from the metadata alone."""
     include = metadata["include"]
     if skill == "colors":
         return include[0]["class"], include[0]["color"]

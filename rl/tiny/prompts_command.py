@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from rewards.geneval.request import SKILLS
-from tiny.captions import drawing
-from tiny.edits import KINDS, edit
-from tiny.questions import question
-from tiny.splits import SPLITS, Split
-from tiny.world import Scene, render
+from rl.tiny.captions import drawing
+from rl.tiny.edits import KINDS, edit
+from rl.tiny.questions import question
+from rl.tiny.splits import SPLITS, Split
+from rl.tiny.world import Scene, render
 from uniar.errors import UserError
 
 PICTURES = "images"

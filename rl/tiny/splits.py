@@ -21,7 +21,7 @@ import hashlib
 from functools import cache
 from typing import Literal
 
-from tiny.world import USUAL_COLORS, Scene
+from rl.tiny.world import USUAL_COLORS, Scene
 
 Split = Literal["train", "held_out"]
 SPLITS: tuple[Split, ...] = ("train", "held_out")

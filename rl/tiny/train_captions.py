@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from transformers import AutoProcessor
 
-from tiny.lessons import Lesson, freeze_tokenizer, learn
-from tiny.train_tokenizer import load_tokenizer
-from tiny.training import Stage
+from rl.tiny.lessons import Lesson, freeze_tokenizer, learn
+from rl.tiny.train_tokenizer import load_tokenizer
+from rl.tiny.training import Stage
 from uniar.modeling_uniar import UniARForConditionalGeneration
 
 STEPS = 500

@@ -11,8 +11,8 @@ from rewards.geneval.request import SKILLS
 from rl.cli import main
 from rl.data.prompts import load_prompts
 from rl.data.questions import load_questions
-from tiny import prompts_command
-from tiny.shapes import Shapes
+from rl.tiny import prompts_command
+from rl.tiny.shapes import Shapes
 
 NUMBERS = ["--train", "60", "--held-out", "30", "--questions", "20", "--edits", "16"]
 
