@@ -30,7 +30,8 @@ from rl.algorithm.losses import LossInputs, policy_loss  # noqa: E402
 from rl.config.model import ModelSection  # noqa: E402
 from rl.config.recipe import load_recipe  # noqa: E402
 from rl.config.sections import Recipe  # noqa: E402
-from rl.plan.estimate import GIB, PREFIX, cache_bytes, cache_parts  # noqa: E402
+from rl.plan.caches import cache_bytes, cache_parts  # noqa: E402
+from rl.plan.estimate import GIB, PREFIX  # noqa: E402
 from rl.plan.planned_model import PlannedModel, planned_model  # noqa: E402
 from rl.plan.simulation import DECODER_PROMPT_TOKENS, Simulation  # noqa: E402
 from rl.policy.loading import base_model  # noqa: E402

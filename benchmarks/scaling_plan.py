@@ -22,7 +22,8 @@ sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__fi
 
 from rl.config.recipe import load_recipe  # noqa: E402
 from rl.config.sections import Recipe  # noqa: E402
-from rl.plan.estimate import GIB, PREFIX, Plan, cache_bytes, make_plan  # noqa: E402
+from rl.plan.caches import cache_bytes  # noqa: E402
+from rl.plan.estimate import GIB, PREFIX, Plan, make_plan  # noqa: E402
 from rl.plan.memory import fused_kernels  # noqa: E402
 from rl.plan.planned_model import planned_model  # noqa: E402
 from rl.plan.simulation import Simulation, denoise, paint, visual_gap  # noqa: E402

@@ -28,7 +28,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 from rl.algorithm.losses import LossInputs, policy_loss
 from rl.config.recipe import load_recipe
 from rl.config.sections import Recipe
-from rl.plan.estimate import PREFIX, cache_parts
+from rl.plan.caches import cache_parts
+from rl.plan.estimate import PREFIX
 from rl.plan.planned_model import PlannedModel, planned_model
 from rl.plan.simulation import DECODER_PROMPT_TOKENS, Simulation, turns_of
 from rl.policy.loading import base_model
