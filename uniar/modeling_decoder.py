@@ -224,7 +224,9 @@ class UniARVisualDecoder(nn.Module):
             prepared = torch.cat([torch.zeros_like(prepared), prepared])
         rows = len(prepared)
         prompt_embeds = self.prompt_embeds.expand(rows, -1, -1)
-        pooled_prompt_embeds = self.pooled_prompt_embeds.expand(rows, -1)
+        # All rows have the same conditioning. On a CPU a product of one row has other bits than one of many.
+        conditioned = rows if self.device.type == "cpu" else 1
+        pooled_prompt_embeds = self.pooled_prompt_embeds.expand(conditioned, -1)
 
         latents = noise.to(self.device, torch.float32)
         scheduler = self.schedule(num_inference_steps, latent_shape)
@@ -234,7 +236,7 @@ class UniARVisualDecoder(nn.Module):
                 hidden_states=torch.cat([inputs, inputs]) if guided else inputs,
                 encoder_hidden_states=prompt_embeds,
                 pooled_projections=pooled_prompt_embeds,
-                timestep=timestep.expand(rows),
+                timestep=timestep.expand(conditioned),
                 prepared_siglip=prepared,
                 return_dict=False,
             )

@@ -16,6 +16,8 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.normalization import RMSNorm
 from torch import Tensor, nn
 
+from uniar.sd3_block import SD3Block
+
 # The parent's forward has no argument for features; its patch embedding, positions included, ends where they go in. A
 # context variable hands them to the hook there, so that threads that share a model keep their features apart.
 _features_of_this_call: ContextVar[Tensor | None] = ContextVar("features_of_this_call", default=None)
@@ -52,7 +54,8 @@ class SD3Transformer2DModelWithSigLIP(SD3Transformer2DModel):
     describe how the weights were trained; they are kept in the config and read by nothing here.
     """
 
-    _repeated_blocks = ("JointTransformerBlock",)  # what diffusers' compile_repeated_blocks compiles
+    _repeated_blocks = ("SD3Block",)  # what diffusers' compile_repeated_blocks compiles
+    _no_split_modules = ("SD3Block",)
 
     @register_to_config
     def __init__(
@@ -99,6 +102,7 @@ class SD3Transformer2DModelWithSigLIP(SD3Transformer2DModel):
                 "add_siglip_tensor_to_latent is false; it must be true, as only the latent tokens take the features."
             )
         for block in self.transformer_blocks:
+            block.__class__ = SD3Block
             _fuse_norms(block)
         self.siglip_embed_add_latent = nn.Linear(siglip_channels, self.inner_dim, bias=False)
         self.pos_embed.register_forward_hook(_add_features)
