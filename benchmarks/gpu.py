@@ -33,7 +33,7 @@ from rl.config.sections import Recipe  # noqa: E402
 from rl.plan.caches import cache_bytes, cache_parts  # noqa: E402
 from rl.plan.estimate import GIB, PREFIX  # noqa: E402
 from rl.plan.planned_model import PlannedModel, planned_model  # noqa: E402
-from rl.plan.simulation import DECODER_PROMPT_TOKENS, Simulation  # noqa: E402
+from rl.plan.simulation import DECODER_PROMPT_TOKENS, Simulation, checkpoint_layers  # noqa: E402
 from rl.policy.loading import base_model  # noqa: E402
 from rl.policy.replay import Branch, replay  # noqa: E402
 from uniar.compiling import compile_options, compiling  # noqa: E402
@@ -214,8 +214,7 @@ class Bench:
         micro = recipe.trainer["per_device_train_batch_size"]
         layers, simulation, activations = self._fitting(recipe, micro)
         policy = self.gpu.filled(simulation.model.policy(recipe.model)).train()
-        if recipe.trainer.get("gradient_checkpointing", True):
-            base_model(policy).gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint_layers(base_model(policy), simulation.kept_layers(recipe))
         trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=1e-6)
         given, owners = prompts(policy, micro, self.grid, self.gpu.device), torch.arange(micro, device=self.gpu.device)
@@ -274,7 +273,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--size", type=int, default=512, help="height and width in pixels")
     arguments = parser.parse_args(argv)
     gpu = Gpu(arguments.device)
-    full, lora = (load_recipe(ROOT / "configs" / f"uniar_sft_{name}.yaml") for name in ("512", "lora"))
+    full, lora = (
+        load_recipe(ROOT / "configs" / f"uniar_sft_{name}.yaml", [f"trainer.gradient_checkpointing={checkpointed}"])
+        for name, checkpointed in (("512", "true"), ("lora", "false"))
+    )
     if arguments.preset or arguments.checkpoint:
         section = {"path": arguments.checkpoint, "preset": arguments.preset, "dtype": "bfloat16"}
         full, lora = (replace(r, model=ModelSection(**section, lora=r.model.lora)) for r in (full, lora))

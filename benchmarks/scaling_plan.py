@@ -156,7 +156,8 @@ def divided(images: int) -> tuple[str, str]:
 
 
 def on_both_engines(*overrides: str) -> list[Recipe]:
-    return [load_recipe(RECIPE, [engine, *overrides]) for engine in ENGINES.values()]
+    computed_again = "trainer.gradient_checkpointing=true"  # auto fills what is left
+    return [load_recipe(RECIPE, [computed_again, engine, *overrides]) for engine in ENGINES.values()]
 
 
 def by_gpus() -> list[list[str]]:

@@ -12,9 +12,9 @@ import math
 STEP, STEP_OF_A_ROW = 0.0080, 0.0000165
 """seconds of a step of the rollout: of its weights, and of each row's cache, half filled"""
 TOKENS = 256
-REPLAY, UPDATE = 0.104 / 8, 0.393 / 8
+REPLAY, UPDATE = 0.104 / 8, 0.355 / 8
 """seconds per image, in micro-batches of 8"""
-DECODING_STEP, PAINTING = 0.0978 / 16, 0.0487 / 16
+DECODING_STEP, PAINTING = 0.0817 / 16, 0.0487 / 16
 """seconds per image of the SD3 transformer and of the autoencoder, 16 at once"""
 
 

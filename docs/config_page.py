@@ -54,6 +54,10 @@ TrainingArguments, by their own names: `max_steps`, `learning_rate`, `per_device
 `gradient_accumulation_steps`, `save_steps`, `deepspeed`, `report_to`, and so on. A rollout is
 per_device_train_batch_size × processes × steps_per_generation samples (steps_per_generation is by default
 gradient_accumulation_steps), in whole groups of rollout.samples_per_prompt.
+`gradient_checkpointing` (default true) computes a layer's activations again in the backward pass, with the same
+gradients to the bit. `{keep_layers: N}` keeps those of the last N layers, false those of all. auto keeps as many as
+`uniar-rl plan` finds room for on this GPU beside the longest prompt: none with input images, with episodes that write,
+or with rewards whose size is not known.
 Checkpoints fall between rollouts, so save_steps and max_steps must be multiples of the updates that a rollout serves.
 
 `report_to` (default `none`) names who is told of the run: `tensorboard`, `wandb` and others, with the recipe as the

@@ -25,6 +25,7 @@ from transformers import PrinterCallback, ProgressCallback, set_seed
 from rl.checkpoint.folder_lock import FolderLock
 from rl.checkpoint.folders import writing_records
 from rl.checkpoint.resume import load_weights, only_weights_of
+from rl.config.checkpointing import AUTO, asked
 from rl.config.checks import check_batches, refresh_risk, rounding_risk
 from rl.config.grpo_config import grpo_config
 from rl.config.precision import precision_risk
@@ -42,6 +43,7 @@ from rl.distributed.setup import (
 from rl.evaluation.evaluate import held_out_otherwise
 from rl.export.model_card import card_of_run
 from rl.export.writing import export_model
+from rl.plan.own_run import agreed_layers, own_plan
 from rl.plan.summary import summary
 from rl.policy.experts import load_experts, named_experts
 from rl.policy.loading import checkpoint_of, load_config, load_policy, reference_for, trainable
@@ -76,6 +78,7 @@ from rl.trainer.wandb_session import reporting
 from rl.trainer.watch import Watch
 from uniar.checkpoint import load_processor
 from uniar.decoder_sizes import DecoderSizes
+from uniar.engine.layers import layers_of
 from uniar.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -129,7 +132,8 @@ def _train(recipe: Recipe, resume: bool, lock: FolderLock, head: bool) -> RunFol
     check_prompts(processor, records, held_out, [*questions, *kl_questions])
     named = named_experts(recipe, source, processor, records)
 
-    planned = summary(recipe, source, processes) if head and is_first_process() else None
+    looks = is_first_process() and (head or asked(recipe.trainer) == AUTO)
+    plan = own_plan(recipe, source, processes, records, processor.tokenizer) if looks else None
 
     decoder = None
     if role is None or role.decodes:
@@ -149,6 +153,7 @@ def _train(recipe: Recipe, resume: bool, lock: FolderLock, head: bool) -> RunFol
     prepare_deepspeed_on_cpu(recipe)
     args = grpo_config(recipe, vision, turns)
     model = load_policy(recipe.model, source)
+    model.kept_layers = agreed_layers(recipe, plan, len(layers_of(model)))
     connection = None if role is None else DecoderConnection(role.socket)
     scorers: dict[str, Scorer] = {}
     for key, each in scored.items():
@@ -165,8 +170,8 @@ def _train(recipe: Recipe, resume: bool, lock: FolderLock, head: bool) -> RunFol
         if connection is not None:
             connection.close()
         return folder
-    if planned is not None:
-        print_head(recipe.source, {**planned, "folder": str(folder.path)})
+    if head and is_first_process():
+        print_head(recipe.source, {**summary(recipe, plan, processes), "folder": str(folder.path)})
     console = RunConsole(speaks=args.process_index == 0, bar=not recipe.rollout.show_progress)
     set_seed(recipe.seed)  # adapters start from random values
     evaluator = build_evaluators(sets, processor, scorers)

@@ -18,6 +18,7 @@ from uniar import generation
 from uniar.attention import causal_mask
 from uniar.checkpoint import StrictLoading
 from uniar.configuration_uniar import UniARConfig
+from uniar.engine.layers import layers_of
 from uniar.errors import UserError
 from uniar.modeling_text import UniARTextLayer, UniARTextModel, residual_stream
 from uniar.modeling_vision import UniARVisionModel
@@ -164,6 +165,8 @@ class UniARForConditionalGeneration(StrictLoading, Qwen3VLForConditionalGenerati
 
     config: UniARConfig
     model: UniARModel
+    kept_layers = 0
+    """how many layers, of backbone and visual decoder, keep their activations where the others are checkpointed"""
 
     def __init__(self, config: UniARConfig) -> None:
         super(Qwen3VLForConditionalGeneration, self).__init__(config)
@@ -183,6 +186,13 @@ class UniARForConditionalGeneration(StrictLoading, Qwen3VLForConditionalGenerati
     def visual_decoder_layers(self) -> Sequence[nn.Module]:
         """The layers between backbone and visual head; none when the config has no visual decoder."""
         return self.visual_decoder if self.config.visual_transformer_decoder else ()
+
+    def _set_gradient_checkpointing(self, enable: bool = True, **how: Any) -> None:
+        """transformers', whoever switches it on, for all layers but the last `kept_layers`. They are the first that the
+        backward pass is done with: one of them, at the peak, costs nothing."""
+        super()._set_gradient_checkpointing(enable, **how)
+        for layer in layers_of(self)[::-1][: self.kept_layers]:
+            layer.gradient_checkpointing = False
 
     def visual_logits(self, hidden: Tensor) -> Tensor:
         """(…, H) hidden states → (…, L, S, K, 2) logits of bit 0 and bit 1. Raises UserError without a head."""

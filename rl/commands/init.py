@@ -136,7 +136,6 @@ def _candidates(model: str, gpus: int) -> Iterator[tuple[str, dict[str, Any]]]:
         yield "uniar_sft_512.yaml", {}
         yield "uniar_sft_zero3.yaml", {}
     yield "uniar_sft_lora.yaml", {}
-    yield "uniar_sft_lora.yaml", {"trainer": {"gradient_checkpointing": True}}
     yield "uniar_sft_lora.yaml", SMALLER
 
 

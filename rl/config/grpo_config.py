@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from trl import GRPOConfig
 
+from rl.config.checkpointing import NAMES
 from rl.config.deepspeed_file import deepspeed_settings, filled_by_trainer
 from rl.config.sections import Recipe
 from rl.config.trainer_arguments import TAKEN
@@ -42,6 +43,7 @@ class RunConfig(GRPOConfig):
         """The recipe's sections, and under `trainer` all arguments of TRL's and transformers' that it may set; without
         keys, addresses and paths, as reporters pass it on."""
         free = {name: value for name, value in super().to_dict().items() if name in TAKEN}
+        free |= {name: value for name, value in self._recipe.trainer.items() if name in NAMES}
         model = self._recipe.model
         # Reporters put the model's own configuration under these, which has the path that it was loaded from.
         beside = {"_name_or_path": model.path or model.preset, "peft_config": None}
@@ -93,6 +95,8 @@ def trl_settings(recipe: Recipe, trainer: Mapping[str, Any], bits: int) -> dict[
         # Without this, transformers refuses bf16, and accelerate starts no process group, on a machine without a GPU.
         "use_cpu": not torch.accelerator.is_available(),
         **trainer,
+        # Which layers it is for, the model knows itself.
+        **{name: trainer[name] is not False for name in NAMES if trainer.get(name) is not None},
         "output_dir": recipe.output_dir,
         "seed": recipe.seed,
         "data_seed": recipe.data_seed,

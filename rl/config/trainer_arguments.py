@@ -12,6 +12,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from rl.config.checkpointing import NAMES, Asked, what_is_wrong
 from rl.config.habits import HABITS
 from uniar.errors import UserError, did_you_mean
 from uniar.reading.settings import Origins, check_type, home_expanded, origin_of
@@ -175,8 +176,9 @@ TAKEN = {
     "max_grad_norm": _taken(ge=0),
     "bf16": _taken(bool | Literal["auto"]),
     "tf32": _taken(),
-    **dict.fromkeys(["activation_checkpointing", "activation_checkpointing_kwargs"], _taken()),
-    **dict.fromkeys(["gradient_checkpointing", "gradient_checkpointing_kwargs"], _taken()),
+    "activation_checkpointing": _taken(Asked | None),
+    "gradient_checkpointing": _taken(Asked),
+    **dict.fromkeys(["activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"], _taken()),
     **dict.fromkeys(["torch_compile", "torch_compile_backend"], _taken()),
     "torch_compile_mode": _taken(
         Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] | None
@@ -260,7 +262,10 @@ def _check_together(arguments: dict[str, Any], refuse: Any) -> None:
     for name in ("dataloader_prefetch_factor", "dataloader_persistent_workers", "dataloader_multiprocessing_context"):
         if arguments.get(name) and not arguments.get("dataloader_num_workers"):
             refuse(name, f"is {arguments[name]}, which needs trainer.dataloader_num_workers above 0")
-    for old in ("gradient_checkpointing", "gradient_checkpointing_kwargs"):
+    for name in NAMES:
+        if (wrong := what_is_wrong(arguments.get(name))) is not None:
+            refuse(name, wrong)
+    for old in (NAMES[1], f"{NAMES[1]}_kwargs"):
         new = old.replace("gradient", "activation")
         if arguments.get(new) is not None and arguments.get(old, arguments[new]) != arguments[new]:
             refuse(new, f"and its older name trainer.{old} differ; give one of them")

@@ -6,10 +6,12 @@ Bytes are those of one GPU; all GPUs hold the same.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from torch import nn
 
+from rl.config import checkpointing
 from rl.config.checks import check_batches
 from rl.config.evaluation_sets import sets_of
 from rl.config.sections import Recipe
@@ -60,6 +62,10 @@ class Plan:
     """bytes on one of them"""
     not_counted: tuple[str, ...]
     """rewards whose size is not known here"""
+    layers: int
+    """of backbone and visual decoder"""
+    kept_layers: int
+    """of how many of them activations are kept for the backward pass"""
 
     def held(self, phase: str) -> int:
         """Bytes on a GPU in this phase."""
@@ -92,10 +98,13 @@ class Plan:
 
 
 def make_plan(recipe: Recipe, simulation: Simulation, gpus: int, memory: int, prefix: int = PREFIX) -> Plan:
-    """The plan of a recipe whose model is that of `simulation`. `memory`: bytes of one GPU.
+    """The plan of a recipe whose model is that of `simulation`. `memory`: bytes of one GPU. Where
+    trainer.gradient_checkpointing is auto, the plan's `kept_layers` are what it comes to.
 
     Raises UserError for a recipe that cannot run on so many GPUs, whatever their memory.
     """
+    if checkpointing.asked(recipe.trainer) == checkpointing.AUTO:
+        return _fullest(recipe, simulation.layers(recipe), lambda one: make_plan(one, simulation, gpus, memory, prefix))
     model, total, decoders = simulation.model, gpus, recipe.decode.processes * -(-gpus // GPUS_A_MACHINE)
     if 2 * decoders > gpus:
         raise UserError(
@@ -188,7 +197,28 @@ def make_plan(recipe: Recipe, simulation: Simulation, gpus: int, memory: int, pr
         decoding_gpus=decoders,
         decoding=sum(part.bytes for part in scoring) if decoders else 0,
         not_counted=rewards.unknown,
+        layers=simulation.layers(recipe),
+        kept_layers=simulation.kept_layers(recipe),
     )
+
+
+def _fullest(recipe: Recipe, layers: int, plan_of: Callable[[Recipe], Plan]) -> Plan:
+    """The plan in which the activations of as many of so many layers are kept as fit.
+
+    Of none where the plan leaves something out that may need what is left: a reward whose size is not known, or
+    conversations that grow by what is written.
+    """
+    least = plan_of(checkpointing.keeping(recipe, 0))
+    if least.not_counted or "text" in turns_of(recipe) or not least.fits:
+        return least
+    if (most := plan_of(checkpointing.keeping(recipe, layers))).fits:
+        return most
+    # The last layer's are there in any case while its gradients are computed, and all layers hold as much.
+    each = (most.held("update") - least.held("update")) / (layers - 1)
+    kept = 1 + int((least.usable - least.held("update")) / each)
+    while not (plan := plan_of(checkpointing.keeping(recipe, kept))).fits:
+        kept -= 1
+    return plan
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from rl.algorithm.losses import LossInputs, policy_loss
+from rl.config.checkpointing import kept_layers
 from rl.config.recipe import blamed_on
 from rl.config.sections import Recipe
 from rl.episodes.registry import Episodes
@@ -22,6 +23,7 @@ from rl.plan.memory import Measured
 from rl.plan.planned_model import PlannedModel
 from rl.policy.loading import base_model
 from rl.policy.text_kl import categorical_kl
+from uniar.engine.layers import layers_of
 from uniar.modeling_sd3 import SD3Transformer2DModelWithSigLIP
 from uniar.modeling_text import residual_stream
 from uniar.modeling_uniar import UniARForConditionalGeneration
@@ -50,6 +52,14 @@ class Simulation:
         self.model = model
         self._found: dict[tuple, Any] = {}
 
+    def kept_layers(self, recipe: Recipe) -> int:
+        """Of how many activations are kept for the backward pass."""
+        return kept_layers(recipe.trainer, self.layers(recipe))
+
+    def layers(self, recipe: Recipe) -> int:
+        """Of backbone and visual decoder."""
+        return len(layers_of(base_model(self.policy(recipe))))
+
     def policy(self, recipe: Recipe) -> nn.Module:
         """The policy on the meta device, as the recipe trains it."""
         return self._once(("policy", _trained(recipe)), lambda: self._new_policy(recipe))
@@ -65,30 +75,28 @@ class Simulation:
 
     def update(self, recipe: Recipe, rows: int, prefix: int, tokens: int) -> int:
         """`update_bytes` of a recipe's policy."""
-        checkpointing = bool(recipe.trainer.get("gradient_checkpointing", True))
-        key = (*_trained(recipe), recipe.rollout.guidance, repr(recipe.algorithm), rows, prefix, tokens, checkpointing)
+        kept = self.kept_layers(recipe)
+        key = (*_trained(recipe), recipe.rollout.guidance, repr(recipe.algorithm), rows, prefix, tokens, kept)
         return self._once(
             ("update", *key),
             # A model of its own, as checkpointing stays switched on.
-            lambda: update_bytes(self._new_policy(recipe), recipe, rows, prefix, tokens, checkpointing=checkpointing),
+            lambda: update_bytes(self._new_policy(recipe), recipe, rows, prefix, tokens, kept=kept),
         )
 
     def text(self, recipe: Recipe, rows: int, length: int, answer: int) -> int:
         """`text_bytes` of a recipe's policy."""
-        checkpointing = bool(recipe.trainer.get("gradient_checkpointing", True))
+        kept = self.kept_layers(recipe)
         return self._once(
-            ("text", *_trained(recipe), rows, length, answer, checkpointing),
-            lambda: text_bytes(self._new_policy(recipe), rows, length, answer, checkpointing=checkpointing),
+            ("text", *_trained(recipe), rows, length, answer, kept),
+            lambda: text_bytes(self._new_policy(recipe), rows, length, answer, kept=kept),
         )
 
     def written(self, recipe: Recipe, rows: int, prefix: int, tokens: int, *, gradient: bool = True) -> int:
         """`written_bytes` of a recipe's policy."""
-        checkpointing = bool(recipe.trainer.get("gradient_checkpointing", True))
+        kept = self.kept_layers(recipe)
         return self._once(
-            ("written", *_trained(recipe), rows, prefix, tokens, gradient, checkpointing),
-            lambda: written_bytes(
-                self._new_policy(recipe), rows, prefix, tokens, gradient=gradient, checkpointing=checkpointing
-            ),
+            ("written", *_trained(recipe), rows, prefix, tokens, gradient, kept),
+            lambda: written_bytes(self._new_policy(recipe), rows, prefix, tokens, gradient=gradient, kept=kept),
         )
 
     def replay(self, recipe: Recipe, rows: int, prefix: int, tokens: int) -> int:
@@ -113,14 +121,13 @@ class Simulation:
         return self._found[key]
 
 
-def update_bytes(policy: nn.Module, recipe: Recipe, rows: int, prefix: int, tokens: int, *, checkpointing: bool) -> int:
+def update_bytes(policy: nn.Module, recipe: Recipe, rows: int, prefix: int, tokens: int, *, kept: int) -> int:
     """Of a forward and backward pass over `rows` samples: activations kept for the backward pass, and the most that is
     in work at once. Where both branches are trained, twice the rows."""
     model = base_model(policy)
     branches = 1 + recipe.rollout.guidance_settings.convention.trains_unconditional
     model.train()
-    if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+    checkpoint_layers(model, kept)
     adapters_under_autocast(policy)
     with Measured(policy) as measured:
         gap = visual_gap(model, rows * branches, prefix, tokens)
@@ -130,16 +137,13 @@ def update_bytes(policy: nn.Module, recipe: Recipe, rows: int, prefix: int, toke
     return measured.peak
 
 
-def written_bytes(
-    policy: nn.Module, rows: int, prefix: int, tokens: int, *, gradient: bool, checkpointing: bool
-) -> int:
+def written_bytes(policy: nn.Module, rows: int, prefix: int, tokens: int, *, gradient: bool, kept: int) -> int:
     """Of the replay of `rows` texts of so many tokens, with a reference's KL, and of its backward pass where there is
     `gradient`: activations, and the distributions over the vocabulary that are in work at once."""
     model = base_model(policy)
     if gradient:
         model.train()
-        if checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint_layers(model, kept)
     adapters_under_autocast(policy)
     with torch.set_grad_enabled(gradient), Measured(policy) as measured:
         log_probs, entropy, kl = written_text(model, rows, prefix, tokens)
@@ -149,19 +153,24 @@ def written_bytes(
     return measured.peak
 
 
-def text_bytes(policy: nn.Module, rows: int, length: int, answer: int, *, checkpointing: bool) -> int:
+def text_bytes(policy: nn.Module, rows: int, length: int, answer: int, *, kept: int) -> int:
     """Of the text-KL term of `rows` questions of `length` positions, the last `answer` of them their answers: what it
     keeps for the backward pass, which comes when the visual bits have had their forward pass."""
     model = base_model(policy)
     model.train()
-    if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+    checkpoint_layers(model, kept)
     adapters_under_autocast(policy)
     with Measured(policy) as measured:
         divergence = text_divergence(model, rows, length, answer)
         held = measured.held
         del divergence
     return held
+
+
+def checkpoint_layers(model: UniARForConditionalGeneration, kept: int) -> None:
+    """Gradient checkpointing of all layers but the last `kept`."""
+    model.kept_layers = kept
+    model.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 def adapters_under_autocast(policy: nn.Module) -> None:

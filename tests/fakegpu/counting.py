@@ -30,7 +30,7 @@ LARGE = 1e9
 """floating-point operations from which on a product counts as large"""
 
 aten = torch.ops.aten
-PRODUCTS = {"mm", "bmm", "addmm", "baddbmm", "convolution", "convolution_backward"}
+PRODUCTS = {"mm", "bmm", "addmm", "_addmm_activation", "baddbmm", "convolution", "convolution_backward"}
 UNKNOWN = {"empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided"}
 NO_KERNEL = UNKNOWN | {  # they make, look at or describe a tensor
     *("view", "_unsafe_view", "expand", "transpose", "permute", "unsqueeze", "squeeze", "slice", "select", "t"),
@@ -156,7 +156,7 @@ def _multiplications(name: str, given: list[Tensor], outputs: list[Tensor]) -> f
     if "convolution" in name:
         weight = given[-1]
         return outputs[0].numel() * weight[0].numel()
-    left = given[1] if name in ("addmm", "baddbmm") else given[0]
+    left = given[1] if name in ("addmm", "_addmm_activation", "baddbmm") else given[0]
     return outputs[0].numel() * left.shape[-1]
 
 
@@ -183,6 +183,7 @@ def fake_gpu() -> Iterator[Counts]:
 
         replaced(F, "scaled_dot_product_attention", attention)
         replaced(F, "rms_norm", rms_norm)
+        replaced(F, "silu", _Silu.apply)
         replaced(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
         replaced(torch.cuda, "is_bf16_supported", lambda *_: True)
         replaced(import_utils, "is_fake_tensor", lambda _: False)  # transformers would spare itself its waits
@@ -245,3 +246,16 @@ def rms_norm(hidden: Tensor, shape: Sequence[int], weight: Tensor, eps: float) -
         hidden, weight = hidden.float(), weight.float()
     with torch.autocast(GPU, enabled=False):
         return fused_rms_norm(hidden, shape, weight, eps)
+
+
+class _Silu(torch.autograd.Function):
+    """torch's, whose gradient is one kernel on a GPU; without CUDA's, torch takes it apart into seven."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor) -> Tensor:
+        ctx.save_for_backward(hidden)
+        return aten.silu(hidden)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return aten.sigmoid_backward(gradient, *ctx.saved_tensors)  # as many bytes read and written

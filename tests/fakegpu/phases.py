@@ -26,12 +26,13 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from rl.algorithm.losses import LossInputs, policy_loss
+from rl.config.checkpointing import Asked
 from rl.config.recipe import load_recipe
 from rl.config.sections import Recipe
 from rl.plan.caches import cache_parts
 from rl.plan.estimate import PREFIX
 from rl.plan.planned_model import PlannedModel, planned_model
-from rl.plan.simulation import DECODER_PROMPT_TOKENS, Simulation, turns_of
+from rl.plan.simulation import DECODER_PROMPT_TOKENS, Simulation, checkpoint_layers, turns_of
 from rl.policy.loading import base_model
 from rl.policy.replay import Branch, replay
 from uniar import generation
@@ -63,9 +64,9 @@ def simulation() -> Simulation:
 
 
 def recipe_of(
-    name: str, micro: int | None = None, checkpointing: bool = True, guided: bool = False, writes: bool = False
+    name: str, micro: int | None = None, checkpointing: Asked = True, guided: bool = False, writes: bool = False
 ) -> Recipe:
-    overrides = [f"trainer.gradient_checkpointing={str(checkpointing).lower()}"]
+    overrides = [f"trainer.gradient_checkpointing={json.dumps(checkpointing)}"]
     overrides += [f"trainer.per_device_train_batch_size={micro}"] if micro else []
     overrides += ["rollout.episodes={default: answer}"] if writes else []
     overrides += ["rollout.guidance=guided", "rollout.guidance_scale=2.5"] if guided else []
@@ -191,7 +192,7 @@ def written(name: str, micro: int, gradient: bool) -> Figures:
         model = base_model(policy)
         if gradient:
             model.train()
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            checkpoint_layers(model, simulation().kept_layers(recipe))
             for parameter in policy.parameters():
                 if parameter.requires_grad:
                     parameter.register_post_accumulate_grad_hook(lambda weight: setattr(weight, "grad", None))
@@ -231,14 +232,13 @@ def replayed(name: str, micro: int) -> Figures:
     return {**found, "planned": simulation().replay(recipe, micro, PREFIX, TOKENS)}
 
 
-def update(name: str, micro: int, checkpointing: bool = True, guided: bool = False) -> Figures:
+def update(name: str, micro: int, checkpointing: Asked = True, guided: bool = False) -> Figures:
     """Forward and backward pass of a micro-batch; each gradient leaves when it is complete, as under ZeRO-2."""
     recipe = recipe_of(name, micro, checkpointing, guided)
     guidance, settings = recipe.rollout.guidance_settings, recipe.algorithm.loss_settings
     with policy_on_gpu(recipe, micro, guided) as (counts, model, prompt):
         model.train()
-        if checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint_layers(base_model(model), simulation().kept_layers(recipe))
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(lambda weight: setattr(weight, "grad", None))
@@ -301,6 +301,7 @@ PHASES: dict[str, Callable[[], Figures]] = {
     "replay, micro-batch 8": partial(replayed, "uniar_sft_512", 8),
     "update, micro-batch 2": partial(update, "uniar_sft_512", 2),
     "update, micro-batch 8": partial(update, "uniar_sft_512", 8),
+    "update, micro-batch 8, 12 layers kept": partial(update, "uniar_sft_512", 8, checkpointing={"keep_layers": 12}),
     "update, micro-batch 2, guided": partial(update, "uniar_sft_512", 2, guided=True),
     "update, micro-batch 2, all kept": partial(update, "uniar_sft_512", 2, checkpointing=False),
     "LoRA, micro-batch 4": partial(update, "uniar_sft_lora", 4),

@@ -21,6 +21,7 @@ from rl.plan.estimate import GIB, RESERVE, Plan
 from rl.plan.memory import Measured, PeakBytes, fused_rms_norm
 from rl.plan.model_states import ZeroSettings
 from rl.plan.reward_sizes import RELEASED_DETECTORS
+from rl.plan.simulation import checkpoint_layers
 from rl.policy.loading import load_policy, trainable
 from rl.policy.replay import Branch, replay
 from rl.policy.text_kl import TextKL
@@ -110,14 +111,13 @@ def test_caches_are_exact(settings, nano_model, nano_processor, monkeypatch, gui
     assert measured.peak <= plan.part("KV caches") + plan.part("engine buffers")
 
 
-@pytest.mark.parametrize("checkpointing", [True, False])
+@pytest.mark.parametrize("checkpointing", [True, False, {"keep_layers": 2}])
 @pytest.mark.parametrize("guidance", ["none", "guided"])
 def test_activations_within_15_percent(settings, nano_checkpoint, nano_processor, fused_norms, guidance, checkpointing):
     rollout = {"guidance": guidance, "guidance_scale": 1.0 if guidance == "none" else 2.0}
     recipe = recipe_of(settings, rollout=rollout, trainer={"gradient_checkpointing": checkpointing})
     model = trainable(load_policy(recipe.model, nano_checkpoint), None).train()
-    if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+    checkpoint_layers(model, simulation_of(recipe.model).kept_layers(recipe))
     policy = GuidanceSettings(guidance, rollout["guidance_scale"])
     prompts = ["a red circle on a large blue table"] * 4
     prompt = build_visual_prompt(prompts, model, nano_processor, height=64, width=64, unconditional=True)
@@ -293,14 +293,13 @@ def test_geneval_is_its_detector_and_clip(settings, tmp_path):
     assert (plan.part("reward models"), plan.not_counted) == (0, ("geneval",))
 
 
-@pytest.mark.parametrize("checkpointing", [True, False])
+@pytest.mark.parametrize("checkpointing", [True, False, {"keep_layers": 2}])
 def test_written_texts_within_15_percent(settings, nano_checkpoint, nano_processor, fused_norms, checkpointing):
     recipe = recipe_of(
         settings, rollout={"episodes": {"default": "answer"}}, trainer={"gradient_checkpointing": checkpointing}
     )
     model = trainable(load_policy(recipe.model, nano_checkpoint), None, ["text"]).train()
-    if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+    checkpoint_layers(model, simulation_of(recipe.model).kept_layers(recipe))
     turns = [[Message("user", ("a red circle on a large blue table",))]] * 4
     prompt = encode_turns(turns, model, nano_processor, new_tokens=40)
     tokens = torch.ones(4, 40, dtype=torch.long)
@@ -340,14 +339,13 @@ def test_a_recipe_is_planned_for_the_turns_that_it_trains(settings):
     assert longer.part("texts") == 2 * writing.part("texts")
 
 
-@pytest.mark.parametrize("checkpointing", [True, False])
+@pytest.mark.parametrize("checkpointing", [True, False, {"keep_layers": 2}])
 def test_the_text_kl_term_within_15_percent(
     settings, nano_checkpoint, nano_processor, fused_norms, tmp_path, checkpointing
 ):
     recipe = recipe_of(settings, trainer={"gradient_checkpointing": checkpointing})
     model = trainable(load_policy(recipe.model, nano_checkpoint), None).train()
-    if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+    checkpoint_layers(model, simulation_of(recipe.model).kept_layers(recipe))
     Image.new("RGB", (128, 128)).save(tmp_path / "picture.png")
     record = QuestionRecord(tmp_path / "picture.png", "What is it?", "nothing at all, as far as one can see")
     text = TextKL([record] * 3, nano_processor, model.config, beta=1.0, questions_per_update=3, seed=0)

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from support.golden_inputs import answer, as_bits, close, drawn_inputs, editing_inputs, load, reading_inputs
 
 from uniar.configuration_uniar import UniARConfig
+from uniar.engine.layers import layers_of
 from uniar.errors import UserError
 from uniar.modeling_uniar import UniARForConditionalGeneration
 
@@ -215,21 +216,28 @@ def test_golden_gradients(golden, attention):
 
 @pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable:FutureWarning")
 def test_gradient_checkpointing_changes_nothing(golden):
+    """Of all layers, of all but the last three, whose activations are kept, or of none: the same gradients."""
     vectors, inputs = grpo_inputs(golden("bsq8"))
-    recipe, norms, layer_runs = golden("bsq8").params["grpo"], [], []
-    for checkpointing in (False, True):
+    recipe, gradients, layer_runs = golden("bsq8").params["grpo"], [], []
+    for kept in (None, 0, 3, 99):
         model = load(golden("bsq8")).train()
         model.set_trainable()
-        if checkpointing:
+        if kept is not None:
+            model.kept_layers = kept
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.gradient_checkpointing_disable()  # as TRL does around a rollout
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         runs = []
-        for layer in (model.model.language_model.layers[0], model.visual_decoder[0]):
-            layer.mlp.register_forward_pre_hook(lambda *_, runs=runs: runs.append(1))
+        for number, layer in enumerate(layers_of(model)):
+            layer.mlp.register_forward_pre_hook(lambda *_, runs=runs, number=number: runs.append(number))
         grpo_loss(model, vectors, inputs, recipe).backward()
-        norms.append([p.grad.norm() for p in model.parameters() if p.grad is not None])
-        layer_runs.append(len(runs))
-    assert torch.equal(torch.stack(norms[0]), torch.stack(norms[1]))
-    assert layer_runs == [2, 4]  # run again in the backward pass, visual decoder included
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+        layer_runs.append([runs.count(number) for number in range(len(layers_of(model)))])
+    for found in gradients[1:]:
+        assert found.keys() == gradients[0].keys()
+        assert all(torch.equal(found[name], gradient) for name, gradient in gradients[0].items())
+    # Run again in the backward pass; two of the five are the visual decoder's.
+    assert layer_runs == [[1] * 5, [2] * 5, [2, 2, 1, 1, 1], [1] * 5]
 
 
 # Reading images
