@@ -42,7 +42,12 @@ class AdvantageSection:
 class KLControlSection:
     """An adaptive weight of the KL term, beta · (1 + rate · clip(KL / target − 1, −0.2, 0.2)) after each update."""
 
-    target: float = setting("KL to the reference that beta is steered to, in nats per bit, as the metric kl.", gt=0)
+    target: float = setting(
+        "KL to the reference that beta is steered to, in nats per bit, as the metric kl. Where algorithm.reference "
+        "sets a guidance scale or temperature, KL begins above 0, because the reference draws otherwise than rollouts "
+        "from the start: a target below that pulls the policy to it.",
+        gt=0,
+    )
     rate: float = setting("Gain of the controller: at 0.1 beta changes by 2 % per update at most.", 0.1, gt=0, le=1)
 
 

@@ -85,10 +85,12 @@ def check_choices(recipe: Recipe, origins: Origins) -> None:
         refuse("evaluate.ema", "evaluate.ema is true, but there is no average to evaluate; set model.ema, such as {}.")
     guided = [convention.name for convention in CONVENTIONS.values() if convention.draws_unconditional]
     if rollout.guidance not in guided and rollout.guidance_scale != 1:
+        and_credit = "" if algorithm.credit is None else " and algorithm.credit to null"
         refuse(
             "rollout.guidance_scale",
             f"rollout.guidance_scale is {rollout.guidance_scale:g} with rollout.guidance {rollout.guidance}, which "
-            f"needs 1; for guidance set rollout.guidance to {', '.join(guided[:-1])} or {guided[-1]}.",
+            f"needs 1; set rollout.guidance_scale to 1{and_credit}, or for guidance set rollout.guidance to "
+            f"{', '.join(guided[:-1])} or {guided[-1]}.",
         )
     if rollout.guidance in guided and rollout.guidance_scale == 1:
         refuse(
@@ -110,17 +112,17 @@ def check_choices(recipe: Recipe, origins: Origins) -> None:
         refuse(
             "algorithm.credit",
             f"algorithm.credit is {algorithm.credit}, which compares bits drawn with and without the prompt, and "
-            f"rollout.guidance is {rollout.guidance}; set that to {', '.join(guided[:-1])} or {guided[-1]}, or credit "
-            "to null.",
+            f"rollout.guidance is {rollout.guidance}; set algorithm.credit to null, or rollout.guidance to "
+            f"{', '.join(guided[:-1])} or {guided[-1]}.",
         )
     if algorithm.credit is not None and (level := algorithm.loss_settings.level) != "bit":
         refuse(
             "algorithm.credit",
             f"algorithm.credit is {algorithm.credit}, which needs a ratio of its own for each bit, and "
-            f"algorithm.ratio_level is {level}; set that to bit with a loss that has it, or credit to null.",
+            f"algorithm.ratio_level is {level} with algorithm.loss {algorithm.loss}; set algorithm.credit to null, or "
+            "algorithm.ratio_level to bit with a loss that has it.",
         )
-    own = algorithm.reference.guidance(rollout.guidance_settings)
-    if algorithm.reference_refresh is not None and own != rollout.guidance_settings:
+    if algorithm.reference_refresh is not None and recipe.reference_draws_otherwise:
         refuse(
             "algorithm.reference_refresh",
             "algorithm.reference_refresh is set, and algorithm.reference has a guidance scale or a temperature of its "
@@ -131,7 +133,8 @@ def check_choices(recipe: Recipe, origins: Origins) -> None:
             refuse(
                 f"algorithm.reference.{key}",
                 f"algorithm.reference.{key} is {getattr(algorithm.reference, key):g}, and algorithm.beta is 0: nothing "
-                f"measures pictures from a reference; set beta above 0, or reference.{key} to null.",
+                f"measures pictures from a reference; set algorithm.reference.{key} to null, or algorithm.beta above "
+                "0.",
             )
 
 

@@ -359,6 +359,12 @@ class Recipe:
             return self.distill.guidance(policy)
         return {"": self.algorithm.reference.guidance(policy)}
 
+    @property
+    def reference_draws_otherwise(self) -> bool:
+        """Whether the reference has its own guidance or temperature, so that KL to it is above 0 from the start."""
+        policy = self.rollout.guidance_settings
+        return self.algorithm.reference.guidance(policy) != policy
+
     def to_mapping(self) -> dict[str, Any]:
         """The recipe as plain values, every default filled in and its base, being merged already, left out."""
         mapping = dataclasses.asdict(self)

@@ -61,7 +61,11 @@ class WatchSection:
         "Updates in a row in which the rewards of no group differ; null: not watched.", None, ge=1
     )
     kl_limit: float | None = setting(
-        "Largest KL to the reference, nats per bit (per token where no episode draws); null: not watched.", None, gt=0
+        "Largest KL to the reference, nats per bit (per token where no episode draws); null: not watched. Where "
+        "algorithm.reference sets a guidance scale or temperature, KL begins above 0, because the reference draws "
+        "otherwise than rollouts from the start: set a limit above what the first update shows.",
+        None,
+        gt=0,
     )
     entropy_limit: float | None = setting(
         "Smallest entropy, nats per bit (per token where no episode draws); null: not watched.", None, gt=0

@@ -38,7 +38,7 @@ def verdict(run: RunData, found: Comparison | None) -> dict[str, Any]:
     for key, name, unit in (("kl", "KL to the reference", "bit"), ("text/kl", "KL of texts", "token")):
         kl = mean([line.get(key) for line in run.training[-5:]])
         if kl is not None:
-            facts.append((name, f"{kl:.2e} nats per {unit}"))
+            facts.append((name, f"{kl:.2e} nats per {unit}{_began(run, key)}"))
     if answered := answers_kept(run):
         facts.append(("answers", answered))
     if run.seconds:
@@ -53,6 +53,14 @@ def verdict(run: RunData, found: Comparison | None) -> dict[str, Any]:
     if memory:
         facts.append(("peak memory", f"{memory:.3g} GB"))
     return {"name": run.name, "state": state_of(run), "total": total, "facts": facts, "steps": run.steps}
+
+
+def _began(run: RunData, key: str) -> str:
+    """Why a KL was not 0 at the start, where it was not."""
+    if key != "kl" or run.recipe is None or not run.recipe.reference_draws_otherwise:
+        return ""
+    first = next(line["kl"] for line in run.training if line.get("kl") is not None)
+    return f"; it began at {first:.2e}, not 0, because algorithm.reference draws otherwise than rollouts"
 
 
 def state_of(run: RunData) -> str:

@@ -58,7 +58,11 @@ def _policy(run: RunData, gain: Difference | None) -> Iterator[str]:
     of = "" if any("kl" in line for line in run.training) else "text/"  # as rl/trainer/watch.py has it
     past = [line["step"] for line in run.training if limit is not None and (line.get(f"{of}kl") or 0.0) > limit]
     if past:
-        yield f"The KL to the reference was past watch.kl_limit ({limit:g}) in {len(past)} updates, first in {past[0]}."
+        times = f"in {len(past)} updates, first in {past[0]}"
+        said = f"The KL to the reference was past watch.kl_limit ({limit:g}) {times}."
+        if not of and run.recipe is not None and run.recipe.reference_draws_otherwise:
+            said += " It begins above 0, because algorithm.reference draws otherwise than rollouts."
+        yield said
     for key, unit, what in (
         ("entropy", "bit", "draws ever fewer pictures"),
         ("text/entropy", "token", "writes ever fewer texts"),

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.training_runs import changed, run, small_recipe
+from support.training_runs import changed, launch, require_same, run, small_recipe
 
 from rl.algorithm import bernoulli
-from rl.algorithm.credit import prompt_credit
+from rl.algorithm.credit import MOST, prompt_credit
 from rl.algorithm.guidance import Gaps, GuidanceSettings
 from rl.algorithm.losses import LossInputs, LossSettings, policy_loss
 from rl.config.measured_from import MeasuredFrom
@@ -75,6 +75,20 @@ def test_credit_is_finite_where_the_prompt_changes_nothing_or_everything(size):
     assert (credit >= 0).all()
     if size < 1:
         assert torch.equal(credit, torch.ones(SHAPE))
+
+
+@pytest.mark.parametrize("gap", [4.0, 8.0])
+def test_credit_of_a_handful_of_bits_is_bounded(gap):
+    """As large as the image of a released model, and the prompt changes 8 bits of one visual token."""
+    uncond = 2 * torch.randn(1, 256, 4, 4, 64, generator=torch.Generator().manual_seed(3))
+    uncond.view(-1)[:8] = 0.0
+    cond = uncond.clone()
+    cond.view(-1)[:8] = gap
+    credit = prompt_credit(Gaps(cond, uncond), GUIDED)
+    assert credit.view(-1)[:8].tolist() == [MOST] * 8
+    assert not credit.view(-1)[8:].any()
+    cond[:, 0] = uncond[:, 0] + 1.0  # all bits of the token
+    assert prompt_credit(Gaps(cond, uncond), GUIDED).max() < MOST
 
 
 def test_credit_needs_both_branches():
@@ -178,21 +192,52 @@ def test_credit_where_a_pass_has_no_picture(nano_checkpoint, tmp_path):
     assert next(line for line in lines if "entropy" in line)["guidance/mismatch"] > 0
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("rollout", "algorithm"),
+    [
+        ({"guidance": "guided", "guidance_scale": 2.0}, {"credit": "prompt"}),
+        ({"guidance": "none", "guidance_scale": 1.0}, {"reference": {"guidance_scale": 3.0}}),
+    ],
+    ids=["credit", "guided reference"],
+)
+def test_two_processes_are_one(nano_checkpoint, tmp_path, rollout, algorithm):
+    settings = changed(small_recipe(nano_checkpoint, tmp_path), rollout=rollout, algorithm={"beta": 0.1, **algorithm})
+    one = run(settings)
+    trainer = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    two, _ = launch(settings, 2, trainer=trainer, output_dir=str(tmp_path / "two"))
+    require_same(two, one, 3)
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["rollout.guidance=none", "rollout.guidance_scale=1"], "algorithm.credit is prompt"),
-        (["algorithm.loss=gspo"], "algorithm.ratio_level is sequence"),
+        (["rollout.guidance=none"], "set rollout.guidance_scale to 1 and algorithm.credit to null, or for guidance"),
+        (["rollout.guidance=none", "rollout.guidance_scale=1"], "is prompt.*; set algorithm.credit to null"),
+        (["algorithm.loss=gspo"], "ratio_level is sequence with algorithm.loss gspo; set algorithm.credit to null"),
         (["algorithm.ratio_level=visual_token"], "algorithm.ratio_level is visual_token"),
-        (["algorithm.beta=0"], "algorithm.beta is 0: nothing measures pictures"),
+        (["algorithm.beta=0"], "algorithm.beta is 0: nothing.*; set algorithm.reference.guidance_scale to null"),
         (["algorithm.reference_refresh={every: 5}"], "each refresh would guide"),
         (["algorithm.reference.temperature=1e-30"], "algorithm.reference.temperature"),
         (["rollout.temperature=1e-30"], "rollout.temperature"),
         (["algorithm.reference.temperature=0"], "algorithm.reference.temperature"),
     ],
 )
-def test_settings_that_do_not_go_together_are_refused(overrides, said):
+def test_settings_that_do_not_go_together_are_refused_with_what_to_set(overrides, said):
     recipe = Path("configs/quickstart.yaml")
     given = ["algorithm.credit=prompt", "algorithm.reference.guidance_scale=3", *overrides]
     with pytest.raises(UserError, match=said):
         load_recipe(recipe, given)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["rollout.guidance=none", "rollout.guidance_scale=1", "algorithm.credit=null"],
+        ["algorithm.loss=gspo", "algorithm.credit=null"],
+        ["algorithm.beta=0", "algorithm.reference.guidance_scale=null"],
+        ["algorithm.beta=0", "algorithm.reference=null"],
+    ],
+)
+def test_what_the_sentences_say_is_enough(overrides):
+    load_recipe(Path("configs/quickstart.yaml"), overrides)

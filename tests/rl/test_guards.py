@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from support.fresh_process import ROOT
-from support.training_runs import changed, run, small_recipe
+from support.training_runs import changed, launch, logged, run, small_recipe
 from transformers import TrainerControl
 
 from rl.config.recipe import recipe_from_mapping
@@ -162,6 +162,21 @@ def test_a_resumed_run_says_what_the_whole_one_did(settings, tmp_path):
     said = [[line[GUARDS_SAID] for line in each.read() if GUARDS_SAID in line] for each in (whole, resumed)]
     assert said[0]
     assert said[0] == said[1]
+
+
+@pytest.mark.slow
+def test_two_processes_stop_together(settings, tmp_path):
+    """Only one of them has the pictures and the scores."""
+    strict = {"action": "stop", "diversity": 1.0, "sharpness": 1.0001, "near_duplicates": None}
+    sections = {"watch": {"guards": strict}}
+    one = run(settings, **sections, trainer={"max_steps": 6})
+    trainer = {"max_steps": 6, "per_device_train_batch_size": 4}
+    two, output = launch(settings, 2, **sections, trainer=trainer, output_dir=str(tmp_path / "two"))
+    assert two.read()[-1]["step"] == one.read()[-1]["step"] < 6
+    assert output.count("stopped after update ") == 1
+    for key in ("eval_look/diversity", "eval_look/sharpness", "eval_guards/passed"):
+        assert logged(two, key) == pytest.approx(logged(one, key), rel=1e-3), key
+    assert [said[0].split(" is ")[0] for said in logged(two, GUARDS_SAID)] == ["update 1: the sharpness of pictures"]
 
 
 def test_what_it_needs(settings):

@@ -12,13 +12,14 @@ from support.run_folders import HOSTILE, noise, rows_of, write_run
 
 from rl.cli import main
 from rl.config.evaluation_sets import sets_of, trained_rewards
+from rl.config.measured_from import MeasuredFrom
 from rl.evaluation.look import look_at
 from rl.records.rows import PICTURES, read_rows, write_rows, write_table
 from rl.report.charts import Series, line_chart
 from rl.report.page import render, top_share
 from rl.report.pictures import PictureStore
 from rl.report.run_data import read_run
-from rl.report.sections import different_settings, duration, first_to_last, state_of
+from rl.report.sections import different_settings, duration, first_to_last, state_of, verdict
 from rl.report.warnings import warnings_of
 from rl.run.curves import smoothed
 
@@ -135,6 +136,18 @@ def test_warnings_in_plain_words(data):
     assert "The training reward rose by" in " ".join(warnings_of(data, flat))
     fell = replace(gain, gain=-0.3, low=-0.4, high=-0.2, p=1e-4)
     assert "fell by 0.3, which is more than chance" in " ".join(warnings_of(data, fell))
+
+
+def test_why_kl_begins_above_0_where_the_reference_draws_otherwise(data):
+    first = next(line["kl"] for line in data.training if "kl" in line)
+    limited = replace(data.recipe, watch=replace(data.recipe.watch, kl_limit=first / 100))
+    algorithm = replace(limited.algorithm, reference=MeasuredFrom(guidance_scale=7.0))
+    for recipe, otherwise in ((limited, False), (replace(limited, algorithm=algorithm), True)):
+        run = replace(data, recipe=recipe)
+        (kl,) = [value for name, value in verdict(run, None)["facts"] if name == "KL to the reference"]
+        (said,) = [line for line in warnings_of(run, first_to_last(run).total) if "watch.kl_limit" in line]
+        assert (f"it began at {first:.2e}, not 0, because algorithm.reference draws otherwise" in kl) == otherwise
+        assert ("It begins above 0, because algorithm.reference draws otherwise" in said) == otherwise
 
 
 def test_what_state_a_run_is_in(data):
