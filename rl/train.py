@@ -43,7 +43,7 @@ from rl.distributed.setup import (
 from rl.evaluation.evaluate import held_out_otherwise
 from rl.export.model_card import card_of_run
 from rl.export.writing import export_model
-from rl.plan.own_run import agreed_layers, own_plan
+from rl.plan.own_run import keep_layers, own_plan
 from rl.plan.summary import summary
 from rl.policy.experts import load_experts, named_experts
 from rl.policy.loading import checkpoint_of, load_config, load_policy, reference_for, trainable
@@ -78,7 +78,6 @@ from rl.trainer.wandb_session import reporting
 from rl.trainer.watch import Watch
 from uniar.checkpoint import load_processor
 from uniar.decoder_sizes import DecoderSizes
-from uniar.engine.layers import layers_of
 from uniar.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -153,7 +152,7 @@ def _train(recipe: Recipe, resume: bool, lock: FolderLock, head: bool) -> RunFol
     prepare_deepspeed_on_cpu(recipe)
     args = grpo_config(recipe, vision, turns)
     model = load_policy(recipe.model, source)
-    model.kept_layers = agreed_layers(recipe, plan, len(layers_of(model)))
+    keep_layers(recipe, plan, model, args)
     connection = None if role is None else DecoderConnection(role.socket)
     scorers: dict[str, Scorer] = {}
     for key, each in scored.items():

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
+from transformers import TrainingArguments
 
 from rl.config.checkpointing import AUTO, asked, keeping, kept_layers
 from rl.config.sections import Recipe
@@ -15,6 +16,8 @@ from rl.data.prompts import PromptRecord
 from rl.plan.estimate import PREFIX, Plan, make_plan
 from rl.plan.planned_model import planned_model
 from rl.plan.simulation import Simulation
+from uniar.engine.layers import layers_of
+from uniar.modeling_uniar import UniARForConditionalGeneration
 from uniar.reading.files import reason_of
 
 logger = logging.getLogger(__name__)
@@ -42,10 +45,10 @@ def own_plan(
     if asked(recipe.trainer) == AUTO and gpu is not None and any(record.image is not None for record in records):
         recipe = keeping(recipe, 0)
     longest = sorted((record.prompt for record in records), key=len)[-LONGEST:]
-    tokens = max((len(ids) for ids in tokenizer(longest)["input_ids"]), default=0)
-    prefix = max(PREFIX, -(-(tokens + TEMPLATE) // 32) * 32)
     memory = gpu.total_memory if gpu is not None else 2**60
     try:
+        tokens = max(len(ids) for ids in tokenizer(longest)["input_ids"])
+        prefix = max(PREFIX, -(-(tokens + TEMPLATE) // 32) * 32)
         model = planned_model(dataclasses.replace(recipe.model, path=str(source), preset=None))
         return make_plan(recipe, Simulation(model), processes, memory, prefix)
     except Exception as error:  # a run does not depend on what is computed of it
@@ -53,8 +56,13 @@ def own_plan(
         return None
 
 
-def agreed_layers(recipe: Recipe, plan: Plan | None, layers: int) -> int:
-    """How many of so many layers keep their activations, in all processes as the first one's plan says: under ZeRO-3
-    they gather a layer's weights together each time that it is computed."""
+def keep_layers(
+    recipe: Recipe, plan: Plan | None, model: UniARForConditionalGeneration, args: TrainingArguments
+) -> None:
+    """Tells the model of how many layers activations are kept, in all processes as the first one's plan says: under
+    ZeRO-3 they gather a layer's weights together each time that it is computed."""
+    layers = len(layers_of(model))
     told = [kept_layers(recipe.trainer, layers) if plan is None else plan.kept_layers]
-    return broadcast_object_list(told)[0]
+    model.kept_layers = broadcast_object_list(told)[0]
+    if model.kept_layers == layers:
+        args.gradient_checkpointing = args.activation_checkpointing = False

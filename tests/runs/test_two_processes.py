@@ -36,7 +36,10 @@ VARIANTS = {
     "plain": ({}, {}),
     "lora": ({"model": {"lora": {"r": 4, "alpha": 8}}},) * 2,
     "iterations": ({"algorithm": {"num_iterations": 2}, "trainer": {"max_steps": 4, "save_steps": 2}},) * 2,
-    "checkpointing": ({"trainer": {"gradient_checkpointing": True}},) * 2,
+    "checkpointing": (
+        {"trainer": {"gradient_checkpointing": True}},
+        {"trainer": {"gradient_checkpointing": {"keep_layers": 2}}},
+    ),
     "accumulation": ({}, {"trainer": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}}),
     "straddling": ({"rollout": {"samples_per_prompt": 8}},) * 2,
     "lora, iterations, accumulation, straddling": (
