@@ -9,8 +9,8 @@ FILES = """\
 files, for SPLIT in train and held_out, which share no combination of shapes, colours and places:
   SPLIT.jsonl            captions in GenEval's six skills, as many of each, with metadata for the reward
                          `rl.tiny.shapes:Shapes`
-  questions_SPLIT.jsonl  questions about pictures and their answers, for a recipe's `understanding`, and as prompts
-                         with `prompt_key: question`
+  questions_SPLIT.jsonl  questions about pictures and their answers, for episodes that answer, and for a recipe's
+                         `understanding`
   edits_SPLIT.jsonl      instructions to edit a picture, with metadata of what is asked for, and its picture (`target`)
   images/                the pictures
 

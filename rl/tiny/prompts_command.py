@@ -1,9 +1,8 @@
 """`uniar-rl prompts`: prompts, questions and edits of UniAR-Tiny's world as JSONL files and pictures.
 
-The lines of captions and edits are those of `rl.data.prompts`, so the files are prompts for training and evaluation,
-for `uniar-rl generate` and `edit`; those of questions are so with `prompt_key: question`, for episodes that answer, and
-as they are a recipe's `understanding.questions`. What a file holds
-depends on the seed, its name and its own number of lines alone.
+The lines are those of `rl.data.prompts`, so the files are prompts for training and evaluation, for `uniar-rl generate`
+and `edit`; those of questions are for episodes that answer, and for a recipe's `understanding.questions`. What a file
+holds depends on the seed, its name and its own number of lines alone.
 """
 
 import argparse
@@ -83,6 +82,7 @@ def question_lines(seed: int, split: Split, number: int, folder: Path) -> Iterat
             "id": name,
             "image": _picture(asked.scene, folder, name),
             "task": "answer",
+            "prompt": asked.question,
             "question": asked.question,
             "answer": asked.answer,
             "kind": asked.kind,

@@ -60,6 +60,10 @@ def test_questions_have_a_picture_and_an_answer(folder):
         assert record.load_image().size == (64, 64)
         assert record.question
         assert record.answer
+    prompts = load_prompts(folder / "questions_held_out.jsonl")  # as they are for episodes that answer
+    assert [each.prompt for each in prompts] == [record.question for record in records]
+    assert {each.task for each in prompts} == {"answer"}
+    assert all(each.metadata["answer"] == record.answer for each, record in zip(prompts, records, strict=True))
 
 
 def test_the_reward_judges_the_pictures_of_edits(folder):
