@@ -183,7 +183,7 @@ def fake_gpu() -> Iterator[Counts]:
 
         replaced(F, "scaled_dot_product_attention", attention)
         replaced(F, "rms_norm", rms_norm)
-        replaced(F, "silu", _Silu.apply)
+        replaced(F, "silu", silu)
         replaced(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
         replaced(torch.cuda, "is_bf16_supported", lambda *_: True)
         replaced(import_utils, "is_fake_tensor", lambda _: False)  # transformers would spare itself its waits
@@ -248,9 +248,12 @@ def rms_norm(hidden: Tensor, shape: Sequence[int], weight: Tensor, eps: float) -
         return fused_rms_norm(hidden, shape, weight, eps)
 
 
-class _Silu(torch.autograd.Function):
+def silu(hidden: Tensor, inplace: bool = False) -> Tensor:
     """torch's, whose gradient is one kernel on a GPU; without CUDA's, torch takes it apart into seven."""
+    return aten.silu_(hidden) if inplace else _Silu.apply(hidden)
 
+
+class _Silu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor) -> Tensor:
         ctx.save_for_backward(hidden)
