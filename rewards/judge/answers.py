@@ -30,7 +30,8 @@ _OUT_OF = re.compile(
 )
 _BARE = re.compile(rf"\A{_MARKS}({NUMBER})(?:{_OUT_OF.pattern})?(?:{_MARKS}{_UNITS_OF})?{_MARKS}\.?+{_MARKS}\Z")
 _UNIT = re.compile(rf"[*_`]*+(?:\s*+{_UNITS_OF})?+(?:[*_`)\]}}»”\"'|]|<[^<>\n]{{1,40}}>)*+")
-_WIDE = str.maketrans("０１２３４５６７８９／．－＋", "0123456789/.-+")
+_WIDE = str.maketrans("０１２３４５６７８９／．－＋＆", "0123456789/.-+&")
+_AND = re.compile(r"(?i)\s*&(?:amp;)?\s*|\s+and\s+")
 _LISTED = re.compile(r"(?m)^[\s*_`#>|•-]{0,20}(\d{1,2})[.)][ \t]+(?=[*_`\"“]{0,4}[^\W\d_])")
 _SAID = re.compile(rf"(?i)(?<![a-z])(?:{'|'.join(_WORDS)})(?![a-z])|{NUMBER}|[^\x00-\x7f]")
 _DENIED = re.compile(r"(?i)\b(?:not|never|cannot|unless|if|rather than|instead of)\b|n['’]t\b")
@@ -102,9 +103,19 @@ def read_labelled(answer: str, label: str, scale: tuple[float, float], others: S
     return rating
 
 
+def last_first(answer: str, labels: Sequence[str]) -> list[str]:
+    """The labels in the order to read them in: first those that the answer lacks, then the last one first. What stands
+    behind a label is then its own or was read already, so the first that cannot be read is the one at fault."""
+    answer = plain(answer)
+    places = {label: [match.start() for match in re.finditer(_labelled(label), answer)] for label in labels}
+    return sorted(labels, key=lambda label: max(places[label], default=len(answer)), reverse=True)
+
+
 def _labelled(label: str) -> str:
-    """The pattern of a label and what it may have before its number, which is the first group."""
-    words = r"\s+".join(re.escape(word) for word in label.split())
+    """The pattern of a label and what it may have before its number, which is the first group. In a label "&", "&amp;"
+    and "and" are the same."""
+    parts = [part.split() for part in _AND.split(label.strip())]
+    words = r"(?:\s*+&(?:amp;)?\s*+|\s+and\s+)".join(r"\s+".join(map(re.escape, part)) for part in parts)
     label = rf"(?i:\b{words}\b)[*_`\s]*+(?:\([^)\n]{{0,200}}\)[*_\s]*+)?"
     return rf"{label}(?:[:=：]|\|(?=[*_`\s]*+[-+−0-9]))[*_`\s]*+({NUMBER})?"
 

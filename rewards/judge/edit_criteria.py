@@ -139,7 +139,7 @@ EDIT_CRITERIA: Mapping[str, EditCriteria] = {
         "Several changes were asked for at once.",
         {
             "Instruction Compliance": "was each of them made, to the right thing? 5: all, as described, and nothing "
-            "else. 3: all were begun, some not completely or not quite as described. 2: one of them is missing. 1: "
+            "else. 3: each shows, but some are not complete or not quite as described. 2: one of them is missing. 1: "
             "none is right.",
             "Visual Naturalness": "do the changed places blend with the rest? 5: one cannot find them. 3: their edges, "
             "sharpness or colours give them away when one looks closely. 1: they are obvious at first sight.",
@@ -165,13 +165,19 @@ EDIT_CRITERIA: Mapping[str, EditCriteria] = {
 _ALSO_CALLED = {"alter": "adjust", "hybrid": "compose"}  # in ImgEdit's first prompt file, and in its paper
 
 
+def kind_named(said: Any) -> str:
+    """The kind that an entry of the metadata means, by the name it has here; an unknown one in small letters, "" for
+    anything but text."""
+    name = said.strip().lower() if isinstance(said, str) else ""
+    return _ALSO_CALLED.get(name, name)
+
+
 def criteria_of(metadata: Mapping[str, Any]) -> EditCriteria | None:
     """Those of a sample's kind of edit; None where its metadata names none. Raises UserError for an unknown kind."""
     kind = metadata.get(KEY)
     if kind is None or kind != kind:  # a NaN says nothing either
         return None
-    name = kind.strip().lower() if isinstance(kind, str) else ""
-    found = EDIT_CRITERIA.get(_ALSO_CALLED.get(name, name))
+    found = EDIT_CRITERIA.get(name := kind_named(kind))
     if found is None:
         hint = did_you_mean(name, [*EDIT_CRITERIA, *_ALSO_CALLED])
         raise UserError(f"metadata {KEY!r} is {kind!r}; one of {', '.join(EDIT_CRITERIA)} is needed.{hint}")

@@ -16,6 +16,7 @@ from rewards.judge.answers import (
     Rating,
     can_take_expectation,
     expected_rating,
+    last_first,
     plain,
     read_bare,
     read_json_rating,
@@ -55,7 +56,7 @@ class VLMJudge(Reward):
             it wrote last (such a sample needs no image), {metadata.KEY} for an entry of its metadata: a sample that
             lacks it has no score. Other braces stay as they are.
         sources: true to show the pictures that a sample edits, before its image; a sample without has no score. null
-            for what the preset does: true for edit and imgedit.
+            for what the preset does: true for edit and imgedit, whose own prompts need them.
         system: a system message; null for none.
         scale: [low, high], the lowest and highest rating.
         ratings: name → weight of each rating that is read and summed; null for one rating, called Score.
@@ -106,6 +107,12 @@ class VLMJudge(Reward):
             raise UserError(
                 "preset imgedit has a prompt, scale, ratings and parser of its own for each kind of edit; leave out "
                 "yours, or take preset edit."
+            )
+        if given.sources and prompt is None and sources is False:
+            theirs = "" if self.by_edit_type else ", or give a prompt of your own"
+            raise UserError(
+                f"sources is false, but preset {preset} asks about two pictures, the one before the edit and the one "
+                f"after; leave sources out{theirs}."
             )
         self.model, self.system, self.parser = model, system, parser
         self.prompt = checked_template(given.prompt if prompt is None else prompt)
@@ -247,7 +254,7 @@ class VLMJudge(Reward):
         if len(content) > _MOST_ANSWER:
             raise Unreadable(f"the judge's answer has {len(content)} characters, {_MOST_ANSWER} at most are read")
         start = start_of_answer(content)
-        for name in names:
+        for name in last_first(content[start:], names):
             rating = self._read(content[start:], name, names).moved(start)
             values[name] = rating.value
             if self.expectation is not False:
@@ -255,7 +262,7 @@ class VLMJudge(Reward):
                 if expected is None and self.expectation:
                     raise Unreadable(f"the server returned no log-probabilities for the judge's {name}")
                 values[name] = rating.value if expected is None else expected
-        return values
+        return {name: values[name] for name in names}
 
     def _read(self, answer: str, name: str, names: Sequence[str]) -> Rating:
         if self.parser == "json":

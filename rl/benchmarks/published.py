@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rewards.judge.edit_criteria import EDIT_CRITERIA, KEY, kind_named
 from rl.benchmarks.catalog import BENCHMARKS
 from rl.data.dataset_rows import DATASETS, is_dataset
 from rl.data.prompts import PromptRecord, prompts_of, read_lines
@@ -27,7 +28,7 @@ ONEIG_TEXT = ("Text_Rendering", "text_rendering", "text")
 def read_benchmark(
     name: str, source: str, image_root: Path | None = None, limit: int | None = None
 ) -> list[PromptRecord]:
-    """The prompts of the benchmark `name`, its metadata on one level.
+    """The prompts of the benchmark `name`, its metadata on one level, kinds of edits by the names they are judged by.
 
     source: a prompt file, a folder of `.txt` files, `datasets:NAME[:SPLIT]`, or a data set's id on the hub. image_root:
     the folder that paths of pictures start from; None: that of the file. limit: only the first ones.
@@ -38,7 +39,8 @@ def read_benchmark(
     if not BENCHMARKS[name].own_prompts:
         lines = [_uniar_line(line, place) for place, line in enumerate(lines)]
     records = [
-        replace(record, metadata=_flat(record.metadata), size=None) for record in prompts_of(lines, source, image_root)
+        replace(record, metadata=_with_kind(_flat(record.metadata)), size=None)
+        for record in prompts_of(lines, source, image_root)
     ]
     edits = BENCHMARKS[name].edits
     for record in records:
@@ -117,6 +119,12 @@ def _uniar_line(line: JsonLine, place: int) -> JsonLine:
 def _flat(metadata: dict[str, Any]) -> dict[str, Any]:
     """Without a second level, as ImgEdit's lines have one."""
     return {**{key: value for key, value in metadata.items() if key != "metadata"}, **_nested(metadata, "metadata")}
+
+
+def _with_kind(metadata: dict[str, Any]) -> dict[str, Any]:
+    """With the one name of its kind of edit, so that each kind has one line of the table; an unknown one as it is."""
+    kind = kind_named(metadata.get(KEY))
+    return {**metadata, KEY: kind} if kind in EDIT_CRITERIA else metadata
 
 
 def _said(line: JsonLine, key: str) -> Any:

@@ -10,7 +10,7 @@ from support.hostile_server import hostile_server
 from support.numbered_batch import make_batch, score
 
 from rewards import RewardSuite
-from rewards.judge.completion import Completion
+from rewards.judge.completion import Completion, Unreadable
 from rewards.judge.edit_criteria import EDIT_CRITERIA, criteria_of
 from rewards.judge.vlm_judge import VLMJudge
 from uniar.errors import UserError
@@ -99,6 +99,37 @@ def test_an_answer_in_the_form_that_is_asked_for_is_read_number_by_number(kind):
     assert judge.rate_edit(Completion(text, "", None), EDIT_CRITERIA[kind])["score"] == 3.0
 
 
+@pytest.mark.parametrize("kind", ["add", "adjust", "action", "compose"])
+@pytest.mark.parametrize("written", ["and", "&amp;", "AND", "＆", "&"])
+def test_a_judge_may_write_and_for_the_sign(kind, written):
+    names = list(EDIT_CRITERIA[kind].ratings)
+    lines = [f"{name.replace('&', written)}: {number}" for name, number in zip(names, (4, 3, 2), strict=True)]
+    judge = VLMJudge("http://127.0.0.1:9", preset="imgedit")
+    for text in ("\n".join(lines), "\n".join(reversed(lines)), "; ".join(lines).replace(f" {written} ", "&")):
+        values = judge._values(Completion(text, "", None), names)
+        assert list(values.items()) == list(zip(names, (4.0, 3.0, 2.0), strict=True))
+
+
+@pytest.mark.parametrize("place", range(3))
+@pytest.mark.parametrize(
+    ("said", "fault"),
+    [
+        ("{name}: {number} or 5", "{name} is not one number"),
+        ("{name}: good, four", "has no {name}"),
+        ("Overall: 2", "has no {name}"),
+        ("{name}: 9", "{name} is 9, the scale"),
+    ],
+)
+def test_the_rating_that_cannot_be_read_is_named(place, said, fault):
+    names = list(EDIT_CRITERIA["add"].ratings)
+    lines = [f"{name}: {number}" for name, number in zip(names, (4, 3, 2), strict=True)]
+    lines[place] = said.format(name=names[place], number=4 - place)
+    judge = VLMJudge("http://127.0.0.1:9", preset="imgedit")
+    for text in ("\n".join(lines), "\n".join(reversed(lines))):
+        with pytest.raises(Unreadable, match=f"^the judge's (answer )?{re.escape(fault.format(name=names[place]))}"):
+            judge._values(Completion(text, "", None), names)
+
+
 def test_an_edit_without_a_kind_and_a_picture_from_text_alone_have_no_score():
     batch = edits(["add", None, "add"], source_images=[[Image.new("RGB", (4, 4))]] * 2 + [[]])
     with hostile_server(answering(5, 5, 5), MODELS) as server:
@@ -160,3 +191,12 @@ def test_what_the_kind_decides_is_not_decided_twice(parameters):
     entry = {"use": "vlm_judge", "url": "http://127.0.0.1:9/v1", "preset": "imgedit", **parameters}
     with pytest.raises(UserError, match="preset imgedit has a prompt, scale, ratings and parser of its own"):
         RewardSuite.from_recipe([entry])
+
+
+@pytest.mark.parametrize("preset", ["imgedit", "edit"])
+def test_a_judge_that_is_told_of_two_pictures_sees_two(preset):
+    url = "http://127.0.0.1:9"
+    with pytest.raises(UserError, match=f"sources is false, but preset {preset} asks about two pictures.*leave"):
+        VLMJudge(url, preset=preset, sources=False)
+    assert VLMJudge(url, preset=preset, sources=True).sources
+    assert not VLMJudge(url, preset="edit", sources=False, prompt="Is it a good picture of {prompt}?").sources

@@ -7,6 +7,7 @@ import pytest
 from support.benchmark_files import SMALL, published
 from support.hostile_server import hostile_server
 
+from rl.benchmarks.published import read_benchmark
 from rl.cli import main
 from rl.records.rows import read_rows
 
@@ -57,3 +58,16 @@ def test_imgedit_is_judged_by_kind_and_its_table_is_in_published_numbers(nano_ch
     assert found["adjust"] == pytest.approx({"judge": 5 / 3, "judge instruction": 2, "judge uncapped": 8 / 3})
     assert found["remove"] == pytest.approx({"judge": 4, "judge instruction": 5, "judge uncapped": 4})
     assert table["means"]["edit_type"]["scores"]["judge"] == pytest.approx((5 / 3 + 4) / 2)
+
+
+def test_other_spellings_of_a_kind_are_in_its_line_of_the_table(tmp_path):
+    prompts = published("imgedit", tmp_path)
+    edit = json.loads(prompts.read_text())["5"]
+    spelled = ["alter", "adjust", "Hybrid", "compose", " Add", "add", "recolour", None]
+    prompts.write_text(json.dumps({str(n): {**edit, "edit_type": kind} for n, kind in enumerate(spelled)}))
+    records = read_benchmark("imgedit", str(prompts))
+    kinds = ["adjust", "adjust", "compose", "compose", "add", "add", "recolour", None]
+    assert [record.metadata["edit_type"] for record in records] == kinds
+    assert [record.row["meta"]["edit_type"] for record in records] == spelled  # which is written beside the images
+    prompts.write_text(json.dumps({str(n): {**edit, "edit_type": kind} for n, kind in enumerate(kinds)}))
+    assert [record.id for record in read_benchmark("imgedit", str(prompts))] == [record.id for record in records]
