@@ -20,7 +20,7 @@ from rl.config.sections import Recipe
 from rl.config.trainer_arguments import TAKEN, check_trainer_arguments
 from uniar.errors import UserError
 from uniar.reading.files import user_path
-from uniar.reading.plugins import MOVED, from_current_folder
+from uniar.reading.plugins import current_name, from_current_folder
 from uniar.reading.settings import (
     ANY_NAME,
     Origins,
@@ -188,7 +188,7 @@ def _with_homes(value: Any, path: tuple[str, ...], origins: Origins) -> Any:
         return [_with_homes(item, (*path, str(i)), origins) for i, item in enumerate(value)]
     if not isinstance(value, str):
         return value
-    return home_expanded(value, path, origins) if _HOME.match(value) else MOVED.get(value, value)
+    return home_expanded(value, path, origins) if _HOME.match(value) else current_name(value)
 
 
 # Reading -------------------------------------------------------------------------------------------------------------

@@ -12,7 +12,9 @@ from rewards.contract.parameters import bind_parameters
 from rewards.contract.registry import resolve, reward_names
 from rewards.models.model_reward import ModelReward
 from rewards.pixels.color import Color
+from rl.config.recipe import recipe_from_mapping
 from uniar.errors import UserError
+from uniar.reading.plugins import current_name, load_plugin
 
 PLUGIN = """
 from dataclasses import dataclass
@@ -126,15 +128,39 @@ def test_a_module_that_does_not_import_is_named():
     assert "neither a module nor a .py file" in recipe_error("my rewards/file:Mine")
 
 
-def test_the_reward_of_uniar_tiny_is_found_by_its_former_name(tmp_path, monkeypatch):
+FORMER, OURS = "tiny.shapes:Shapes", "rl.tiny.shapes:Shapes"
+
+
+@pytest.mark.parametrize("beside", [(), ("tiny.py",), ("tiny/__init__.py",), ("tiny/shapes/red.png",)])
+def test_the_reward_of_uniar_tiny_is_found_by_its_former_name(beside, tmp_path, monkeypatch):
     from rl.tiny.shapes import Shapes
 
-    for file in ("tiny/__init__.py", "tiny/shapes.py"):  # a user's own, which has another `tiny`
-        (tmp_path / file).parent.mkdir(exist_ok=True)
-        (tmp_path / file).write_text("class Other: ...\n")
+    for file in beside:  # a user's own `tiny`, without `shapes`, which is not even run
+        (tmp_path / file).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / file).write_text("raise SystemExit\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert resolve("tiny.shapes:Shapes") is resolve("rl.tiny.shapes:Shapes") is Shapes
-    assert RewardSuite.from_recipe([{"use": "rank", "reward": "tiny.shapes:Shapes"}]).names == ("rank",)
+    assert current_name(FORMER) == OURS
+    assert resolve(FORMER) is resolve(OURS) is Shapes
+    assert RewardSuite.from_recipe([{"use": "rank", "reward": FORMER}]).names == ("rank",)
+
+
+@pytest.mark.parametrize("package", [True, False])
+def test_a_users_own_module_of_that_name_is_theirs(package, tmp_path, monkeypatch):
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny/shapes.py").write_text("def Shapes(prompts, images):\n    return [0.5] * len(prompts)\n")
+    if package:
+        (tmp_path / "tiny/__init__.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert current_name(FORMER) == FORMER
+    assert not {"tiny", "tiny.shapes"} & set(sys.modules)  # nothing ran to know that
+    try:
+        assert load_plugin(FORMER)(["a"], [None]) == [0.5]
+        assert current_name(FORMER) == FORMER
+        recipe = recipe_from_mapping({"model": {"preset": "nano"}, "data": {"prompts": "p"}, "rewards": [FORMER]})
+        assert recipe.rewards == [{"use": FORMER}]
+    finally:
+        for name in ("tiny", "tiny.shapes"):
+            sys.modules.pop(name, None)
 
 
 def test_the_former_name_of_uniar_tinys_package_is_answered_with_the_new_one(tmp_path):

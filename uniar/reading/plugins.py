@@ -8,6 +8,7 @@ import sys
 import sysconfig
 import traceback
 from collections.abc import Collection
+from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,10 +19,15 @@ from uniar.reading.files import user_path
 FORMS = "package.module:name or path/to/file.py:name"
 
 MOVED = {"tiny.shapes:Shapes": "rl.tiny.shapes:Shapes"}
-"""What recipes of earlier versions name → what it is called now. No other package's module can be meant: until then a
-package `tiny` beside ours was refused."""
+"""What recipes of earlier versions name → what it is called now."""
 
 _STDLIB = sysconfig.get_paths()["stdlib"]
+
+
+def current_name(use: str) -> str:
+    """`use`, or what it is called now where it is a former name of ours and no module of the user's own has that name.
+    Runs nothing."""
+    return MOVED[use] if use in MOVED and not _can_import(use.partition(":")[0]) else use
 
 
 def load_plugin(use: str, folder: Path | None = None) -> Any:
@@ -33,7 +39,7 @@ def load_plugin(use: str, folder: Path | None = None) -> Any:
     Raises UserError for a file that is missing, a plug-in that does not import (with its cause and line), and a name
     that it lacks.
     """
-    source, _, attribute = MOVED.get(use, use).rpartition(":")
+    source, _, attribute = current_name(use).rpartition(":")
     module = load_plugin_file(source, folder) if source.endswith(".py") else _load_module(source)
     if not hasattr(module, attribute):
         own = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
@@ -99,6 +105,17 @@ def _candidates(source: str, folder: Path | None) -> list[Path]:
     """Where a plug-in file may be: from the current folder, else from the recipe's."""
     path = user_path(source)
     return [path] if folder is None or path.is_absolute() else [path, Path(folder) / path]
+
+
+def _can_import(source: str) -> bool:
+    """Whether the module `package.module` has a file. `find_spec` of both names at once would run the package."""
+    package, _, module = source.partition(".")
+    try:
+        folders = getattr(importlib.util.find_spec(package), "submodule_search_locations", None)
+    except ValueError:  # a module that something made without a file
+        folders = None
+    found = folders and PathFinder.find_spec(module, folders)
+    return bool(found and found.loader)  # a mere folder, of pictures say, has none
 
 
 def _load_module(source: str) -> ModuleType:
