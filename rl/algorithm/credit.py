@@ -7,7 +7,8 @@ from rl.algorithm.bernoulli import total_variation
 from rl.algorithm.guidance import Gaps, GuidanceSettings
 
 MOST = 32.0
-"""of a bit: twice √256, what the bits of a visual token have, of 256 in a 512×512 image, where it has all credit"""
+"""The most credit of a bit. If one of an image's 256 visual tokens had all the credit, its bits would have √256 = 16;
+this is twice that."""
 
 
 def prompt_credit(drawn: Gaps, guidance: GuidanceSettings) -> Tensor:
