@@ -53,6 +53,7 @@ def render(runs: Sequence[RunData], budget: int = BUDGET) -> str:
     context: dict[str, Any] = {
         "title": " and ".join(run.name for run in runs),
         "alone": alone is not None,
+        "trained": not all(run.scores for run in runs),  # an evaluation has no updates to draw curves over
         "verdicts": [verdict(run, gain) for run, gain in zip(runs, gains, strict=True)],
         "warnings": [
             (run.name, sentence)

@@ -62,6 +62,18 @@ def test_the_page_has_nine_sections_and_every_sample(data):
     assert "uniar-rl train mine.yaml" in page
 
 
+def test_evaluations_have_no_curves(data):
+    evaluated = replace(data, lines=[], scores={"metrics": {}, "samples_per_prompt": 1})
+    for runs, expected in (
+        ([evaluated], False),
+        ([evaluated, evaluated], False),
+        ([data], True),
+        ([data, evaluated], True),
+    ):
+        page = render(runs)
+        assert ('<section id="curves">' in page) == ('href="#curves"' in page) == expected
+
+
 def test_text_stays_text(data):
     page = render([data])
     assert HOSTILE not in page
