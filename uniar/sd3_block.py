@@ -1,7 +1,7 @@
 """SD3's transformer block in fewer kernels, for GPUs: diffusers' sums with its names and weights.
 
-A modulation is part of its norm, a gate of its sum, a bias and a GELU of their product. Queries are not joined, as each
-token asks for itself, and lie as their products wrote them.
+A modulation is part of its norm, a gate of its sum, a bias and a GELU of their product. Latent and prompt tokens share
+keys and values, but each kind has an attention call for its own queries, so these need not be copied into one tensor.
 
 Shapes: B images · N latent tokens · M prompt tokens · D channels · h heads · R rows of conditioning, B or 1 for all.
 """
@@ -80,8 +80,11 @@ def _feed_forward(layers: nn.Module, tokens: Tensor) -> Tensor:
 
 
 def _with_gelu(linear: nn.Linear, tokens: Tensor) -> Tensor:
-    """The tanh form of GELU, which on CUDA a product computes before it writes its result."""
-    if not tokens.is_cuda:
+    """The tanh form of GELU, which on CUDA a product computes before it writes its result. It has no derivative."""
+    wants_gradient = torch.is_grad_enabled() and any(
+        tensor.requires_grad for tensor in (tokens, linear.weight, linear.bias)
+    )
+    if wants_gradient or not tokens.is_cuda:
         return F.gelu(linear(tokens), approximate="tanh")
     flat = torch._addmm_activation(linear.bias, tokens.flatten(0, -2), linear.weight.t(), use_gelu=True)
     return flat.unflatten(0, tokens.shape[:-1])

@@ -103,6 +103,32 @@ def test_blocks_are_one_graph(decoder):
     torch.compiler.reset()
 
 
+def test_blocks_have_gradients_where_gelu_is_part_of_its_product(decoder, monkeypatch):
+    """That product has no derivative, so it is for passes without a gradient."""
+    block, calls, product = copy.deepcopy(decoder.sd3_transformer.transformer_blocks[0]), [], torch._addmm_activation
+    latent, prompt, temb = tokens(decoder, 1)
+    latent.requires_grad_(True)
+    block.fused(latent, prompt, temb)[1].sum().backward()
+    expected = latent.grad.clone()
+
+    def counted(*given, **how):
+        calls.append(how)
+        return product(*given, **how)
+
+    monkeypatch.setattr(torch, "_addmm_activation", counted)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    latent.grad = None
+    block.fused(latent, prompt, temb)[1].sum().backward()
+    assert torch.equal(latent.grad, expected)
+    assert not calls
+    block.requires_grad_(False)
+    block.fused(latent.detach(), prompt, temb)
+    assert calls == 2 * [{"use_gelu": True}]
+    with torch.no_grad():
+        block.requires_grad_(True).fused(latent, prompt, temb)
+    assert len(calls) == 4
+
+
 @pytest.mark.gpu
 @torch.no_grad()
 @pytest.mark.parametrize(("dtype", "apart"), [(torch.float32, 1e-3), (torch.bfloat16, 0.1)])
