@@ -56,8 +56,10 @@ per_device_train_batch_size × processes × steps_per_generation samples (steps_
 gradient_accumulation_steps), in whole groups of rollout.samples_per_prompt.
 `gradient_checkpointing` (default true) computes a layer's activations again in the backward pass, with the same
 gradients to the bit. `{keep_layers: N}` keeps those of the last N layers, false those of all. auto keeps as many as
-`uniar-rl plan` finds room for on this GPU beside the longest prompt: none with input images, with episodes that write,
-or with rewards whose size is not known.
+`uniar-rl plan` finds room for beside the prompt of most tokens, within what the GPU that has least of all processes has
+free at the start: all on a CPU. None where more may be held than is counted: with input images, `size` in a prompt,
+`understanding.kl_beta` > 0, episodes other than `draw`, rewards whose size is not known, or a device that is neither
+a CPU nor CUDA's. The head of a run says how many, and why none.
 Checkpoints fall between rollouts, so save_steps and max_steps must be multiples of the updates that a rollout serves.
 
 `report_to` (default `none`) names who is told of the run: `tensorboard`, `wandb` and others, with the recipe as the

@@ -25,7 +25,6 @@ from transformers import PrinterCallback, ProgressCallback, set_seed
 from rl.checkpoint.folder_lock import FolderLock
 from rl.checkpoint.folders import writing_records
 from rl.checkpoint.resume import load_weights, only_weights_of
-from rl.config.checkpointing import AUTO, asked
 from rl.config.checks import check_batches, refresh_risk, rounding_risk
 from rl.config.grpo_config import grpo_config
 from rl.config.precision import precision_risk
@@ -43,7 +42,7 @@ from rl.distributed.setup import (
 from rl.evaluation.evaluate import held_out_otherwise
 from rl.export.model_card import card_of_run
 from rl.export.writing import export_model
-from rl.plan.own_run import keep_layers, own_plan
+from rl.plan.own_run import keep_layers, memory_here, own_plan
 from rl.plan.summary import summary
 from rl.policy.experts import load_experts, named_experts
 from rl.policy.loading import checkpoint_of, load_config, load_policy, reference_for, trainable
@@ -131,8 +130,7 @@ def _train(recipe: Recipe, resume: bool, lock: FolderLock, head: bool) -> RunFol
     check_prompts(processor, records, held_out, [*questions, *kl_questions])
     named = named_experts(recipe, source, processor, records)
 
-    looks = is_first_process() and (head or asked(recipe.trainer) == AUTO)
-    plan = own_plan(recipe, source, processes, records, processor.tokenizer) if looks else None
+    memory = memory_here()
 
     decoder = None
     if role is None or role.decodes:
@@ -151,6 +149,7 @@ def _train(recipe: Recipe, resume: bool, lock: FolderLock, head: bool) -> RunFol
         return None
     prepare_deepspeed_on_cpu(recipe)
     args = grpo_config(recipe, vision, turns)
+    plan = own_plan(recipe, source, processes, records, processor.tokenizer, memory, args, head=head)
     model = load_policy(recipe.model, source)
     keep_layers(recipe, plan, model, args)
     connection = None if role is None else DecoderConnection(role.socket)

@@ -61,7 +61,7 @@ def describe(plan: Plan, name: str, memory: float, reward_memory: float = 0.0) -
         f"({plan.bits_per_image:,} per image)",
         f"a rollout: {plan.images_a_rollout} images of {plan.prompts_a_rollout} prompts, for "
         f"{plan.updates_a_rollout} update{'s' * (plan.updates_a_rollout > 1)}",
-        f"activations: kept in {plan.kept_layers} of {plan.layers} layers, computed again in the others",
+        f"activations: {plan.kept}",
         "",
         _table(plan),
         "",

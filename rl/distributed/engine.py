@@ -10,8 +10,8 @@ DeepSpeed's files in a checkpoint, which training writes and which are never unp
 
 import pickle
 import re
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -28,7 +28,7 @@ from uniar.reading.files import reason_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-    from transformers import Trainer
+    from transformers import Trainer, TrainingArguments
     from trl import GRPOConfig
 
 LATEST = "latest"
@@ -92,6 +92,19 @@ def prepare_deepspeed_on_cpu(recipe: Recipe) -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     seconds = recipe.trainer.get("ddp_timeout", TIMEOUT)
     deepspeed.init_distributed(dist_backend="gloo", timeout=timedelta(seconds=seconds))
+
+
+@contextmanager
+def unsharded(args: "TrainingArguments") -> Iterator[None]:
+    """Models that are made inside have whole weights, under ZeRO-3 as well."""
+    from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
+
+    unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        if args.hf_deepspeed_config is not None:
+            set_hf_deepspeed_config(args.hf_deepspeed_config)
 
 
 # A model under the engine ---------------------------------------------------------------------------------------------

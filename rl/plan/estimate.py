@@ -6,6 +6,7 @@ Bytes are those of one GPU; all GPUs hold the same.
 """
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -66,6 +67,8 @@ class Plan:
     """of backbone and visual decoder"""
     kept_layers: int
     """of how many of them activations are kept for the backward pass"""
+    none_because: str = ""
+    """why `auto` keeps those of none"""
 
     def held(self, phase: str) -> int:
         """Bytes on a GPU in this phase."""
@@ -91,6 +94,15 @@ class Plan:
     @property
     def fits(self) -> bool:
         return self.most <= self.usable
+
+    @property
+    def kept(self) -> str:
+        """In which layers activations are kept, in words."""
+        if self.kept_layers == self.layers:
+            return f"kept in all {self.layers} layers"
+        if self.kept_layers:
+            return f"kept in {self.kept_layers} of {self.layers} layers, computed again in the others"
+        return f"kept in none of {self.layers} layers" + (f" ({self.none_because})" if self.none_because else "")
 
     def part(self, name: str) -> int:
         """Bytes of one part; 0 where the recipe has none."""
@@ -205,20 +217,30 @@ def make_plan(recipe: Recipe, simulation: Simulation, gpus: int, memory: int, pr
 def _fullest(recipe: Recipe, layers: int, plan_of: Callable[[Recipe], Plan]) -> Plan:
     """The plan in which the activations of as many of so many layers are kept as fit.
 
-    Of none where the plan leaves something out that may need what is left: a reward whose size is not known, or
-    conversations that grow by what is written.
+    Of none where the plan leaves something out that may need what is left.
     """
     least = plan_of(checkpointing.keeping(recipe, 0))
-    if least.not_counted or "text" in turns_of(recipe) or not least.fits:
-        return least
+    if because := _left_out(recipe, least):
+        return replace(least, none_because=because)
     if (most := plan_of(checkpointing.keeping(recipe, layers))).fits:
         return most
-    # The last layer's are there in any case while its gradients are computed, and all layers hold as much.
-    each = (most.held("update") - least.held("update")) / (layers - 1)
-    kept = 1 + int((least.usable - least.held("update")) / each)
-    while not (plan := plan_of(checkpointing.keeping(recipe, kept))).fits:
-        kept -= 1
-    return plan
+    kept = bisect_right(
+        range(1, layers), False, key=lambda layers: not plan_of(checkpointing.keeping(recipe, layers)).fits
+    )
+    if kept == 0:
+        return replace(least, none_because="no memory is left")
+    return plan_of(checkpointing.keeping(recipe, kept))
+
+
+def _left_out(recipe: Recipe, plan: Plan) -> str:
+    """What a recipe's plan guesses or leaves out, in a few words; empty where it is complete."""
+    if plan.not_counted:
+        return f"the size of {', '.join(plan.not_counted)} is not known"
+    if any(name != "draw" for name in recipe.rollout.episodes.values()):
+        return "episodes other than draw may write, and draw from pictures or in any size"
+    if recipe.understanding.kl_beta:
+        return "pictures of understanding.kl_questions may be of any size"
+    return ""
 
 
 @dataclass(frozen=True)
