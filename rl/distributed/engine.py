@@ -103,8 +103,10 @@ def unsharded(args: "TrainingArguments") -> Iterator[None]:
     try:
         yield
     finally:
-        if args.hf_deepspeed_config is not None:
-            set_hf_deepspeed_config(args.hf_deepspeed_config)
+        if (
+            config := getattr(args, "hf_deepspeed_config", None)
+        ) is not None:  # a run without DeepSpeed has no such field
+            set_hf_deepspeed_config(config)
 
 
 # A model under the engine ---------------------------------------------------------------------------------------------

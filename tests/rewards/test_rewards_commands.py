@@ -60,7 +60,7 @@ def test_describe_says_types_defaults_and_help(typed, here):
     assert status == 0
     assert "  url: str | Sequence[str], required\n      the API's base, such as" in said
     assert "  parser: 'text' | 'json' = 'text'\n" in said
-    assert "  preset: 'unified_reward' | 'edit' | None = None\n" in said
+    assert "  preset: 'unified_reward' | 'edit' | 'imgedit' | None = None\n" in said
     status, said = typed("describe", "mine.py:Darkness")
     assert said == (
         "mine.py:Darkness: How dark a picture is.\n\nparameters:\n"

@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 from support.planned_recipes import plan_of, planned_settings, recipe_of, simulation_of
-from support.training_runs import run, small_recipe
+from support.training_runs import changed, run, small_recipe
 from transformers import AutoTokenizer
 from transformers.integrations.deepspeed import (
     HfDeepSpeedConfig,
@@ -16,6 +16,7 @@ from transformers.integrations.deepspeed import (
 )
 
 from rl.checkpoint.tensor_files import TensorFiles
+from rl.cli import main
 from rl.commands.plan import describe
 from rl.data.prompts import PromptRecord
 from rl.plan import own_run
@@ -143,7 +144,9 @@ def own(settings, nano_checkpoint):
     tokenizer, recipe = AutoTokenizer.from_pretrained(nano_checkpoint), recipe_of(settings, trainer=AUTO)
 
     def plan(*records, memory=80 * GIB, deepspeed=None):
-        args = SimpleNamespace(hf_deepspeed_config=deepspeed)
+        args = SimpleNamespace(
+            **({} if deepspeed is None else {"hf_deepspeed_config": deepspeed})
+        )  # as transformers has it
         made = own_run.own_plan(recipe, nano_checkpoint, 1, records, tokenizer, memory, args)
         return made, " ".join(summary(recipe, made, 1).values())
 
@@ -159,6 +162,14 @@ def test_a_run_plans_for_its_longest_prompt(own, nano_checkpoint):
     assert own_run.prefix_of([more_tokens], tokenizer) > own_run.prefix_of([more_characters], tokenizer)
     many = [more_tokens, *(PromptRecord(f"{more_characters.prompt}{number}") for number in range(2000))]
     assert own_run.prefix_of(many, tokenizer) == own_run.prefix_of([more_tokens], tokenizer)
+
+
+def test_a_run_without_deepspeed_says_what_memory_it_takes(nano_checkpoint, tmp_path, capsys, caplog):
+    settings = changed(small_recipe(nano_checkpoint, tmp_path), trainer={"max_steps": 1, "save_strategy": "no"})
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(settings))
+    assert main(["train", str(tmp_path / "recipe.yaml")]) == 0
+    assert "GiB per process at its peak" in capsys.readouterr().out
+    assert own_run.UNKNOWN not in caplog.text
 
 
 def test_the_head_says_how_many_are_kept_and_why_none(own, caplog):
