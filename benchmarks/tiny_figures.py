@@ -22,11 +22,12 @@ from rewards.geneval.request import SKILLS
 from rl.tiny.captions import drawing
 from rl.tiny.detector import detect, seen_scene
 from rl.tiny.edits import KINDS, edit
-from rl.tiny.lessons import encode
-from rl.tiny.model import GRID, SIDE
 from rl.tiny.questions import question, question_about
-from rl.tiny.shapes import Shapes, scene_faults
-from rl.tiny.training import randomness
+from rl.tiny.scenes import Scenes, scene_faults, written_scene
+from rl.tiny.shapes import Shapes
+from rl.tiny.stages.learning import encode
+from rl.tiny.stages.model import GRID, SIDE
+from rl.tiny.stages.stage import randomness
 from rl.tiny.world import free_scene, render
 from uniar.answering import answer
 from uniar.conversations import Drawing, Picture
@@ -67,7 +68,7 @@ class Figures:
         items = [drawing(rng, "held_out", skill) for skill in SKILLS for _ in range(self.count // len(SKILLS))]
         bits = self._draw([item.prompt for item in items])
         images = self._decode(bits)
-        scores = self._strict(images, [item.metadata for item in items])
+        scores = _right(Shapes(), images, [item.metadata for item in items])
         figures = {"drawing": _share(scores)}
         for skill in SKILLS:
             figures[f"drawing/{skill}"] = _share(
@@ -94,11 +95,12 @@ class Figures:
         return figures
 
     def editing(self) -> dict[str, float]:
-        """Share of edits whose target is there, over all and for each kind."""
+        """Share of edits whose target is there with nothing else changed, over all and for each kind."""
         rng, _ = randomness(self.seed, "editing")
         items = [edit(rng, "held_out", kind) for kind in KINDS for _ in range(self.count // len(KINDS))]
         bits = self._draw([item.instruction for item in items], [render(item.source) for item in items])
-        scores = self._strict(self._decode(bits), [item.metadata for item in items])
+        wanted = [{"scene": written_scene(item.target)} for item in items]
+        scores = _right(Scenes(), self._decode(bits), wanted)
         figures = {"editing": _share(scores)}
         for kind in KINDS:
             figures[f"editing/{kind}"] = _share(
@@ -138,10 +140,6 @@ class Figures:
             batch_size=BATCH,
         )
 
-    def _strict(self, images: Sequence[Image.Image], metadata: Sequence[dict[str, Any]]) -> list[bool]:
-        batch = RewardBatch(prompts=[""] * len(images), images=list(images), metadata=list(metadata))
-        return [result["score"] == 1 for result in Shapes("strict").score(batch)]
-
     def _answered(self, items: Sequence[Any], pictures: Sequence[Picture]) -> list[bool]:
         said = []
         for start in range(0, len(items), BATCH):
@@ -149,6 +147,11 @@ class Figures:
             questions = [item.question for item in items[rows]]
             said += answer(self.model, self.processor, pictures[rows], questions, max_new_tokens=6)
         return [text.strip() == item.answer for text, item in zip(said, items, strict=True)]
+
+
+def _right(reward: Shapes | Scenes, images: Sequence[Image.Image], metadata: Sequence[dict[str, Any]]) -> list[bool]:
+    batch = RewardBatch(prompts=[""] * len(images), images=list(images), metadata=list(metadata))
+    return [isinstance(result, dict) and result["score"] == 1 for result in reward.score(batch)]
 
 
 def _share(right: Sequence[bool]) -> float:

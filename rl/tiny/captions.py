@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rewards.geneval.request import RELATIONS, SKILLS
-from rl.tiny.splits import Split, color_attr_split, color_split, pair_split, position_split, text_split
+from rl.tiny.splits import SPLITS, Split, color_attr_split, color_split, pair_split, position_split, text_split, wanted
 from rl.tiny.world import BACKGROUNDS, COLORS, SHAPES, USUAL_BACKGROUND, USUAL_COLORS, USUAL_SIZE, Scene, Thing
 
 Place = tuple[int, int]
@@ -92,7 +92,7 @@ class _Sketch:
     places: tuple[Place, ...] | None = None
 
 
-def drawing(rng: random.Random, split: Split, skill: str | None = None) -> Drawing:
+def drawing(rng: random.Random, split: Split | None, skill: str | None = None) -> Drawing:
     """A caption of the split and of a skill from SKILLS, any where it is None."""
     skill = rng.choice(SKILLS) if skill is None else skill
     make = _MAKERS[skill]
@@ -103,7 +103,7 @@ def drawing(rng: random.Random, split: Split, skill: str | None = None) -> Drawi
             background = rng.choice(tuple(BACKGROUNDS))
             sketch.words += " " + rng.choice(BACKGROUND_WORDS).format(background)
         prompt = rng.choice(OPENINGS).format(sketch.words)
-        if skill not in _TEXT_SPLIT or text_split(prompt) == split:
+        if skill not in _TEXT_SPLIT or wanted(text_split(prompt), split):
             break
     places = sketch.places or LAYOUTS[len(sketch.looks)]
     things = tuple(jittered(rng, *look, place) for look, place in zip(sketch.looks, places, strict=True))
@@ -139,26 +139,26 @@ def plural(shape: str) -> str:
 # Skills --------------------------------------------------------------------------------------------------------------
 
 
-def _single_object(rng: random.Random, split: Split) -> _Sketch:
+def _single_object(rng: random.Random, split: Split | None) -> _Sketch:
     shape = rng.choice(SHAPES)
     size, size_word = named_size(rng)
     words, places = _placed(rng, noun(size_word, shape))
     return _Sketch(words, [(shape, USUAL_COLORS[shape], size)], [{"class": shape, "count": 1}], places=places)
 
 
-def _colors(rng: random.Random, split: Split) -> _Sketch:
+def _colors(rng: random.Random, split: Split | None) -> _Sketch:
     shape, color = rng.choice(_SHAPE_COLORS[split])
     size, size_word = named_size(rng)
     words, places = _placed(rng, _colored(rng, size_word, color, shape))
     return _Sketch(words, [(shape, color, size)], [{"class": shape, "count": 1, "color": color}], places=places)
 
 
-def _counting(rng: random.Random, split: Split) -> _Sketch:
+def _counting(rng: random.Random, split: Split | None) -> _Sketch:
     count = rng.choice(tuple(NUMBERS))
     size, size_word = named_size(rng)
     shape, color = rng.choice(SHAPES), None
     if rng.random() < COLOR_COUNTED:
-        shape, color = rng.choice(_SHAPE_COLORS["train"])
+        shape, color = rng.choice(_SHAPE_COLORS[_of_parts(split)])
     parts = (rng.choice(("", "exactly")), rng.choice(NUMBERS[count]), size_word, color, plural(shape))
     words = " ".join(filter(None, parts))
     include = {"class": shape, "count": count} | ({"color": color} if color else {})
@@ -166,8 +166,8 @@ def _counting(rng: random.Random, split: Split) -> _Sketch:
     return _Sketch(words, [look] * count, [include], [{"class": shape, "count": count + 1}])
 
 
-def _two_object(rng: random.Random, split: Split) -> _Sketch:
-    while pair_split(*(shapes := rng.sample(SHAPES, 2))) != split:
+def _two_object(rng: random.Random, split: Split | None) -> _Sketch:
+    while not wanted(pair_split(*(shapes := rng.sample(SHAPES, 2))), split):
         pass
     looks, phrases = [], []
     for shape in shapes:
@@ -177,10 +177,10 @@ def _two_object(rng: random.Random, split: Split) -> _Sketch:
     return _Sketch(_together(rng, *phrases), looks, [{"class": shape, "count": 1} for shape in shapes])
 
 
-def _color_attr(rng: random.Random, split: Split) -> _Sketch:
+def _color_attr(rng: random.Random, split: Split | None) -> _Sketch:
     while True:
-        pairs = [rng.choice(_SHAPE_COLORS["train"]) for _ in range(2)]
-        if pairs[0][0] != pairs[1][0] and color_attr_split(*pairs) == split:
+        pairs = [rng.choice(_SHAPE_COLORS[_of_parts(split)]) for _ in range(2)]
+        if pairs[0][0] != pairs[1][0] and wanted(color_attr_split(*pairs), split):
             break
     looks, phrases = [], []
     for shape, color in pairs:
@@ -191,11 +191,11 @@ def _color_attr(rng: random.Random, split: Split) -> _Sketch:
     return _Sketch(_together(rng, *phrases), looks, include)
 
 
-def _position(rng: random.Random, split: Split) -> _Sketch:
+def _position(rng: random.Random, split: Split | None) -> _Sketch:
     while True:
         relation = rng.choice(RELATIONS)
         a, b = rng.sample(SHAPES, 2)
-        if position_split(a, relation, b) == split:
+        if wanted(position_split(a, relation, b), split):
             break
     looks, phrases = [], []
     for shape in (a, b):
@@ -209,6 +209,11 @@ def _position(rng: random.Random, split: Split) -> _Sketch:
         sentence = f"{phrases[1]} with {phrases[0]} {words} it"
     include = [{"class": b, "count": 1}, {"class": a, "count": 1, "position": [relation, 0]}]
     return _Sketch(sentence, looks, include, places=RELATION_LAYOUTS[relation])
+
+
+def _of_parts(split: Split | None) -> Split | None:
+    """The split of a combination's parts: those of training, also in what is held out."""
+    return None if split is None else "train"
 
 
 def _placed(rng: random.Random, phrase: str) -> tuple[str, tuple[Place, ...] | None]:
@@ -239,6 +244,6 @@ _MAKERS = {
 }
 _TEXT_SPLIT = ("single_object", "counting")
 _SHAPE_COLORS = {
-    split: [(shape, color) for shape in SHAPES for color in COLORS if color_split(shape, color) == split]
-    for split in ("train", "held_out")
+    split: [(shape, color) for shape in SHAPES for color in COLORS if wanted(color_split(shape, color), split)]
+    for split in (*SPLITS, None)
 }

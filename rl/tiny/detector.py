@@ -74,15 +74,19 @@ def seen_scene(image: Image.Image) -> Scene | None:
     sightings = detect(image)
     if not 1 <= len(sightings) <= 4 or any(UNCLEAR in (each.shape, each.color) for each in sightings):
         return None
-    background_C = _background(_pixels(image))
-    background = min(BACKGROUNDS, key=lambda name: np.linalg.norm(background_C - BACKGROUNDS[name]))
     return Scene(
         tuple(
             Thing(each.shape, each.color, _nearest_size(each.extent), round(each.x), round(each.y))
             for each in sightings
         ),
-        background,
+        seen_background(image),
     )
+
+
+def seen_background(image: Image.Image) -> str:
+    """The background of the world that a picture's is nearest to."""
+    background_C = _background(_pixels(image))
+    return min(BACKGROUNDS, key=lambda name: float(np.linalg.norm(background_C - BACKGROUNDS[name])))
 
 
 def _nearest_size(extent: float) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from rl.tiny.captions import LAYOUTS, PLACES, RELATION_LAYOUTS, Place, jittered, named_size, noun
 from rl.tiny.questions import directions
-from rl.tiny.splits import Split, scene_split
+from rl.tiny.splits import Split, scene_split, wanted
 from rl.tiny.world import BACKGROUNDS, COLORS, SHAPES, USUAL_BACKGROUND, USUAL_COLORS, Scene, Thing
 
 QUADRANTS = LAYOUTS[4]
@@ -32,12 +32,12 @@ class Edit:
     target: Scene
 
 
-def edit(rng: random.Random, split: Split, kind: str | None = None) -> Edit:
+def edit(rng: random.Random, split: Split | None, kind: str | None = None) -> Edit:
     """An edit whose scenes are of the split, of a kind from KINDS, any where it is None."""
     kind = rng.choice(tuple(KINDS)) if kind is None else kind
     while True:
         made = KINDS[kind](rng)
-        if made is not None and scene_split(made.source, made.target) == split:
+        if made is not None and wanted(scene_split(made.source, made.target), split):
             return made
 
 

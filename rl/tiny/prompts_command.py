@@ -17,6 +17,7 @@ from rewards.geneval.request import SKILLS
 from rl.tiny.captions import drawing
 from rl.tiny.edits import KINDS, edit
 from rl.tiny.questions import question
+from rl.tiny.scenes import written_scene
 from rl.tiny.splits import SPLITS, Split
 from rl.tiny.world import Scene, render
 from uniar.errors import UserError
@@ -102,7 +103,7 @@ def edit_lines(seed: int, split: Split, number: int, folder: Path) -> Iterator[L
             "prompt": made.instruction,
             "task": "edit",
             "image": _picture(made.source, folder, name),
-            "metadata": {**made.metadata, "target": target},
+            "metadata": {**made.metadata, "target": target, "scene": written_scene(made.target)},
         }
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from rl.tiny.captions import RELATION_WORDS, drawing, noun, plural
-from rl.tiny.splits import OPPOSITES, Split, color_split, scene_split
+from rl.tiny.splits import OPPOSITES, Split, color_split, scene_split, wanted
 from rl.tiny.world import COLORS, SHAPES, SIDE, Scene, Thing, free_scene
 
 NUMBER_WORDS = ("zero", "one", "two", "three", "four")
@@ -33,12 +33,20 @@ Asked = tuple[str, str] | None
 """A question and its answer; None where the scene does not allow one of the kind."""
 
 
-def question(rng: random.Random, split: Split) -> Question:
+def question(rng: random.Random, split: Split | None) -> Question:
     """A question about a scene of the split: one that a caption asks for, or a free one."""
     return question_about(rng, question_scene(rng, split))
 
 
-def question_scene(rng: random.Random, split: Split) -> Scene:
+def other_answer(rng: random.Random, split: Split | None, asked: Question) -> str:
+    """An answer to another question of the same kind, and so most often a wrong one."""
+    while True:
+        other = question(rng, split)
+        if other.kind == asked.kind:
+            return other.answer
+
+
+def question_scene(rng: random.Random, split: Split | None) -> Scene:
     if rng.random() < DRAWN:
         return drawing(rng, split).scene
     while True:
@@ -47,7 +55,7 @@ def question_scene(rng: random.Random, split: Split) -> Scene:
             scene = free_scene(rng, counts=(2, 3, 4), shapes=shapes, colors=colors)
         else:
             scene = free_scene(rng)
-        if scene_split(scene) == split:
+        if wanted(scene_split(scene), split):
             return scene
 
 

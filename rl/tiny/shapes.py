@@ -7,7 +7,7 @@ from rewards.contract.base import Reward, RewardBatch
 from rewards.geneval.clauses import Detection, Verdict, partial_credit, strict_credit
 from rewards.geneval.request import Request, read_request
 from rl.tiny.detector import LIKENESS, Sighting, detect
-from rl.tiny.world import COLORS, SHAPES, Scene
+from rl.tiny.world import COLORS, SHAPES
 from uniar.errors import UserError
 
 
@@ -82,17 +82,3 @@ def found_shapes(sightings: Sequence[Sighting]) -> Mapping[str, list[Detection]]
 def listed(sightings: Sequence[Sighting]) -> str:
     """ "red circle at 16, 32; blue square at 48, 32"; "nothing"."""
     return "; ".join(f"{each.color} {each.shape} at {each.x:.0f}, {each.y:.0f}" for each in sightings) or "nothing"
-
-
-def scene_faults(sightings: Sequence[Sighting], scene: Scene, tolerance: float = 6.0) -> list[str]:
-    """What is wrong with a picture of a scene, in a few words each; empty where each thing is there, in its shape and
-    colour, with its centre at most `tolerance` pixels off along each axis, and nothing else is."""
-    left, faults = list(sightings), []
-    for thing in scene.things:
-        near = [each for each in left if max(abs(each.x - thing.x), abs(each.y - thing.y)) <= tolerance]
-        same = [each for each in near if (each.shape, each.color) == (thing.shape, thing.color)]
-        if same:
-            left.remove(same[0])
-        else:
-            faults.append(f"no {thing.color} {thing.shape} at {thing.x}, {thing.y}")
-    return faults + [f"{listed([each])} too many" for each in left]

@@ -34,6 +34,11 @@ SALTS = {"color": 1006, "pair": 203, "position": 1100, "color_attr": 0, "text": 
 them held out much more often than another."""
 
 
+def wanted(found: Split | None, split: Split | None) -> bool:
+    """Whether what belongs to `found` may be taken for `split`; None takes all, also what belongs to neither."""
+    return split is None or found == split
+
+
 def color_split(shape: str, color: str) -> Split:
     """Of a shape in a colour."""
     return "held_out" if color != USUAL_COLORS[shape] and _drawn("color", shape, color) else "train"

@@ -16,14 +16,14 @@ from pathlib import Path
 
 import torch
 
-from rl.tiny.checkpoint import finish
-from rl.tiny.model import write_untrained
-from rl.tiny.sentences import sentences
-from rl.tiny.train_captions import train_captions
-from rl.tiny.train_decoder import train_decoder
-from rl.tiny.train_policy import train_policy
-from rl.tiny.train_tokenizer import train_tokenizer
-from rl.tiny.train_vae import train_vae
+from rl.tiny.stages.checkpoint import finish
+from rl.tiny.stages.decoder import train_decoder
+from rl.tiny.stages.further import train_combinations, train_noise
+from rl.tiny.stages.model import write_untrained
+from rl.tiny.stages.policy import train_policy
+from rl.tiny.stages.sentences import sentences
+from rl.tiny.stages.tokenizer import train_tokenizer
+from rl.tiny.stages.vae import train_vae
 from uniar.errors import UserError
 from uniar.reading.files import user_path
 
@@ -32,14 +32,16 @@ STAGES = {
     "tokenizer": train_tokenizer,
     "decoder": train_decoder,
     "policy": train_policy,
-    "captions": train_captions,
+    "combinations": train_combinations,
+    "noise": train_noise,
 }
 NEEDS = {
     "vae": (),
     "tokenizer": ("vae",),
     "decoder": ("vae", "tokenizer"),
     "policy": ("tokenizer",),
-    "captions": ("tokenizer", "policy"),
+    "combinations": ("tokenizer", "policy"),
+    "noise": ("tokenizer", "combinations"),
 }
 DONE_FILE = "stages.json"
 

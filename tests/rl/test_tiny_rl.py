@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import statistics
 import subprocess
@@ -15,7 +16,8 @@ from rl.cli import main
 from rl.config.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]
-RECIPES = sorted(file.name for file in (ROOT / "configs").glob("tiny_*.yaml"))
+TURNS = ["tiny_joint.yaml", "tiny_answer.yaml", "tiny_edit.yaml"]  # they need pictures that a command makes
+RECIPES = sorted({file.name for file in (ROOT / "configs").glob("tiny_*.yaml")} - {*TURNS})
 
 
 @pytest.fixture(autouse=True)
@@ -33,6 +35,54 @@ def test_recipes_train_uniar_tiny_on_training_prompts_and_judge_held_out_ones_st
     )
     assert recipe.eval_rewards[0]["credit"] == "strict"
     assert recipe.understanding.questions == "configs/prompts/shapes/questions_held_out.jsonl"
+
+
+@pytest.fixture(scope="module")
+def with_pictures(tmp_path_factory) -> Path:
+    """A folder that has the recipes, and what the command in their heads makes, with fewer questions and edits."""
+    folder = tmp_path_factory.mktemp("turns")
+    for name in ("assets", "configs"):
+        (folder / name).symlink_to(ROOT / name)
+    commands = {re.search(r"uniar-rl (prompts .*)", (ROOT / "configs" / name).read_text()).group(1) for name in TURNS}
+    [command] = commands  # all name the same folder
+    words = command.split()
+    assert words[-4:] == ["--questions", "6000", "--edits", "2000"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main([*words[:-4], "--questions", "96", "--edits", "32"]) == 0
+        lines = (folder / "configs/prompts/tiny_joint.yaml").read_text().replace("2000", "32")
+        (folder / "data/joint.yaml").write_text(lines)
+    return folder
+
+
+@pytest.mark.parametrize("name", [*TURNS, "tiny_redraw.yaml"])
+def test_recipes_of_other_turns_train_what_they_say(name, with_pictures, monkeypatch):
+    """Two updates of each, with all held-out sets: as many samples as the recipe says, and what its head promises."""
+    monkeypatch.chdir(with_pictures)
+    few = [
+        "evaluate.limit=8",
+        "trainer.max_steps=2",
+        "trainer.per_device_train_batch_size=16",
+        f"output_dir=runs/{name}",
+    ]
+    if name in TURNS:
+        few += [f"evaluate.sets.{each}.limit=8" for each in ("drawing", "editing", "answering")]
+        few += ["data.prompts=data/joint.yaml"] if name == "tiny_joint.yaml" else []
+    else:
+        few += ["understanding.limit=8"]
+    assert main(["train", f"configs/{name}", *few]) == 0
+    run = with_pictures / "runs" / name
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    updates = [line for line in lines if "loss" in line]
+    assert len(updates) == 2
+    writes, draws = name != "tiny_edit.yaml", name != "tiny_answer.yaml"
+    assert any("text/entropy" in line for line in updates) == writes
+    assert any("entropy" in line for line in updates) == draws
+    evaluated = [line for line in lines if "eval_reward" in line]
+    assert [line["step"] for line in evaluated] == [0, 2]
+    if name in TURNS:
+        for each in ("eval_drawing/shapes", "eval_editing/scenes", "eval_answering/exact_match"):
+            assert all(0 <= line[each] <= 1 for line in evaluated)
 
 
 @pytest.fixture(scope="module")

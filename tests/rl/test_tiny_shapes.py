@@ -17,7 +17,8 @@ from rewards.suite import RewardSuite
 from rl.tiny.captions import drawing
 from rl.tiny.detector import UNCLEAR, detect, seen_scene
 from rl.tiny.edits import KINDS, edit
-from rl.tiny.shapes import Shapes, listed, scene_faults
+from rl.tiny.scenes import scene_faults
+from rl.tiny.shapes import Shapes, listed
 from rl.tiny.world import BACKGROUNDS, COLORS, SHAPES, SIDE, SIZES, Scene, Thing, free_scene, render
 from uniar.errors import UserError
 

@@ -1,6 +1,7 @@
 """How UniAR-Tiny is made: stages of a few steps, from nothing to a checkpoint that loads; interrupted and resumed."""
 
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -11,16 +12,17 @@ from transformers import AutoProcessor
 
 from rl.algorithm.guidance import GuidanceSettings
 from rl.policy.replay import Branch, replay
-from rl.tiny import lessons, pool, training
-from rl.tiny.batches import TOKENS, drawing_rows, drawn_gaps
 from rl.tiny.captions import drawing
 from rl.tiny.edits import edit
-from rl.tiny.lessons import Lesson, encode, losses
-from rl.tiny.model import SIDE, grids, new_policy, new_sd3, new_vae, new_vision, patches, write_untrained
-from rl.tiny.sentences import sentences
+from rl.tiny.stages import lesson, pool, stage
+from rl.tiny.stages.batches import TOKENS, drawing_rows, drawn_gaps
+from rl.tiny.stages.learning import encode
+from rl.tiny.stages.lesson import Lesson
+from rl.tiny.stages.model import SIDE, grids, new_policy, new_sd3, new_vae, new_vision, patches, write_untrained
+from rl.tiny.stages.sentences import sentences
+from rl.tiny.stages.stage import flip, pictures, randomness
+from rl.tiny.stages.vae import train_vae
 from rl.tiny.train import STAGES, train
-from rl.tiny.train_vae import train_vae
-from rl.tiny.training import flip, pictures, randomness
 from rl.tiny.world import free_scene, render
 from uniar.errors import UserError
 from uniar.modeling_decoder import UniARVisualDecoder
@@ -95,33 +97,51 @@ def test_flipped_bits():
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_captions_of_other_pictures(untrained, monkeypatch, share):
-    """As many drawings as asked for get them; the pictures stay the same, and examined drawings have their own."""
-    lesson = Lesson(60, 1, 1, 1, drawing_weight=1.0, wrong_captions=share, no_prompt=0.0)
-    processor, model = AutoProcessor.from_pretrained(untrained), new_policy(untrained, 0).eval()
-    captions, shown = [], []
+def test_texts_of_other_pictures(monkeypatch, share):
+    """As many captions, instructions and answers as asked for are wrong; pictures and checks are what they were."""
+    made: dict[str, list] = {}
 
-    def rows(model, processor, prompts, **kind):
-        captions.append(prompts)
-        return drawing_rows(model, processor, prompts, **kind)
+    def remembering(name):
+        make = getattr(lesson, name)
 
-    def bits_of(vision, scenes):
-        shown.append(scenes)
-        return encode(vision, scenes)
+        def call(rng, split):
+            made.setdefault(name, []).append(item := make(rng, split))
+            return item
 
-    monkeypatch.setattr(lessons, "drawing_rows", rows)
-    monkeypatch.setattr(lessons, "encode", bits_of)
-    rng, _ = randomness(0, "lesson")
-    own = [drawing(rng, "train") for _ in range(60)]
-    for each in (lesson, lesson.as_examined()):
-        with torch.no_grad():
-            found = losses(model, processor, model.model.visual, "train", *randomness(0, "lesson"), each)
-        assert all(value.isfinite() for value in found.values())
-    assert [scenes[:60] for scenes in shown] == [[item.scene for item in own]] * 2
-    drawn, _, examined, _ = captions
-    wrong = sum(caption != item.prompt for caption, item in zip(drawn, own, strict=True))
-    assert abs(wrong - 60 * share) <= {0.0: 0, 0.5: 12, 1.0: 3}[share]  # a few are alike by chance
-    assert examined == [item.prompt for item in own]
+        return call
+
+    for name in ("drawing", "edit", "check", "question"):
+        monkeypatch.setattr(lesson, name, remembering(name))
+    spoiled = {"wrong_captions": share, "wrong_instructions": share, "wrong_answers": share}
+    of_sixty = Lesson(60, 60, 60, 5, drawing_weight=1.0, redrawings=60, checks=20, no_prompt=0.0, **spoiled)
+    for each in (of_sixty, of_sixty.as_examined()):
+        made.clear()
+        found = each.samples(random.Random(0))
+        assert [len(group) for group in (found.drawings, found.edits, found.questions)] == [60, 120, 80]
+        assert [scene for _, scene in found.drawings] == [own.scene for own in made["drawing"][:60]]
+        pairs = [(own.source, own.target) for own in made["edit"][:60]]
+        pairs += [(own.shown, own.redrawn) for own in made["check"][:60]]
+        assert [tuple(pair) for _, *pair in found.edits] == pairs
+        checks = [(own.shown, own.question, own.found) for own in made["check"][-20:]]
+        assert found.questions[60:] == checks
+        own_texts = {
+            "captions": [own.prompt for own in made["drawing"][:60]],
+            "instructions": [own.instruction for own in made["edit"][:60]],
+            "redrawings": [own.instruction for own in made["check"][:60]],
+            "answers": [own.answer for own in made["question"][:60]],
+        }
+        texts = {
+            "captions": [caption for caption, _ in found.drawings],
+            "instructions": [text for text, *_ in found.edits[:60]],
+            "redrawings": [text for text, *_ in found.edits[60:]],
+            "answers": [answer for *_, answer in found.questions[:60]],
+        }
+        for name, own in own_texts.items():
+            wrong = sum(a != b for a, b in zip(texts[name], own, strict=True))
+            if each is not of_sixty or share == 0:
+                assert wrong == 0, name
+            else:  # some are alike by chance; answers often
+                assert 0.5 * share - 0.15 < wrong / 60 <= share + 0.15, name
 
 
 def test_all_weights_stay_under_14_megabytes(untrained):
@@ -164,13 +184,13 @@ def test_a_stage_without_the_ones_before_it_is_refused(tmp_path):
 
 
 def test_an_interrupted_stage_ends_with_the_same_weights(tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "SAVE_SECONDS", 0.0)  # after every step
+    monkeypatch.setattr(stage, "SAVE_SECONDS", 0.0)  # after every step
     whole = train_vae(tmp_path / "whole", seed=3, steps=6)
 
     class Cut(Exception):
         pass
 
-    update = training.Stage.update
+    update = stage.Stage.update
 
     def cut_short(stage, loss, **parts):
         if stage.step == 4:
@@ -178,7 +198,7 @@ def test_an_interrupted_stage_ends_with_the_same_weights(tmp_path, monkeypatch):
         update(stage, loss, **parts)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.Stage, "update", cut_short)
+        patch.setattr(stage.Stage, "update", cut_short)
         with pytest.raises(Cut):
             train_vae(tmp_path / "cut", seed=3, steps=6)
     assert train_vae(tmp_path / "cut", seed=3, steps=6) == whole
@@ -188,8 +208,8 @@ def test_an_interrupted_stage_ends_with_the_same_weights(tmp_path, monkeypatch):
 
 def test_a_loss_that_is_no_number_ends_the_stage(tmp_path):
     model = torch.nn.Linear(1, 1)
-    stage = training.Stage("broken", tmp_path, model, steps=3, learning_rate=1.0, seed=0)
-    for _ in stage:
+    broken = stage.Stage("broken", tmp_path, model, steps=3, learning_rate=1.0, seed=0)
+    for _ in broken:
         with pytest.raises(FloatingPointError, match="stage broken: the loss of step 0 is nan"):
-            stage.update(model(torch.tensor([[float("nan")]])).sum())
+            broken.update(model(torch.tensor([[float("nan")]])).sum())
         break

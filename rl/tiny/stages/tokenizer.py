@@ -12,10 +12,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rl.tiny.model import GRID, LATENT_CHANNELS, PATCH, SIDE, VISION_HIDDEN, grids, new_vision, patches, vision_config
-from rl.tiny.pool import floats, load_pool, load_vae
-from rl.tiny.train_vae import encode
-from rl.tiny.training import Stage, mixed_precision, pictures, randomness
+from rl.tiny.stages.model import (
+    GRID,
+    LATENT_CHANNELS,
+    PATCH,
+    SIDE,
+    VISION_HIDDEN,
+    grids,
+    new_vision,
+    patches,
+    vision_config,
+)
+from rl.tiny.stages.pool import floats, load_pool, load_vae
+from rl.tiny.stages.stage import Stage, mixed_precision, pictures, randomness
+from rl.tiny.stages.vae import encode
 from rl.tiny.world import free_scene
 from uniar.modeling_vision import UniARVisionModel
 

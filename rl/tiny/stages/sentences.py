@@ -3,7 +3,7 @@
 from rl.tiny.captions import drawing
 from rl.tiny.edits import edit
 from rl.tiny.questions import question
-from rl.tiny.training import randomness
+from rl.tiny.stages.stage import randomness
 
 
 def sentences(seed: int, each: int = 4000) -> list[str]:

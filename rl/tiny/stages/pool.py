@@ -8,8 +8,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rl.tiny.captions import drawing
-from rl.tiny.train_vae import encode
-from rl.tiny.training import STATE_FOLDER, pictures, randomness
+from rl.tiny.stages.stage import STATE_FOLDER, pictures, randomness
+from rl.tiny.stages.vae import encode
 from rl.tiny.world import Scene, free_scene
 from uniar.decoder_parts import load_exactly
 

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rl.tiny.model import GRID, VAE_FACTOR, grids, new_sd3, patches
-from rl.tiny.pool import floats, load_pool, load_vae
-from rl.tiny.train_tokenizer import FLIPPED, load_tokenizer
-from rl.tiny.train_vae import encode
-from rl.tiny.training import Stage, flip, mixed_precision, pictures, randomness
+from rl.tiny.stages.model import GRID, VAE_FACTOR, grids, new_sd3, patches
+from rl.tiny.stages.pool import floats, load_pool, load_vae
+from rl.tiny.stages.stage import Stage, flip, mixed_precision, pictures, randomness
+from rl.tiny.stages.tokenizer import FLIPPED, load_tokenizer
+from rl.tiny.stages.vae import encode
 from rl.tiny.world import free_scene
 from uniar.decoder_parts import encode_prompt
 from uniar.modeling_vision import UniARVisionModel

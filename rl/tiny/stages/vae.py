@@ -9,8 +9,8 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from rl.tiny.model import SIDE, new_vae
-from rl.tiny.training import Stage, pictures, randomness
+from rl.tiny.stages.model import SIDE, new_vae
+from rl.tiny.stages.stage import Stage, pictures, randomness
 from rl.tiny.world import free_scene
 
 STEPS = 3000

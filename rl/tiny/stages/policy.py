@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 from transformers import AutoProcessor
 
-from rl.tiny.lessons import Lesson, freeze_tokenizer, learn
-from rl.tiny.model import new_policy
-from rl.tiny.train_tokenizer import load_tokenizer
-from rl.tiny.training import Stage
+from rl.tiny.stages.learning import freeze_tokenizer, learn
+from rl.tiny.stages.lesson import Lesson
+from rl.tiny.stages.model import new_policy
+from rl.tiny.stages.stage import Stage
+from rl.tiny.stages.tokenizer import load_tokenizer
 
 STEPS = 5500
 LESSON = Lesson(drawings=2, edits=16, questions=40, descriptions=20, drawing_weight=0.7)

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL
 
-from rl.tiny.train_tokenizer import load_tokenizer
+from rl.tiny.stages.tokenizer import load_tokenizer
 from uniar.decoder_parts import load_exactly
 from uniar.modeling_sd3 import SD3Transformer2DModelWithSigLIP
 from uniar.modeling_uniar import UniARForConditionalGeneration

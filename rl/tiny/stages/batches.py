@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from rl.tiny.model import GRID
+from rl.tiny.stages.model import GRID
 from uniar.modeling_uniar import UniARForConditionalGeneration
 from uniar.turn_prompt import append_image_tokens, drawing_positions
 
