@@ -1,21 +1,22 @@
 """What is wrong with a picture that was drawn for a caption, in words, and the picture that puts it right.
 
-The text is what the episode `draw_check_redraw` lets a model write and then edit by. It names what the caption asks for
-and the picture lacks, in the words of edits ("make the circle red, remove the square"); "nothing" where GenEval's
-strict credit finds all there, as no caption asks for more; "everything" where so much is wrong that the picture had
-better be drawn anew.
+The text is what the episode `draw_check_redraw` lets a model write and then edit by. It is "nothing" where GenEval's
+strict credit finds all there; sizes, backgrounds and what else that credit does not look at may then differ. Else it
+names what differs from the scene of the caption, in the words of edits ("make the circle red, remove the blue square"),
+or is "everything" where that is much, or could be said of several things: the picture had better be drawn anew.
 """
 
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 from rewards.geneval.clauses import Detection, strict_credit
 from rewards.geneval.request import read_request
 from rl.episodes.draw_check_redraw import QUESTION
 from rl.tiny.captions import JITTER, PLACES, Drawing, drawing, jittered, noun
 from rl.tiny.splits import Split
-from rl.tiny.world import COLORS, SHAPES, USUAL_SIZE, Scene, Thing, apart
+from rl.tiny.world import COLORS, SHAPES, USUAL_SIZE, Scene, Thing, apart, is_inside
 
 NOTHING, EVERYTHING = "nothing", "everything"
 MOST = 2  # faults that are named one by one
@@ -54,20 +55,35 @@ def check(rng: random.Random, split: Split | None) -> Check:
         shown = _spoiled(rng, asked.scene, rng.randint(1, MOST))
     else:
         shown = drawing(rng, split, asked.metadata["tag"]).scene
-    found = faults(asked, shown)
-    return Check(asked.prompt, shown, described(found), _put_right(rng, asked, shown, found))
+    return checked(asked, shown)
 
 
-def faults(asked: Drawing, shown: Scene) -> list[Fault]:
-    """What has to change in a picture before it is what the caption asks for; none where strict credit is 1 already."""
+def checked(asked: Drawing, shown: Scene) -> Check:
+    """What is to be said of a picture of a scene for a caption, and the picture put right."""
+    found = _faults(asked, shown)
+    if not found:
+        return Check(asked.prompt, shown, NOTHING, shown)
+    clear = len(found) <= MOST and all(_is_clear(shown, *fault) for fault in found)
+    redrawn = _put_right(shown, found) if clear else None
+    if redrawn is None:
+        return Check(asked.prompt, shown, EVERYTHING, asked.scene)
+    return Check(asked.prompt, shown, ", ".join(_described(*fault) for fault in found), redrawn)
+
+
+def _faults(asked: Drawing, shown: Scene) -> list[Fault]:
+    """What has to change in a picture before it is what the caption asks for; none where strict credit is 1 already,
+    whichever of several things of a shape it looks at first."""
     request = read_request(asked.metadata, SHAPES, tuple(COLORS))
     assert request is not None
-    if strict_credit(request, _detections(shown)).score == 1:
+    orders = (shown.things, shown.things[::-1])
+    if all(strict_credit(request, _detections(things)).score == 1 for things in orders):
         return []
     left, found = list(shown.things), []
     for thing in sorted(asked.scene.things, key=lambda thing: not _has(left, thing)):
-        same = [other for other in left if other.shape == thing.shape]
-        nearest = min(same, key=lambda other: _difference(other, thing), default=None)
+        like = [other for other in left if other.shape == thing.shape and _difference(other, thing) <= 1]
+        if sum(other.shape == thing.shape for other in shown.things) > 1:  # "the circle" would be no name
+            like = [other for other in like if not _difference(other, thing)]
+        nearest = min(like, key=lambda other: _difference(other, thing), default=None)
         if nearest is not None:
             left.remove(nearest)
         if nearest is None or _difference(nearest, thing):
@@ -75,13 +91,11 @@ def faults(asked: Drawing, shown: Scene) -> list[Fault]:
     return found + [(thing, None) for thing in left]
 
 
-def described(found: Sequence[Fault]) -> str:
-    """Faults in the words of edits."""
-    if not found:
-        return NOTHING
-    if len(found) > MOST:
-        return EVERYTHING
-    return ", ".join(_described(*fault) for fault in found)
+def _is_clear(shown: Scene, before: Thing | None, after: Thing | None) -> bool:
+    """Whether the thing that a fault is about can be named: one that is removed by its colour and shape."""
+    if before is None or after is not None:
+        return True
+    return sum((thing.shape, thing.color) == (before.shape, before.color) for thing in shown.things) == 1
 
 
 def _described(shown: Thing | None, asked: Thing | None) -> str:
@@ -95,46 +109,50 @@ def _described(shown: Thing | None, asked: Thing | None) -> str:
     return f"move the {shown.shape} to {_place(asked).split(maxsplit=1)[1]}"  # "at the top" → "the top"
 
 
-def _put_right(rng: random.Random, asked: Drawing, shown: Scene, found: Sequence[Fault]) -> Scene:
-    """What no fault is about stays as it is, to the pixel, unless everything is wrong or the new things do not fit."""
-    if len(found) > MOST:
-        return asked.scene
+def _put_right(shown: Scene, found: Sequence[Fault]) -> Scene | None:
+    """The picture after what is said of it, all else as it was; None where things would then be too close."""
     things = list(shown.things)
     for before, after in found:
         if before is not None:
             things.remove(before)
-        if after is not None:
-            keeps_place = before is not None and _near(before, after)
-            things.append(after if before is None or not keeps_place else replace(before, color=after.color))
-    fits = all(apart(a, b, gap=0) for index, a in enumerate(things) for b in things[:index])
-    return replace(shown, things=tuple(things)) if fits else asked.scene
+        if after is None:
+            continue
+        if before is None:
+            things.append(after)
+        elif before.color != after.color:
+            things.append(replace(before, color=after.color))
+        else:
+            things.append(replace(before, x=after.x, y=after.y))
+    fit = all(is_inside(thing) for thing in things) and all(apart(*pair) for pair in combinations(things, 2))
+    return replace(shown, things=tuple(things)) if fit else None
 
 
 def _spoiled(rng: random.Random, scene: Scene, count: int) -> Scene:
-    """The scene with `count` changes: a colour, a shape, a place, a thing less, a thing more."""
+    """The scene with up to `count` changes: a colour, a shape, a place, a thing less, a thing more."""
     things = list(scene.things)
     for _ in range(count):
         what = rng.choice(("color", "shape", "place", "less", "more"))
         index = rng.randrange(len(things))
         thing = things[index]
-        free = [place for place in PLACES if all(apart(replace(thing, x=place[0], y=place[1]), it) for it in things)]
+        others = [*things[:index], *things[index + 1 :]]
         if what == "color":
-            things[index] = replace(thing, color=rng.choice([color for color in COLORS if color != thing.color]))
+            changed = [*others, replace(thing, color=rng.choice([color for color in COLORS if color != thing.color]))]
         elif what == "shape":
-            things[index] = replace(thing, shape=rng.choice([shape for shape in SHAPES if shape != thing.shape]))
-        elif what == "place" and free:
-            things[index] = jittered(rng, thing.shape, thing.color, thing.size, rng.choice(free))
-        elif what == "less" and len(things) > 1:
-            things.pop(index)
-        elif free and len(things) < 4:
-            things.append(jittered(rng, rng.choice(SHAPES), rng.choice(tuple(COLORS)), USUAL_SIZE, rng.choice(free)))
+            changed = [*others, replace(thing, shape=rng.choice([shape for shape in SHAPES if shape != thing.shape]))]
+        elif what == "place":
+            changed = [*others, jittered(rng, thing.shape, thing.color, thing.size, rng.choice(tuple(PLACES)))]
+        elif what == "less":
+            changed = others
+        else:
+            look = (rng.choice(SHAPES), rng.choice(tuple(COLORS)), USUAL_SIZE)
+            changed = [*things, jittered(rng, *look, rng.choice(tuple(PLACES)))]
+        if 1 <= len(changed) <= 4 and all(apart(*pair) for pair in combinations(changed, 2)):
+            things = changed
     return replace(scene, things=tuple(things))
 
 
-def _detections(scene: Scene) -> dict[str, list[Detection]]:
-    return {
-        shape: [Detection(thing.box, thing.color) for thing in scene.things if thing.shape == shape] for shape in SHAPES
-    }
+def _detections(things: Sequence[Thing]) -> dict[str, list[Detection]]:
+    return {shape: [Detection(thing.box, thing.color) for thing in things if thing.shape == shape] for shape in SHAPES}
 
 
 def _has(things: Sequence[Thing], wanted: Thing) -> bool:
@@ -142,8 +160,8 @@ def _has(things: Sequence[Thing], wanted: Thing) -> bool:
 
 
 def _difference(shown: Thing, asked: Thing) -> int:
-    """0 where a thing is as it was asked for; 1 for another place, 2 for another colour, 3 for both."""
-    return 2 * (shown.color != asked.color) + (not _near(shown, asked))
+    """Of two things of a shape: 0, 1 for another colour or another place, 2 for both."""
+    return (shown.color != asked.color) + (not _near(shown, asked))
 
 
 def _near(a: Thing, b: Thing) -> bool:

@@ -1,12 +1,13 @@
 """`rl.tiny.scenes:Scenes`: is the picture the scene that an edit asks for, and nothing else changed?"""
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import Any, Literal
 
 from rewards.contract.base import Reward, RewardBatch
 from rl.tiny.detector import Sighting, detect, seen_background
 from rl.tiny.shapes import listed
-from rl.tiny.world import BACKGROUNDS, COLORS, SHAPES, SIDE, USUAL_SIZE, Scene, Thing
+from rl.tiny.world import BACKGROUNDS, COLORS, SHAPES, SIDE, SIZES, Scene, Thing, apart, is_inside
 from uniar.errors import UserError
 
 TOLERANCE = 6.0
@@ -15,8 +16,8 @@ TOLERANCE = 6.0
 
 class Scenes(Reward):
     """What an image of UniAR-Tiny's world has of the scene that the sample's metadata lists under `scene`, as the edits
-    of `uniar-rl prompts` have it: each thing in its shape, colour and place, nothing else, and the background. A sample
-    without `scene` has no score.
+    of `uniar-rl prompts` have it: each thing in its shape, colour and place, nothing else, and the background. Sizes do
+    not count. A sample without `scene` has no score.
 
     Args:
         credit: "strict" is 1 where nothing is wrong, else 0; "partial" is the share of the things and the background
@@ -31,7 +32,7 @@ class Scenes(Reward):
         self.credit = credit
 
     def check_sample(self, prompt: str, metadata: Mapping[str, Any]) -> None:
-        if "scene" in metadata:
+        if metadata.get("scene") is not None:
             read_scene(metadata["scene"])
 
     def score(self, batch: RewardBatch) -> list[dict[str, Any] | UserError | None]:
@@ -39,7 +40,7 @@ class Scenes(Reward):
         not valid."""
         results: list[dict[str, Any] | UserError | None] = []
         for image, metadata in zip(batch.images, batch.metadata, strict=True):
-            if "scene" not in metadata:
+            if metadata.get("scene") is None:
                 results.append(None)
                 continue
             try:
@@ -63,25 +64,34 @@ def written_scene(scene: Scene) -> dict[str, Any]:
 
 
 def read_scene(written: object) -> Scene:
-    """The scene of `written_scene`, its things of the usual size. Raises UserError for what is none."""
-    if not isinstance(written, Mapping) or not isinstance(written.get("things"), list):
-        raise UserError(f"scene is {written!r}; a mapping with background and a list of things is needed.")
-    if written.get("background") not in tuple(BACKGROUNDS):
-        raise UserError(f"scene has background {written.get('background')!r}; known: {', '.join(BACKGROUNDS)}.")
-    for thing in written["things"]:
-        if not _is_thing(thing):
-            raise UserError(
-                f"scene has the thing {thing!r}; shape ({', '.join(SHAPES)}), color ({', '.join(COLORS)}) and x and y "
-                f"from 0 to {SIDE} are needed."
-            )
-    things = [Thing(each["shape"], each["color"], USUAL_SIZE, each["x"], each["y"]) for each in written["things"]]
-    return Scene(tuple(things), written["background"])
+    """The scene of `written_scene`, its things of the smallest size. Raises UserError for what is none, or cannot be
+    drawn."""
+    if not isinstance(written, Mapping) or {*written} != {"background", "things"}:
+        raise UserError(f"scene is {written!r}; a mapping with background and things, and nothing else, is needed.")
+    background, things = written["background"], written["things"]
+    if background not in tuple(BACKGROUNDS):
+        raise UserError(f"scene has background {background!r}; known: {', '.join(BACKGROUNDS)}.")
+    if not isinstance(things, list | tuple) or not things:
+        raise UserError(f"scene has things {things!r}; a list of at least one is needed.")
+    scene = Scene(tuple(_read_thing(thing) for thing in things), background)
+    for a, b in combinations(scene.things, 2):
+        if not apart(a, b, gap=0):
+            raise UserError(f"scene has a {a.shape} and a {b.shape} at {a.x}, {a.y} and {b.x}, {b.y}; they overlap.")
+    return scene
 
 
-def _is_thing(thing: object) -> bool:
-    if not isinstance(thing, Mapping) or thing.get("shape") not in SHAPES or thing.get("color") not in tuple(COLORS):
-        return False
-    return all(isinstance(at, int) and not isinstance(at, bool) and 0 <= at <= SIDE for at in map(thing.get, "xy"))
+def _read_thing(written: object) -> Thing:
+    if isinstance(written, Mapping) and {*written} == {"shape", "color", "x", "y"}:
+        shape, color, x, y = (written[key] for key in ("shape", "color", "x", "y"))
+        known = shape in SHAPES and color in tuple(COLORS)
+        if known and all(isinstance(at, int) and not isinstance(at, bool) for at in (x, y)):
+            thing = Thing(shape, color, min(SIZES, key=lambda size: SIZES[size]), x, y)
+            if is_inside(thing):
+                return thing
+    raise UserError(
+        f"scene has the thing {written!r}; shape ({', '.join(SHAPES)}), color ({', '.join(COLORS)}), and x and y in "
+        f"whole pixels of a picture of {SIDE} × {SIDE}, well inside, are needed."
+    )
 
 
 def scene_faults(sightings: Sequence[Sighting], scene: Scene, tolerance: float = TOLERANCE) -> list[str]:

@@ -15,6 +15,9 @@ remains belongs to neither split. So a held-out combination occurs nowhere in tr
 
 Drawings without a combination (single_object, counting) are split by their text: no text occurs in both splits.
 Pictures for questions and edits are for training if they have no held-out (shape, colour), else held out.
+
+Training is meant as reinforcement learning. UniAR-Tiny's pretraining keeps to the split in stage `policy`; its last two
+stages show all combinations, as no reward can teach a model what it never draws.
 """
 
 import hashlib

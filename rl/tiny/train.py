@@ -4,7 +4,7 @@ and answers, each trained on pictures that are drawn as they are needed. No data
     python -m rl.tiny.train --output models/uniar-tiny
     python -m rl.tiny.train --output models/uniar-tiny --stage tokenizer     one stage; it needs the ones before it
 
-About 105 minutes with one thread (`--threads 1`); the longest stage, the AR model, 52.
+Under three hours with one thread (`--threads 1`); the longest stages are `policy` and `combinations`, 50 minutes each.
 An interrupted stage goes on where it stopped; a finished one is not run again.
 Left out: the adversarial and perceptual losses of real VAEs and tokenizers, and any data but this small world.
 """
@@ -49,10 +49,12 @@ DONE_FILE = "stages.json"
 def train(folder: Path, *, seed: int, stage: str | None = None, steps: int | None = None) -> None:
     """Runs the stages that `folder` lacks, or the one that is named, and stores the checkpoint in bfloat16.
 
-    `steps` shortens a stage, for a trial. Raises UserError where an earlier stage is missing.
+    `steps` shortens a stage, for a trial. Raises UserError where an earlier stage is missing, or one is not known.
     """
     done_file = folder / DONE_FILE
     done = json.loads(done_file.read_text()) if done_file.is_file() else {}
+    if unknown := [name for name in done if name not in STAGES]:
+        raise UserError(f"{done_file} has stage {unknown[0]}, which another version ran; train into a new folder.")
     if not (folder / "tokenizer.json").is_file():
         write_untrained(folder, sentences(seed), seed)
     for name in STAGES if stage is None else [stage]:
@@ -65,7 +67,7 @@ def train(folder: Path, *, seed: int, stage: str | None = None, steps: int | Non
         done[name] = STAGES[name](folder, seed=seed, **({} if steps is None else {"steps": steps}))
         done_file.write_text(json.dumps(done, indent=2) + "\n")
         print(f"{name}: {done[name]}")
-    if len(done) == len(STAGES):
+    if all(name in done for name in STAGES):
         finish(folder)
         print(f"checkpoint {folder}")
 

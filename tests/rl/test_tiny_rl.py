@@ -49,8 +49,8 @@ def with_pictures(tmp_path_factory) -> Path:
     assert words[-4:] == ["--questions", "6000", "--edits", "2000"]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        assert main([*words[:-4], "--questions", "96", "--edits", "32"]) == 0
-        lines = (folder / "configs/prompts/tiny_joint.yaml").read_text().replace("2000", "32")
+        assert main([*words[:-4], "--questions", "400", "--edits", "100"]) == 0
+        lines = (folder / "configs/prompts/tiny_joint.yaml").read_text().replace("000}", "0}")
         (folder / "data/joint.yaml").write_text(lines)
     return folder
 

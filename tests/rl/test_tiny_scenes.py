@@ -52,20 +52,39 @@ def test_a_moved_thing_is_no_longer_where_it_was():
 
 
 def test_a_sample_without_a_scene_has_no_score():
-    assert Scenes().score(RewardBatch([""], [render(SCENE)], metadata=[{}])) == [None]
+    for metadata in ({}, {"scene": None}):
+        Scenes().check_sample("a prompt", metadata)
+        assert Scenes().score(RewardBatch([""], [render(SCENE)], metadata=[metadata])) == [None]
+
+
+RING = {"shape": "ring", "color": "red", "x": 20, "y": 20}
 
 
 @pytest.mark.parametrize(
     ("written", "said"),
     [
         (["red circle"], r"scene is \['red circle'\]; a mapping"),
-        ({"background": "grey"}, "a mapping with background and a list of things"),
-        ({"background": "green", "things": []}, "background 'green'; known: white, grey, black"),
+        ({"background": "grey"}, "a mapping with background and things"),
+        ({"background": "grey", "things": [RING], "size": 3}, "and nothing else"),
+        ({"background": "green", "things": [RING]}, "background 'green'; known: white, grey, black"),
+        ({"background": ["grey"], "things": [RING]}, "background"),
+        ({"background": "grey", "things": []}, r"things \[\]; a list of at least one"),
+        ({"background": "grey", "things": "ring"}, "things 'ring'; a list"),
         ({"background": "grey", "things": ["red circle"]}, "the thing 'red circle'"),
-        ({"background": "grey", "things": [{"shape": "ring", "color": "red", "x": 1.5, "y": 2}]}, "x and y from 0 to"),
-        ({"background": "grey", "things": [{"shape": "ring", "color": "red", "x": True, "y": 2}]}, "x and y from 0 to"),
-        ({"background": "grey", "things": [{"shape": ["ring"], "color": "red", "x": 1, "y": 2}]}, "the thing"),
-        ({"background": ["grey"], "things": []}, "background"),
+        ({"background": "grey", "things": [RING, RING]}, "a ring and a ring at 20, 20 and 20, 20; they overlap"),
+        *(
+            ({"background": "grey", "things": [RING | wrong]}, "has the thing .* x and y in whole pixels")
+            for wrong in (
+                {"x": 1.5},
+                {"x": True},
+                {"y": 64},
+                {"y": 10**400},
+                {"x": float("nan")},
+                {"shape": ["ring"]},
+                {"color": "brown"},
+                {"size": "large"},
+            )
+        ),
     ],
 )
 def test_metadata_that_is_no_scene_is_refused(written, said):

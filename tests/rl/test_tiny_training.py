@@ -183,6 +183,15 @@ def test_a_stage_without_the_ones_before_it_is_refused(tmp_path):
     assert "error: stage decoder needs stage vae" in ended.stderr
 
 
+def test_stages_of_another_version_are_refused(tmp_path):
+    """A folder whose last stage was another one would end up half of each."""
+    folder = tmp_path / "old"
+    folder.mkdir()
+    (folder / "stages.json").write_text(json.dumps({"policy": {}, "captions": {}}))
+    with pytest.raises(UserError, match="has stage captions, which another version ran; train into a new folder"):
+        train(folder, seed=0)
+
+
 def test_an_interrupted_stage_ends_with_the_same_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(stage, "SAVE_SECONDS", 0.0)  # after every step
     whole = train_vae(tmp_path / "whole", seed=3, steps=6)

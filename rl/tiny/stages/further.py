@@ -53,12 +53,12 @@ LEARNING_RATES = {"combinations": 1.0e-3, "noise": 6e-4}
 def train_combinations(
     folder: Path, *, seed: int, steps: int = STEPS["combinations"], fast: bool = True
 ) -> dict[str, float]:
-    """Trains the AR model of `folder` further; needs stage `policy`. Returns losses on pictures held out."""
+    """Trains the AR model of `folder` further; needs stage `policy`. Returns its losses as stage `policy` does."""
     return _train("combinations", folder, seed=seed, steps=steps, fast=fast)
 
 
 def train_noise(folder: Path, *, seed: int, steps: int = STEPS["noise"], fast: bool = True) -> dict[str, float]:
-    """Trains the AR model of `folder` further; needs stage `combinations`. Returns losses, with nothing spoiled."""
+    """As `train_combinations`; needs that stage."""
     return _train("noise", folder, seed=seed, steps=steps, fast=fast)
 
 

@@ -65,7 +65,8 @@ class Lesson:
         )
 
     def as_examined(self) -> "Lesson":
-        """Of held-out combinations, without what makes learning harder: texts right, none dropped, no bit flipped."""
+        """Of combinations that are held out, without what makes learning harder: texts right, none dropped, no bit
+        flipped."""
         return replace(
             self,
             split="held_out",

@@ -1,6 +1,6 @@
 """Stage `policy`: supervised training of the AR model on drawing, editing and answering together.
 
-Few drawings, as the rest of that is left to the stage after it and to reinforcement learning.
+Few drawings, as the rest of that is left to the two stages after it and to reinforcement learning.
 """
 
 from pathlib import Path
