@@ -62,7 +62,7 @@ def test_recipes_of_other_turns_train_what_they_say(name, with_pictures, monkeyp
     few = [
         "evaluate.limit=8",
         "trainer.max_steps=2",
-        "trainer.per_device_train_batch_size=16",
+        "trainer.per_device_train_batch_size=64",
         f"output_dir=runs/{name}",
     ]
     if name in TURNS:
@@ -95,7 +95,7 @@ def in_float32(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("name", "rate"), [("tiny_lora", "2e-2"), ("quickstart", "6e-4")])
+@pytest.mark.parametrize(("name", "rate"), [("tiny_lora", "2e-2"), ("quickstart", "1e-3")])
 def test_an_exported_model_scores_as_the_trained_one(name, rate, in_float32, tmp_path):
     """Drawings and answers of `final`, loaded anew, against the run's own last evaluation, after updates so large that
     the model at the start scores otherwise."""
@@ -135,9 +135,9 @@ def test_a_gamed_reward_is_noticed_and_the_run_stops(tmp_path):
     last = lines[-1]["step"]
     assert last < 60
     assert f"stopped after update {last}: past watch.guards." in done.stdout
-    assert "and shapes, which is not trained on, fell by" in done.stderr + done.stdout
+    assert "(watch.guards.sharpness 2): clutter or noise pays" in done.stderr + done.stdout
     assert statistics.fmean(rewards[-5:]) > 1.3 * statistics.fmean(rewards[:5])
-    assert held_out[-1] < held_out[0] - 0.08
+    assert held_out[-1] < held_out[0] - 0.04
 
 
 @pytest.mark.slow
