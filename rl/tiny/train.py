@@ -25,7 +25,7 @@ from rl.tiny.stages.sentences import sentences
 from rl.tiny.stages.tokenizer import train_tokenizer
 from rl.tiny.stages.vae import train_vae
 from uniar.errors import UserError
-from uniar.reading.files import user_path
+from uniar.reading.files import read_object, user_path
 
 STAGES = {
     "vae": train_vae,
@@ -52,7 +52,7 @@ def train(folder: Path, *, seed: int, stage: str | None = None, steps: int | Non
     `steps` shortens a stage, for a trial. Raises UserError where an earlier stage is missing, or one is not known.
     """
     done_file = folder / DONE_FILE
-    done = json.loads(done_file.read_text()) if done_file.is_file() else {}
+    done = read_object(done_file) if done_file.is_file() else {}
     if unknown := [name for name in done if name not in STAGES]:
         raise UserError(f"{done_file} has stage {unknown[0]}, which another version ran; train into a new folder.")
     if not (folder / "tokenizer.json").is_file():

@@ -69,11 +69,19 @@ def test_redrawn_pictures_are_what_was_said():
             assert made.redrawn.background == made.shown.background
             sentences = [] if made.found == NOTHING else made.found.split(", ")
             assert looks(made.redrawn.things) == carried_out(made.shown.things, sentences), made
+            verbs = {sentence.split()[0] for sentence in sentences}
+            if verbs <= {"make", "move"}:
+                keep = ("shape", "size") if "move" in verbs else ("shape", "size", "x", "y")
+                assert kept(made.redrawn.things, keep) == kept(made.shown.things, keep), made
     assert min(told.values()) > 20
 
 
+def kept(things, names):
+    return sorted(tuple(getattr(thing, name) for name in names) for thing in things)
+
+
 def looks(things):
-    """Shape, colour, size where it is not the one of a new thing, and the place by its name."""
+    """Shape, colour, and the place by its name."""
     return sorted((thing.shape, thing.color, place_name(thing)) for thing in things)
 
 

@@ -190,6 +190,10 @@ def test_stages_of_another_version_are_refused(tmp_path):
     (folder / "stages.json").write_text(json.dumps({"policy": {}, "captions": {}}))
     with pytest.raises(UserError, match="has stage captions, which another version ran; train into a new folder"):
         train(folder, seed=0)
+    for broken in ("{", "[]"):
+        (folder / "stages.json").write_text(broken)
+        with pytest.raises(UserError, match="stages.json"):
+            train(folder, seed=0)
 
 
 def test_an_interrupted_stage_ends_with_the_same_weights(tmp_path, monkeypatch):
