@@ -192,7 +192,7 @@ def test_stages_of_another_version_are_refused(tmp_path):
         train(folder, seed=0)
     for broken in ("{", "[]"):
         (folder / "stages.json").write_text(broken)
-        with pytest.raises(UserError, match="stages.json"):
+        with pytest.raises(UserError, match=r"stages\.json"):
             train(folder, seed=0)
 
 
