@@ -190,11 +190,7 @@ def test_the_page_quotes_what_is_said(guards_of):
     """Of the run itself tests/rl/test_tiny_rl.py has a slow test."""
     page = (ROOT / "docs" / "reward-hacking.md").read_text()
     guards, control = guards_of(action="stop"), TrainerControl()
-    history = [{"reward": value} for value in [0.3] * 30 + [0.873] * 10]
-    fallen = [score - 0.125 + (-1) ** n * 0.0826 for n, score in enumerate(ASKED)]
-    assert guards.evaluated(0, evaluation(sharpness=6.68), [], control) == []
-    said = guards.evaluated(20, evaluation(fallen, sharpness=15.2), history, control)
-    assert len(said) == 2
-    for sentence in said:
-        assert f"WARNING: {sentence.replace(' asked,', ' shapes,')}\n" in page
+    assert guards.evaluated(0, evaluation(sharpness=6.72), [], control) == []
+    (said,) = guards.evaluated(20, evaluation(sharpness=14.2), [], control)
+    assert f"WARNING: {said}\n" in page
     assert f"{guards.report(20, 60)[0]}\n" in page
