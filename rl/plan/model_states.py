@@ -86,6 +86,8 @@ class ModelStates:
     """(number, bytes each) of the trained ones by type"""
     has_reference: bool
     reference_on_gpu: bool
+    fetched_while_decoding: bool
+    """the reference, where it waits on the CPU; with dynamic sampling nobody knows which round is the last"""
     states_a_weight: int
     zero: ZeroSettings
     keeps_old_adapters: bool = False
@@ -115,6 +117,7 @@ class ModelStates:
             trained=tuple((number, size) for size, number in by_type.items()),
             has_reference=recipe.needs_reference and recipe.model.lora is None,
             reference_on_gpu=recipe.model.reference_device == "gpu",
+            fetched_while_decoding=recipe.rollout.dynamic_sampling is None,
             states_a_weight=_optimizer_states(str(recipe.trainer.get("optim", "adamw_torch"))),
             zero=zero,
             keeps_old_adapters=recipe.model.lora is not None and recipe.algorithm.reference_refresh is not None,
@@ -186,7 +189,9 @@ class ModelStates:
             elif on_gpu:
                 parts.append(Part(name, number * self.whole))
             else:
-                parts.append(Part(name, min(number, 1) * self.whole, frozenset({"replay"})))
+                comes_early = name == "reference" and self.fetched_while_decoding
+                there = frozenset({"decode", "replay"} if comes_early else {"replay"})
+                parts.append(Part(name, min(number, 1) * self.whole, there))
         return [part for part in parts if part.bytes]
 
     def host(self, gpus: int) -> int:

@@ -9,17 +9,25 @@ import torch
 from torch import nn
 
 from rl.distributed.engine import gathered_parameter, sharded_beside_policy
+from rl.distributed.offloaded_weights import OffloadedWeights
 from rl.distributed.weight_slices import WeightSlices
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-class AdapterOff:
-    """LoRA's reference: the same model with its adapters switched off. Costs no memory."""
+class PolicyItself:
+    """The policy's own weights, but for adapters."""
 
     text_head = None
     """the output layer of texts, where it is not the policy's own; no adapter is put on that"""
+
+    def fetch(self, accelerator: "Accelerator") -> None:
+        """Its weights are there."""
+
+
+class AdapterOff(PolicyItself):
+    """LoRA's reference: the same model with its adapters switched off. Costs no memory."""
 
     @contextmanager
     def ready(self, model: nn.Module, accelerator: "Accelerator") -> Iterator[Any]:
@@ -27,10 +35,8 @@ class AdapterOff:
             yield model
 
 
-class AdapterCopy:
+class AdapterCopy(PolicyItself):
     """LoRA's reference where it is refreshed: the same model with older adapters in place of its own."""
-
-    text_head = None
 
     _adapters: WeightSlices
     """from `prepare` on"""
@@ -65,27 +71,37 @@ class FrozenCopy:
         self.model = model.requires_grad_(False).eval()
         self.keep_on_device = keep_on_device
         self._accelerator: Accelerator | None = None
+        self._offloaded: OffloadedWeights | None = None
         self._trained: dict[str, nn.Parameter] = {}
+        self._text_head_kept = False
 
     @property
     def text_head(self) -> nn.Module:
-        """The output layer of texts, on the training device from its first use on, whatever else is not."""
+        """The output layer of texts, on the training device from its first use on, whatever else is not. Not to be
+        asked for inside `ready`."""
         head = getattr(self.model, "module", self.model).lm_head
-        if self._accelerator is not None and not self.keep_on_device:
-            head.to(self._accelerator.device)
+        if self._offloaded is not None and not self._text_head_kept:
+            self._offloaded.keep(head)
+            self._text_head_kept = True
         return head
+
+    def fetch(self, accelerator: "Accelerator") -> None:
+        """Begins to copy what waits on the CPU, for a use to come."""
+        self._place(accelerator)
+        if self._offloaded is not None:
+            self._offloaded.fetch()
 
     @contextmanager
     def ready(self, model: nn.Module, accelerator: "Accelerator") -> Iterator[Any]:
         self._place(accelerator)
-        if self.keep_on_device:
+        if self._offloaded is None:
             yield self.model
             return
-        self.model.to(accelerator.device)
+        self._offloaded.use()
         try:
             yield self.model
         finally:
-            self.model.to("cpu")
+            self._offloaded.release()
 
     def prepare(self, trained: Mapping[str, nn.Parameter], accelerator: "Accelerator") -> None:
         """Called once the engine has the policy, where the weights under the names of `trained` are refreshed."""
@@ -118,9 +134,11 @@ class FrozenCopy:
         self._accelerator = accelerator
         if (sharded := sharded_beside_policy(self.model, accelerator)) is not None:
             # It cannot be moved, and takes 1/ranks of its size on each.
-            self.model, self.keep_on_device = sharded, True
+            self.model = sharded
         elif self.keep_on_device:
             self.model.to(accelerator.device)
+        else:
+            self._offloaded = OffloadedWeights(self.model, accelerator.device)
 
 
 Reference = AdapterOff | AdapterCopy | FrozenCopy

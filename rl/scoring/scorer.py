@@ -96,7 +96,7 @@ class ScoredList:
 
 
 class LocalScorer:
-    """In this process, when the scores are asked for."""
+    """In this process, at once."""
 
     def __init__(self, decoder: "UniARVisualDecoder", scored: ScoredList, processor: Any) -> None:
         self.decoder, self.rewards, self.settings, self.processor = decoder, scored.rewards, scored.settings, processor
@@ -104,7 +104,8 @@ class LocalScorer:
     def begin(self, completions: Sequence[Completion], samples: Sequence[Sample], **wanted: Unpack[Wanted]) -> Scores:
         wanted.pop("keep", None)  # all are
         given = (self.decoder, completions, samples, self.settings, self.rewards)
-        return partial(decode_and_score, *given, processor=self.processor, **wanted)
+        found = decode_and_score(*given, processor=self.processor, **wanted)
+        return lambda: found
 
     @property
     def sizes(self) -> DecoderSizes:

@@ -111,7 +111,9 @@ class Step:
             )
         if self.dynamic_sampling is not None:
             return self._collect_informative(self.dynamic_sampling, len(samples))
-        played, scores = self._play(samples, len(samples) * self.processes.num_processes)
+        played = self._played(samples)
+        self.experts.fetch(self.processes)  # comes while this process decodes
+        scores = self._begin_scoring(played, samples, len(samples) * self.processes.num_processes)
         # Another process may score while this one replays.
         trajectories = self._replayed(played)
         images, scored = scores()
@@ -127,8 +129,8 @@ class Step:
         replayed."""
 
         def play_round(samples: list[Sample], count: int) -> tuple[list[Trajectory], RewardTable]:
-            played, scores = self._play(samples, count)
-            images, scored = scores()
+            played = self._played(samples)
+            images, scored = self._begin_scoring(played, samples, count)()
             self.groups.drawn(samples, [one.completion for one in played], images, scored)
             return played, scored
 
@@ -142,11 +144,10 @@ class Step:
         self.groups.trained([trajectory.sample for trajectory in trajectories], advantages)
         return TrainBatch(trajectories, advantages)
 
-    def _play(self, samples: list[Sample], count: int) -> tuple[list[Trajectory], Scores]:
-        """Turns of the policy as it is; decoding and scoring begins with what they made. samples: this process's share
-        of `count`, in groups that stand together over the processes."""
-        played = self._played(samples)
-        scores = begin_in_groups(
+    def _begin_scoring(self, played: list[Trajectory], samples: list[Sample], count: int) -> Scores:
+        """Of what was played. samples: this process's share of `count`, in groups that stand together over the
+        processes."""
+        return begin_in_groups(
             self.scorer,
             self.processes,
             [trajectory.completion for trajectory in played],
@@ -158,9 +159,9 @@ class Step:
             keep=self.groups.pictured(len(samples)),
             phase=self.trainer.phase,
         )
-        return played, scores
 
     def _played(self, samples: list[Sample]) -> list[Trajectory]:
+        """Turns of the policy as it is."""
         step = self.trainer.state.global_step
         with self.trainer.phase("rollout"), self.trainer.policy() as policy:
             played = play(policy, self.processor, samples, self.settings, step=step)
