@@ -2,17 +2,24 @@
 
     python benchmarks/sharing.py
 
-Processes that decode for others (`decode.processes`) beside none; an evaluation shared out in its fixed batches beside
-one shared out evenly by samples. Times are those of an H100 by a roofline (benchmarks/RESULTS.md, "The released size,
+Processes that decode for others (`decode.processes`) beside none; an evaluation shared out in its batches beside full
+batches and beside one shared out by sample. Times are those of an H100 by a roofline (benchmarks/RESULTS.md, "The released size,
 computed"); what is sent, and what rewards take, is left out. Nothing here is measured.
 """
 
 import math
+import sys
+from pathlib import Path
+
+# The folder of this script comes first, where rewards.py would be taken for the package.
+sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
+
+from rl.distributed.sharing import even_batches, fixed_batches  # noqa: E402
 
 STEP, STEP_OF_A_ROW = 0.0080, 0.0000165
 """seconds of a step of the rollout: of its weights, and of each row's cache, half filled"""
 TOKENS = 256
-REPLAY, UPDATE = 0.104 / 8, 0.355 / 8
+REPLAY, UPDATE = 0.104 / 8, 0.302 / 8
 """seconds per image, in micro-batches of 8"""
 DECODING_STEP, PAINTING = 0.0817 / 16, 0.0487 / 16
 """seconds per image of the SD3 transformer and of the autoencoder, 16 at once"""
@@ -35,11 +42,16 @@ def update(images: int, gpus: int, decoders: int) -> float:
     return drawing(own) + scored + own * UPDATE
 
 
-def evaluation(samples: int, batch: int, gpus: int, *, by_sample: bool) -> float:
-    """Seconds of the process that ends last. Guided: two rows for each sample."""
-    share = samples / gpus
-    sizes = [share] if by_sample and share <= batch else [batch] * math.ceil(math.ceil(samples / batch) / gpus)
-    return sum(drawing(2 * size) + decoding(size, 28) for size in sizes)
+def evaluation(batches: list[float], gpus: int) -> float:
+    """Seconds of the process that ends last. batches: their samples, drawn guided: two rows for each."""
+    return max(sum(drawing(2 * size) + decoding(size, 28) for size in batches[first::gpus]) for first in range(gpus))
+
+
+def batches_of(samples: int, size: int, gpus: int) -> tuple[list[float], ...]:
+    """Full ones, even ones as evaluations have them, and one or more for each GPU, as if shared out by sample."""
+    full, even = ([float(len(batch)) for batch in made(samples, size)] for made in (fixed_batches, even_batches))
+    rounds = math.ceil(samples / size / gpus)
+    return full, even, [samples / gpus / rounds] * (gpus * rounds)
 
 
 def markdown(rows: list[list[str]]) -> str:
@@ -52,11 +64,11 @@ def main() -> None:
         taken = update(512, 8, decoders)
         rows.append([str(decoders or "none"), f"{taken:.1f}", f"{taken / update(512, 8, 0):.1f}"])
     print(markdown(rows), end="\n\n")
-    rows = [["GPUs", "96 samples in batches of 16: s", "by sample: s"]]
-    for gpus in (1, 2, 4, 8, 16):
-        times = (evaluation(96, 16, gpus, by_sample=way) for way in (False, True))
-        rows.append([str(gpus), *(f"{taken:.1f}" for taken in times)])
-    print(markdown(rows))
+    for samples in (96, 480):
+        rows = [[f"{samples} samples, GPUs", "batches of 16: s", "even batches: s", "by sample: s"]]
+        for gpus in (1, 2, 4, 8, 16):
+            rows.append([str(gpus), *(f"{evaluation(each, gpus):.1f}" for each in batches_of(samples, 16, gpus))])
+        print(markdown(rows), end="\n\n")
 
 
 if __name__ == "__main__":

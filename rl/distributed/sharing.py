@@ -5,6 +5,7 @@ are fixed beforehand, and whole batches are handed out.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -21,6 +22,20 @@ Row = TypeVar("Row")
 def fixed_batches(count: int, size: int) -> list[range]:
     """The numbers 0 to count - 1 in batches of `size`, the last one shorter."""
     return [range(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def even_batches(count: int, size: int, group: int = 1) -> list[range]:
+    """The numbers 0 to count - 1 in batches of at most `size`, as equal as whole groups of `group` allow.
+
+    Up to a third more of them than need be, so that 8, 4 or 2 processes have as many each: their number cannot depend
+    on how many processes there are, as what is computed depends in its last digits on the batch it is computed in.
+    """
+    groups = -(-count // group)
+    least = -(-groups // max(1, size // group))
+    shared = (-(-least // processes) * processes for processes in (8, 4, 2, 1))
+    batches = next(number for number in shared if number <= max(least, min(groups, 4 * least // 3)))
+    edges = [min(count, group * (groups * number // batches)) for number in range(batches + 1)] if batches else [0]
+    return [range(start, stop) for start, stop in pairwise(edges)]
 
 
 def share_of(batches: Sequence[range], accelerator: "Accelerator | None") -> list[range]:

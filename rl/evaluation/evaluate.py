@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rewards import RewardSuite, RewardTable
 from rl.data.prompts import PromptRecord
-from rl.distributed.sharing import fixed_batches, from_main, in_order, share_of, shares_at_main
+from rl.distributed.sharing import even_batches, from_main, in_order, share_of, shares_at_main
 from rl.evaluation.look import Look, look_at
 from rl.policy.completion import Completion
 from rl.policy.play import play
@@ -209,7 +209,7 @@ class Evaluator:
         self.samples = [Sample(record, index) for record in records for index in range(samples_per_prompt)]
         self.shown = range(0, min(grid_prompts, len(records)) * samples_per_prompt, samples_per_prompt)
         size = samples_at_once(samples_per_prompt, settings.decode_batch_size)
-        self.batches = fixed_batches(len(self.samples), size)
+        self.batches = even_batches(len(self.samples), size, samples_per_prompt)
         self.processor, self.scorer, self.picture_size = processor, scorer, picture_size
         self.settings = replace(settings, decoder=scorer.sizes)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rl.data.questions import QuestionRecord
-from rl.distributed.sharing import fixed_batches, in_order, share_of
+from rl.distributed.sharing import even_batches, in_order, share_of
 from uniar.answering import answer, answer_log_probs
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Examiner:
         self, questions: Sequence[QuestionRecord], processor: Any, *, batch_size: int = 8, max_new_tokens: int = 32
     ) -> None:
         self.questions, self.processor, self.max_new_tokens = list(questions), processor, max_new_tokens
-        self.batches = fixed_batches(len(self.questions), batch_size)
+        self.batches = even_batches(len(self.questions), batch_size)
 
     def run(self, model: "UniARForConditionalGeneration", accelerator: "Accelerator | None" = None) -> Understanding:
         """Asks each question once. Several processes share the batches; all return the same, however many they are.
