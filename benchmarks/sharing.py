@@ -3,8 +3,8 @@
     python benchmarks/sharing.py
 
 Processes that decode for others (`decode.processes`) beside none; an evaluation shared out in its batches beside full
-batches and beside one shared out by sample. Times are those of an H100 by a roofline (benchmarks/RESULTS.md, "The released size,
-computed"); what is sent, and what rewards take, is left out. Nothing here is measured.
+batches and beside one shared out by sample. Times are those of an H100 by a roofline (benchmarks/RESULTS.md, "The
+released size, computed"); what is sent, and what rewards take, is left out. Nothing here is measured.
 """
 
 import math

@@ -10,7 +10,7 @@ from uniar.conversations import Message
 QUESTION = "This picture was asked for: {} What is wrong with it?"
 
 
-@turns("picture", "text")
+@turns("picture", "text", "picture")
 def draw_check_redraw(record: PromptRecord) -> Generator[Request, Any, None]:
     """Three turns. The model reads and edits its own bits; the second picture is the sample's."""
     drawing = yield Draw(record.prompt, record.pictures)

@@ -2,6 +2,7 @@
 
 import inspect
 import typing
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -43,8 +44,15 @@ class Episodes:
 
     def turns(self, tasks: Iterable[str | None]) -> set[TurnKind]:
         """The kinds of turns that prompts of these tasks may take. Raises UserError as `of` does."""
-        kinds = typing.get_args(TurnKind)
-        return {kind for task in set(tasks) for kind in getattr(self.of(task), "turns", kinds)}
+        return set(self.most_turns(tasks))
+
+    def most_turns(self, tasks: Iterable[str | None]) -> Counter[TurnKind]:
+        """How many of each kind a sample takes at most, as its episode says, or else one. Raises UserError as `of`
+        does."""
+        kinds, most = typing.get_args(TurnKind), Counter[TurnKind]()
+        for task in set(tasks):
+            most |= Counter(getattr(self.of(task), "turns", kinds))
+        return most
 
 
 def episode_named(name: str, folder: Path | None = None) -> Episode:

@@ -69,7 +69,8 @@ PICTURES: tuple[TurnKind, ...] = ("picture",)
 
 
 def turns(*kinds: TurnKind) -> Callable[[Episode], Episode]:
-    """Says which kinds of turns an episode may take, so that no more is trained than they need; without it, both."""
+    """Says which turns an episode takes, as many as a sample takes at most: no more is trained than these kinds need,
+    and their memory is planned for. Without it, both kinds are trained, and one of each is planned for."""
 
     def marked(episode: Episode) -> Episode:
         episode.turns = kinds  # type: ignore[attr-defined]

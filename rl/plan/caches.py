@@ -66,9 +66,9 @@ def evaluation_caches(recipe: Recipe, policy: nn.Module, prefix: int, unit: int)
     samples = samples_at_once(held.samples_per_prompt, recipe.decode.batch_size)
     tokens = (drawn.height // unit) * (drawn.width // unit)
     guided, turns, found = held.guidance_scale != 1, turns_of(recipe), []
-    if "picture" in turns:
-        group = held.samples_per_prompt
-        found.append(cache_parts(recipe, policy, samples, group, prefix, tokens, guided, "evaluate"))
+    if pictures := turns["picture"]:
+        alike, before = held.samples_per_prompt if pictures == 1 else 1, prefix + (pictures - 1) * tokens
+        found.append(cache_parts(recipe, policy, samples, alike, before, tokens, guided, "evaluate"))
     if "text" in turns:
         found.append(text_cache_parts(recipe, policy, samples, prefix + tokens, "evaluate"))
     return largest(found)

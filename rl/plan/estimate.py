@@ -146,20 +146,23 @@ def make_plan(recipe: Recipe, simulation: Simulation, gpus: int, memory: int, pr
         Part("averaged weights", states.average_bytes(gpus) if states.average == "gpu" else 0),
     ]
     caches, replays = [], [0]
-    if "picture" in turns:
+    # All turns of a sample wait for one backward pass. A later picture is taken to be drawn behind the earlier ones.
+    if pictures := turns["picture"]:
+        before = prefix + (pictures - 1) * tokens
         parts += [
-            Part("rollout data", rollout_bytes(recipe, share, bits, generation > accumulation)),
+            Part("rollout data", pictures * rollout_bytes(recipe, share, bits, generation > accumulation)),
             Part("activations", simulation.update(recipe, micro, prefix, tokens), frozenset({"update"})),
         ]
-        group = rollout.samples_per_prompt
-        caches.append(cache_parts(recipe, policy, share, group, prefix, tokens, draws_both, "rollout"))
-        replays += [simulation.replay(asked, micro, prefix, tokens) for asked in (recipe, *_as_experts(recipe))]
-    if "text" in turns:
-        # A conversation is taken to be as long as a prompt and a picture. Both kinds wait for one backward pass.
+        alike = rollout.samples_per_prompt if pictures == 1 else 1
+        caches.append(cache_parts(recipe, policy, share, alike, before, tokens, draws_both, "rollout"))
+        replays += [simulation.replay(asked, micro, before, tokens) for asked in (recipe, *_as_experts(recipe))]
+    if texts := turns["text"]:
+        # A conversation is taken to be as long as a prompt and a picture.
         before, longest = prefix + tokens, rollout.max_new_tokens
+        written = simulation.written(recipe, micro, before, longest)
         parts += [
-            Part("texts", share * longest * token_bytes(recipe, policy)),
-            Part("text activations", simulation.written(recipe, micro, before, longest), frozenset({"update"})),
+            Part("texts", texts * share * longest * token_bytes(recipe, policy)),
+            Part("text activations", written, frozenset({"update"})),
         ]
         caches.append(text_cache_parts(recipe, policy, share, before, "rollout"))
         replays.append(simulation.written(recipe, micro, before, longest, gradient=False))

@@ -4,6 +4,7 @@ meta device.
 Shapes: B rows · P prefix positions · T visual tokens · L levels · S patches per token · K bits per code · H hidden.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -34,10 +35,11 @@ DECODER_PROMPT_TOKENS = 333
 """77 of CLIP and 256 of T5"""
 
 
-def turns_of(recipe: Recipe) -> frozenset[TurnKind]:
-    """The kinds of turns that a recipe's episodes may take. Raises UserError for an episode that is none."""
+def turns_of(recipe: Recipe) -> Counter[TurnKind]:
+    """How many turns of each kind a sample of a recipe's episodes takes at most. Raises UserError for an episode that
+    is none."""
     episodes = Episodes(recipe.rollout.episodes, Path(recipe.source).parent)
-    return frozenset(episodes.turns([None, *recipe.rollout.episodes]))
+    return episodes.most_turns([None, *recipe.rollout.episodes])
 
 
 def _trained(recipe: Recipe) -> tuple[str, ...]:
@@ -75,12 +77,12 @@ class Simulation:
 
     def update(self, recipe: Recipe, rows: int, prefix: int, tokens: int) -> int:
         """`update_bytes` of a recipe's policy."""
-        kept = self.kept_layers(recipe)
-        key = (*_trained(recipe), recipe.rollout.guidance, repr(recipe.algorithm), rows, prefix, tokens, kept)
+        kept, pictures = self.kept_layers(recipe), turns_of(recipe)["picture"]
+        key = (*_trained(recipe), recipe.rollout.guidance, repr(recipe.algorithm), rows, prefix, tokens, kept, pictures)
         return self._once(
             ("update", *key),
             # A model of its own, as checkpointing stays switched on.
-            lambda: update_bytes(self._new_policy(recipe), recipe, rows, prefix, tokens, kept=kept),
+            lambda: update_bytes(self._new_policy(recipe), recipe, rows, prefix, tokens, kept=kept, pictures=pictures),
         )
 
     def text(self, recipe: Recipe, rows: int, length: int, answer: int) -> int:
@@ -93,10 +95,12 @@ class Simulation:
 
     def written(self, recipe: Recipe, rows: int, prefix: int, tokens: int, *, gradient: bool = True) -> int:
         """`written_bytes` of a recipe's policy."""
-        kept = self.kept_layers(recipe)
+        kept, texts = self.kept_layers(recipe), turns_of(recipe)["text"] if gradient else 1
         return self._once(
-            ("written", *_trained(recipe), rows, prefix, tokens, gradient, kept),
-            lambda: written_bytes(self._new_policy(recipe), rows, prefix, tokens, gradient=gradient, kept=kept),
+            ("written", *_trained(recipe), rows, prefix, tokens, gradient, kept, texts),
+            lambda: written_bytes(
+                self._new_policy(recipe), rows, prefix, tokens, gradient=gradient, kept=kept, texts=texts
+            ),
         )
 
     def replay(self, recipe: Recipe, rows: int, prefix: int, tokens: int) -> int:
@@ -121,35 +125,44 @@ class Simulation:
         return self._found[key]
 
 
-def update_bytes(policy: nn.Module, recipe: Recipe, rows: int, prefix: int, tokens: int, *, kept: int) -> int:
+def update_bytes(
+    policy: nn.Module, recipe: Recipe, rows: int, prefix: int, tokens: int, *, kept: int, pictures: int = 1
+) -> int:
     """Of a forward and backward pass over `rows` samples: activations kept for the backward pass, and the most that is
-    in work at once. Where both branches are trained, twice the rows."""
+    in work at once. Where both branches are trained, twice the rows. Each has so many pictures, a later one behind the
+    earlier, and all wait for one backward pass."""
     model = base_model(policy)
     branches = 1 + recipe.rollout.guidance_settings.convention.trains_unconditional
     model.train()
     checkpoint_layers(model, kept)
     adapters_under_autocast(policy)
     with Measured(policy) as measured:
-        gap = visual_gap(model, rows * branches, prefix, tokens)
-        loss = _loss(gap[:rows] if branches == 1 else gap[:rows] + (gap[rows:] - gap[:rows]), recipe)
-        loss.backward()
-        del gap, loss
+        losses = []
+        for number in range(pictures):
+            gap = visual_gap(model, rows * branches, prefix + number * tokens, tokens)
+            losses.append(_loss(gap[:rows] if branches == 1 else gap[:rows] + (gap[rows:] - gap[:rows]), recipe))
+            del gap
+        torch.stack(losses).sum().backward()
+        del losses
     return measured.peak
 
 
-def written_bytes(policy: nn.Module, rows: int, prefix: int, tokens: int, *, gradient: bool, kept: int) -> int:
+def written_bytes(
+    policy: nn.Module, rows: int, prefix: int, tokens: int, *, gradient: bool, kept: int, texts: int = 1
+) -> int:
     """Of the replay of `rows` texts of so many tokens, with a reference's KL, and of its backward pass where there is
-    `gradient`: activations, and the distributions over the vocabulary that are in work at once."""
+    `gradient`: activations, and the distributions over the vocabulary that are in work at once. With several texts per
+    sample as many such passes wait for one backward pass."""
     model = base_model(policy)
     if gradient:
         model.train()
         checkpoint_layers(model, kept)
     adapters_under_autocast(policy)
     with torch.set_grad_enabled(gradient), Measured(policy) as measured:
-        log_probs, entropy, kl = written_text(model, rows, prefix, tokens)
+        found = torch.stack([sum(written_text(model, rows, prefix, tokens)).sum() for _ in range(texts)])
         if gradient:
-            (log_probs + entropy + kl).sum().backward()
-        del log_probs, entropy, kl
+            found.sum().backward()
+        del found
     return measured.peak
 
 

@@ -70,6 +70,8 @@ def test_tasks_play_what_the_recipe_says():
     assert episodes.turns([None]) == {"picture"}
     assert episodes.turns(["vqa"]) == {"text"}
     assert episodes.turns(["story", "vqa"]) == {"picture", "text"}
+    redrawn = Episodes({"vqa": "answer", "default": "draw_check_redraw"})
+    assert redrawn.most_turns([None, "vqa"]) == {"picture": 2, "text": 1}
 
 
 def test_a_plug_in_is_loaded_from_the_recipes_folder(tmp_path):
@@ -84,6 +86,7 @@ def test_a_plug_in_is_loaded_from_the_recipes_folder(tmp_path):
     episodes = Episodes({"a": "mine.py:free", "b": "mine.py:bound"}, tmp_path)
     assert next(episodes.of("a")(PromptRecord("a cat"))) == Draw("a cat")
     assert episodes.turns(["a"]) == {"picture", "text"}
+    assert episodes.most_turns(["a", "b"]) == {"picture": 1, "text": 1}
     assert episodes.turns(["b"]) == {"picture"}
     for name, said in (
         ("plain", "not a generator function"),

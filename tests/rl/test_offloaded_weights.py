@@ -129,13 +129,19 @@ def test_on_a_gpu_they_are_the_same_and_their_memory_comes_back():
 )
 def test_a_reference_comes_while_drawings_are_decoded(nano_checkpoint, tmp_path, monkeypatch, rollout, expected):
     order = []
-    for owner, name, said in (
-        (FrozenCopy, "fetch", "fetch"),
-        (scorer, "decode_and_score", "decode"),
-        (FrozenCopy, "ready", "use"),
-    ):
+
+    def recorded(owner, name: str, said: str) -> None:
         whole = getattr(owner, name)
-        monkeypatch.setattr(owner, name, lambda *a, _whole=whole, _said=said, **k: (order.append(_said), _whole(*a, **k))[1])
+
+        def recording(*given, **named):
+            order.append(said)
+            return whole(*given, **named)
+
+        monkeypatch.setattr(owner, name, recording)
+
+    recorded(FrozenCopy, "fetch", "fetch")
+    recorded(scorer, "decode_and_score", "decode")
+    recorded(FrozenCopy, "ready", "use")
     recipe = small_recipe(nano_checkpoint, tmp_path)
     sections = {"model": {"reference_device": "cpu"}, "algorithm": {"beta": 0.05}, "rollout": rollout}
     run(changed(recipe, **sections, trainer={"max_steps": 1, "save_strategy": "no"}))

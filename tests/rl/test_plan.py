@@ -112,9 +112,12 @@ def test_caches_are_exact(settings, nano_model, nano_processor, monkeypatch, gui
 
 
 @pytest.mark.parametrize("checkpointing", [True, False, {"keep_layers": 2}])
-@pytest.mark.parametrize("guidance", ["none", "guided"])
-def test_activations_within_15_percent(settings, nano_checkpoint, nano_processor, fused_norms, guidance, checkpointing):
+@pytest.mark.parametrize(("guidance", "pictures"), [("none", 1), ("guided", 1), ("none", 2)])
+def test_activations_within_15_percent(
+    settings, nano_checkpoint, nano_processor, fused_norms, guidance, pictures, checkpointing
+):
     rollout = {"guidance": guidance, "guidance_scale": 1.0 if guidance == "none" else 2.0}
+    rollout["episodes"] = {"default": "draw" if pictures == 1 else "draw_check_redraw"}
     recipe = recipe_of(settings, rollout=rollout, trainer={"gradient_checkpointing": checkpointing})
     model = trainable(load_policy(recipe.model, nano_checkpoint), None).train()
     checkpoint_layers(model, simulation_of(recipe.model).kept_layers(recipe))
@@ -126,11 +129,14 @@ def test_activations_within_15_percent(settings, nano_checkpoint, nano_processor
     shape = (4, prompt.new_tokens, *model.config.vision_config.code_shape)
     bits = torch.randint(0, 2, shape, dtype=torch.uint8)
     with Measured(model) as measured:
-        gaps = replay(model, bits, Branch.of(prompt, rows, image_token), unconditional, policy)
-        gap = policy.policy_gap(gaps)
-        inputs = LossInputs(bits=bits, gap=gap, ref_gap=torch.zeros(shape), advantages=torch.ones(4))
-        loss, _ = policy_loss(inputs, recipe.algorithm.loss_settings)
-        loss.backward()
+        losses = []
+        for _ in range(pictures):
+            gaps = replay(model, bits, Branch.of(prompt, rows, image_token), unconditional, policy)
+            gap = policy.policy_gap(gaps)
+            inputs = LossInputs(bits=bits, gap=gap, ref_gap=torch.zeros(shape), advantages=torch.ones(4))
+            losses.append(policy_loss(inputs, recipe.algorithm.loss_settings)[0])
+        del gaps, gap, inputs
+        sum(losses).backward()
     planned = plan_of(recipe, prefix=prompt.input_ids.shape[1]).part("activations")
     assert planned == pytest.approx(measured.peak, rel=0.15)
 
@@ -321,9 +327,13 @@ def test_written_texts_within_15_percent(settings, nano_checkpoint, nano_process
 def test_a_recipe_is_planned_for_the_turns_that_it_trains(settings):
     plans = {
         name: plan_of(recipe_of(settings, rollout={"episodes": {"default": name}, "max_new_tokens": 400}))
-        for name in ("draw", "answer", "think_draw")
+        for name in ("draw", "answer", "think_draw", "draw_check_redraw")
     }
-    drawing, writing, both = plans.values()
+    drawing, writing, both, redrawn = plans.values()
+    assert redrawn.part("rollout data") == 2 * both.part("rollout data")
+    assert redrawn.part("activations") > 1.2 * both.part("activations")
+    assert redrawn.part("text activations") == both.part("text activations")
+    assert redrawn.held("rollout") > both.held("rollout")
     assert not drawing.part("text activations")
     assert not writing.part("activations") + writing.part("rollout data")
     for name in ("activations", "rollout data"):
