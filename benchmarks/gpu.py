@@ -4,9 +4,10 @@
     python benchmarks/gpu.py --checkpoint PATH        # a checkpoint's sizes; its weights are not read
     python benchmarks/gpu.py --preset nano --device cpu --samples 2 --size 64
 
-Golden vectors of the reference in float32 and bfloat16; bandwidth and arithmetic of this GPU; a rollout with each
-engine, per token, beside the least that reading its weights and caches takes; a decode; one update with LoRA and one of
-all weights, on as many of the model's text layers as fit; and the memory of each beside what `uniar-rl plan` computes.
+Golden vectors of the reference in float32 and bfloat16; bandwidth and arithmetic of this GPU; weights that come from
+the machine's memory; a rollout with each engine, per token, beside the least that reading its weights and caches takes;
+a decode; one update with LoRA and one of all weights, on as many of the model's text layers as fit; and the memory of
+each beside what `uniar-rl plan` computes.
 Weights are random: no time depends on them. Exits with 1 where a golden vector is missed.
 """
 
@@ -30,6 +31,7 @@ from rl.algorithm.losses import LossInputs, policy_loss  # noqa: E402
 from rl.config.model import ModelSection  # noqa: E402
 from rl.config.recipe import load_recipe  # noqa: E402
 from rl.config.sections import Recipe  # noqa: E402
+from rl.distributed.offloaded_weights import OffloadedWeights  # noqa: E402
 from rl.plan.caches import cache_bytes, cache_parts  # noqa: E402
 from rl.plan.estimate import GIB, PREFIX  # noqa: E402
 from rl.plan.planned_model import PlannedModel, planned_model  # noqa: E402
@@ -73,6 +75,12 @@ class Gpu:
         seconds = time.perf_counter() - started
         return found, seconds, None if before is None else torch.cuda.max_memory_allocated() - before
 
+    def timed_alone(self, function: Callable[[], Any]) -> float:
+        """Seconds of what the host waits for anyhow, whatever else the device is at."""
+        started = time.perf_counter()
+        function()
+        return time.perf_counter() - started
+
     def free(self) -> int:
         """Bytes that can be had; a CPU is taken to have 4 GiB."""
         if not self.is_cuda:
@@ -101,6 +109,31 @@ def rates(gpu: Gpu) -> tuple[float, float]:
     reading = min(gpu.timed(large.sum)[1] for _ in range(5))
     product = min(gpu.timed(lambda: square @ square)[1] for _ in range(5))
     return large.nbytes / reading, 2 * side**3 / product
+
+
+def copying(gpu: Gpu) -> list[Row]:
+    """Of a reference that waits in the machine's memory: how fast it comes, and whether the small copies with which the
+    decoder begins wait for all of it."""
+    elements = 2**28 if gpu.is_cuda else 2**18
+    model = nn.ParameterList(torch.ones(elements, dtype=torch.bfloat16) for _ in range(16))
+    weights, small = OffloadedWeights(model.requires_grad_(False), gpu.device), torch.ones(2**20)
+
+    def come() -> None:
+        weights.use()
+        weights.release()
+
+    def small_copy() -> Tensor:
+        return small.to(gpu.device)
+
+    size, seconds = sum(weight.nbytes for weight in model), min(gpu.timed(come)[1] for _ in range(3))
+    alone = min(gpu.timed_alone(small_copy) for _ in range(3))
+    weights.fetch()
+    waited = gpu.timed_alone(small_copy)
+    weights.release()
+    return [
+        (f"{size / 1e9:.1f} GB of weights from the machine's memory, GB/s", f"{size / seconds / 1e9:.1f}", ""),
+        ("a copy of 4 MB behind them, ms", f"{waited * 1e3:.2f}", f"alone: {alone * 1e3:.2f}"),
+    ]
 
 
 @torch.no_grad()
@@ -289,6 +322,7 @@ def main(argv: list[str] | None = None) -> int:
     rows += [
         ("reading, GB/s", f"{bandwidth / 1e9:.0f}", ""),
         ("a bfloat16 product, TFLOP/s", f"{arithmetic / 1e12:.1f}", ""),
+        *copying(gpu),
     ]
     bench = Bench(gpu, planned_model(full.model), full, arguments.samples, arguments.size)
     print(f"{name}, torch {torch.__version__}; {bench.model.origin}; {arguments.size}×{arguments.size} pixels\n")

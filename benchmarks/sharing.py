@@ -18,7 +18,7 @@ from rl.distributed.sharing import even_batches, fixed_batches  # noqa: E402
 
 STEP, STEP_OF_A_ROW = 0.0080, 0.0000165
 """seconds of a step of the rollout: of its weights, and of each row's cache, half filled"""
-TOKENS = 256
+TOKENS, SAMPLES_PER_PROMPT = 256, 4
 REPLAY, UPDATE = 0.104 / 8, 0.302 / 8
 """seconds per image, in micro-batches of 8"""
 DECODING_STEP, PAINTING = 0.0817 / 16, 0.0487 / 16
@@ -49,7 +49,10 @@ def evaluation(batches: list[float], gpus: int) -> float:
 
 def batches_of(samples: int, size: int, gpus: int) -> tuple[list[float], ...]:
     """Full ones, even ones as evaluations have them, and one or more for each GPU, as if shared out by sample."""
-    full, even = ([float(len(batch)) for batch in made(samples, size)] for made in (fixed_batches, even_batches))
+    full, even = (
+        [float(len(batch)) for batch in made]
+        for made in (fixed_batches(samples, size), even_batches(samples, size, SAMPLES_PER_PROMPT))
+    )
     rounds = math.ceil(samples / size / gpus)
     return full, even, [samples / gpus / rounds] * (gpus * rounds)
 

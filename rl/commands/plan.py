@@ -3,7 +3,7 @@
 import argparse
 
 from rl.config.recipe import load_loss, load_recipe
-from rl.plan.estimate import GIB, RESERVE, RESERVED_SHARE, Plan, make_plan
+from rl.plan.estimate import GIB, GPUS_A_MACHINE, RESERVE, RESERVED_SHARE, Plan, make_plan
 from rl.plan.model_states import PHASES
 from rl.plan.planned_model import planned_model
 from rl.plan.simulation import Simulation
@@ -16,7 +16,7 @@ LEVERS = (
     ("decode.batch_size=1", "slower decoding"),
     ("trainer.gradient_checkpointing=true", "a second forward pass"),
     ("trainer.per_device_train_batch_size=N", "smaller micro-batches; accumulate more of them"),
-    ("model.reference_device=cpu", "a copy of the reference per rollout"),
+    ("model.reference_device=cpu", "memory of the machine for a reference, none under ZeRO-3"),
     ("rewards.0.offload=true", "a copy of a reward model per rollout"),
     ("trainer.deepspeed=configs/deepspeed/zero2.json", "communication; needs several GPUs"),
     ("trainer.deepspeed=configs/deepspeed/zero3.json", "more communication; needs several GPUs"),
@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> None:
 def describe(plan: Plan, name: str, memory: float, reward_memory: float = 0.0) -> str:
     """The plan as text: the verdict first."""
     verdict = "fits" if plan.fits else "DOES NOT FIT"
-    gpus = f"{plan.gpus} GPU{'s' * (plan.gpus > 1)}"
+    gpus, here = f"{plan.gpus} GPU{'s' * (plan.gpus > 1)}", min(plan.gpus, GPUS_A_MACHINE)
     if plan.decoding_gpus:
         gpus += f" ({plan.decoding_gpus} of them for decoding and rewards)"
     lines = [
@@ -68,7 +68,7 @@ def describe(plan: Plan, name: str, memory: float, reward_memory: float = 0.0) -
         f"kept free: {RESERVE / GIB:g} GiB for the CUDA context and NCCL, {RESERVED_SHARE:.0%} for fragmentation"
         + (f", {reward_memory:g} GiB for rewards" if reward_memory else ""),
         f"memory of the machine per process: {plan.host / GIB:.1f} GiB while it trains, "
-        f"{plan.host_loading / GIB:.1f} while it loads",
+        f"{plan.host_loading / GIB:.1f} while it loads; {here * plan.host / GIB:.0f} for {here} of them on one machine",
     ]
     if plan.decoding_gpus:
         verdict = "" if plan.decoding <= plan.usable else ", which DOES NOT FIT"

@@ -35,8 +35,8 @@ class DistillSection:
         "task",
     )
     device: Place = setting(
-        "Where experts wait: cpu has one at a time on the training device, copied there for each rollout; gpu keeps "
-        "all of them there.",
+        "Where experts wait: cpu has one at a time on the training device, copied there for each rollout from "
+        "page-locked memory that each process takes for each expert; gpu keeps all of them there.",
         "cpu",
     )
 

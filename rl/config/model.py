@@ -70,9 +70,11 @@ class ModelSection:
         "Keep an average of the weights; `evaluate.ema` and `uniar-rl export --ema` use it. null: none.", None
     )
     reference_device: Place = setting(
-        "Where a separate reference model waits between uses: gpu keeps it on the training device; cpu frees that "
-        "memory for as much of the machine's, page-locked, per GPU, and copies it while drawings are decoded, or with "
-        "dynamic sampling before each use. LoRA needs no separate reference.",
+        "Where a separate reference model waits between uses: gpu keeps it on the training device; cpu takes "
+        "page-locked memory of the machine instead, for each GPU, and copies it while drawings are decoded. The copy "
+        "is waited for where a replay does not follow decoding in this process: with `rollout.dynamic_sampling`, "
+        "`decode.processes`, episodes that only write, and for `understanding.kl_beta`. LoRA needs no separate "
+        "reference, ZeRO-3 shards it.",
         "gpu",
     )
 

@@ -7,18 +7,18 @@ import torch
 from torch import Tensor, nn
 
 BLOCK = 2**30
-"""bytes of page-locked memory taken at once, of which torch makes a power of two"""
+"""bytes of a block of page-locked memory that holds many weights"""
 
 
 class OffloadedWeights:
-    """Those of a model, which nobody changes while they are on the device."""
+    """Where a frozen model's weights are. Between `release` and `fetch` they may be changed, at no other time."""
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
         """model: on the CPU. With CUDA its weights move to page-locked memory, from where a GPU copies by itself."""
         self._device, self._waiting = device, list[Tensor]()
         self._tensors = [*model.parameters(), *model.buffers()]
         self._stream: torch.cuda.Stream | None = None
-        if device.type == "cuda" and torch.cuda.is_available():
+        if torch.cuda.is_available():
             self._stream = torch.cuda.Stream(device)
             for tensor, locked in zip(self._tensors, page_locked(self._tensors), strict=True):
                 tensor.data = locked
@@ -45,27 +45,50 @@ class OffloadedWeights:
     def release(self) -> None:
         """Gives their memory on the device back, to what is launched from here on."""
         if self._waiting:
+            self.use()  # or that memory would still be copied to
             for tensor, waiting in zip(self._tensors, self._waiting, strict=True):
                 tensor.data = waiting
         self._waiting = []
 
     def keep(self, part: nn.Module) -> None:
-        """From now on this part of the model stays on the device. Not to be called between `fetch` and `release`."""
+        """From now on this part of the model stays on the device, as before where it does. Not to be called between
+        `fetch` and `release`."""
         kept = {id(tensor) for tensor in (*part.parameters(), *part.buffers())}
         self._tensors = [tensor for tensor in self._tensors if id(tensor) not in kept]
         part.to(self._device)
 
 
 def page_locked(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Copies, many to a block: torch rounds what it locks up to a power of two, which of each alone would be a third
-    more."""
-    sizes = [-(-tensor.nbytes // 64) * 64 for tensor in tensors]
-    block, filled, left, copies = torch.empty(0, dtype=torch.uint8), 0, sum(sizes), list[Tensor]()
-    for tensor, size in zip(tensors, sizes, strict=True):
-        if filled + size > len(block):
-            block = torch.empty(max(size, min(BLOCK, left)), dtype=torch.uint8, pin_memory=torch.cuda.is_available())
-            filled = 0
-        piece = block[filled : filled + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+    """Copies of them, many to a block."""
+    places, sizes = packed([tensor.nbytes for tensor in tensors])
+    blocks = [torch.empty(size, dtype=torch.uint8, pin_memory=torch.cuda.is_available()) for size in sizes]
+    copies = []
+    for tensor, (block, start) in zip(tensors, places, strict=True):
+        piece = blocks[block][start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
         copies.append(piece.copy_(tensor.data))
-        filled, left = filled + size, left - size
     return copies
+
+
+def packed(sizes: Sequence[int]) -> tuple[list[tuple[int, int]], list[int]]:
+    """Where tensors of so many bytes lie, (block, start) of each, and the sizes of the blocks.
+
+    torch rounds what it locks up to a power of two, which of each tensor alone would be a third more. So blocks are
+    powers of two, and what large tensors leave of them is filled with small ones.
+    """
+    places, blocks, filled = dict[int, tuple[int, int]](), list[int](), list[int]()
+    rounded = [-(-size // 64) * 64 for size in sizes]
+    left = sum(rounded)
+    for number in sorted(range(len(sizes)), key=rounded.__getitem__, reverse=True):
+        size = rounded[number]
+        block = next((n for n, whole in enumerate(blocks) if filled[n] + size <= whole), len(blocks))
+        if block == len(blocks):
+            blocks.append(max(min(BLOCK, _power_of_two(left // 2 + 1)), _power_of_two(size)))
+            filled.append(0)
+        places[number] = block, filled[block]
+        filled[block] += size
+        left -= size
+    return [places[number] for number in range(len(sizes))], blocks
+
+
+def _power_of_two(least: int) -> int:
+    return 1 << max(0, least - 1).bit_length()

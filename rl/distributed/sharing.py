@@ -1,7 +1,8 @@
 """Held-out work shared among processes so that the result does not depend on how many there are.
 
 A result depends in its last digits on the batch it was computed in, and a drawn bit can turn on them. So the batches
-are fixed beforehand, and whole batches are handed out.
+are fixed beforehand, and whole batches are handed out. Evaluations have even ones; benchmarks full ones, which stay the
+same where more samples are asked for of a folder that has some.
 """
 
 from collections.abc import Sequence
@@ -25,16 +26,17 @@ def fixed_batches(count: int, size: int) -> list[range]:
 
 
 def even_batches(count: int, size: int, group: int = 1) -> list[range]:
-    """The numbers 0 to count - 1 in batches of at most `size`, as equal as whole groups of `group` allow.
+    """The numbers 0 to count - 1 in batches of at most `size`, as equal as whole groups of `group` allow; larger first.
 
-    Up to a third more of them than need be, so that 8, 4 or 2 processes have as many each: their number cannot depend
+    Up to a third more batches than need be, so that each of 8, 4 or 2 processes has as many: their number cannot depend
     on how many processes there are, as what is computed depends in its last digits on the batch it is computed in.
     """
     groups = -(-count // group)
     least = -(-groups // max(1, size // group))
     shared = (-(-least // processes) * processes for processes in (8, 4, 2, 1))
     batches = next(number for number in shared if number <= max(least, min(groups, 4 * least // 3)))
-    edges = [min(count, group * (groups * number // batches)) for number in range(batches + 1)] if batches else [0]
+    small, larger = divmod(groups, max(1, batches))
+    edges = [min(count, group * (number * small + min(number, larger))) for number in range(batches + 1)]
     return [range(start, stop) for start, stop in pairwise(edges)]
 
 

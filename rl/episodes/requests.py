@@ -70,7 +70,8 @@ PICTURES: tuple[TurnKind, ...] = ("picture",)
 
 def turns(*kinds: TurnKind) -> Callable[[Episode], Episode]:
     """Says which turns an episode takes, as many as a sample takes at most: no more is trained than these kinds need,
-    and their memory is planned for. Without it, both kinds are trained, and one of each is planned for."""
+    other kinds are refused, and the memory of so many is planned for. Without it, both kinds are trained, and one of
+    each is planned for."""
 
     def marked(episode: Episode) -> Episode:
         episode.turns = kinds  # type: ignore[attr-defined]

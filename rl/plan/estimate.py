@@ -157,13 +157,15 @@ def make_plan(recipe: Recipe, simulation: Simulation, gpus: int, memory: int, pr
         caches.append(cache_parts(recipe, policy, share, alike, before, tokens, draws_both, "rollout"))
         replays += [simulation.replay(asked, micro, before, tokens) for asked in (recipe, *_as_experts(recipe))]
     if texts := turns["text"]:
-        # A conversation is taken to be as long as a prompt and a picture.
-        before, longest = prefix + tokens, rollout.max_new_tokens
+        # A conversation is taken to be as long as a prompt and the pictures before it, or one that came with it.
+        before, longest = prefix + max(1, pictures) * tokens, rollout.max_new_tokens
         written = simulation.written(recipe, micro, before, longest)
         parts += [
             Part("texts", texts * share * longest * token_bytes(recipe, policy)),
             Part("text activations", written, frozenset({"update"})),
         ]
+        if states.reference_leaves and _compares_vocabularies(recipe):
+            parts.append(Part("output layer of the reference", _output_bytes(policy)))
         caches.append(text_cache_parts(recipe, policy, share, before, "rollout"))
         replays.append(simulation.written(recipe, micro, before, longest, gradient=False))
     parts += largest(caches)
@@ -290,7 +292,15 @@ def rollout_bytes(recipe: Recipe, samples: int, bits: int, several_updates: bool
 def token_bytes(recipe: Recipe, policy: nn.Module) -> int:
     """What is kept of a written token: itself, whether it counts, its log-probabilities, and for the exact KL
     divergence the state from which the reference predicts it."""
-    text, model = recipe.algorithm.text_loss_settings, base_model(policy)
-    exact = text.beta > 0 and text.kl == "exact"
+    model = base_model(policy)
     state = model.config.text_config.hidden_size * model.dtype.itemsize
-    return 8 + 1 + 3 * 4 + exact * state
+    return 8 + 1 + 3 * 4 + _compares_vocabularies(recipe) * state
+
+
+def _compares_vocabularies(recipe: Recipe) -> bool:
+    text = recipe.algorithm.text_loss_settings
+    return text.beta > 0 and text.kl == "exact"
+
+
+def _output_bytes(policy: nn.Module) -> int:
+    return sum(parameter.nbytes for parameter in base_model(policy).lm_head.parameters())

@@ -86,8 +86,8 @@ class ModelStates:
     """(number, bytes each) of the trained ones by type"""
     has_reference: bool
     reference_on_gpu: bool
-    fetched_while_decoding: bool
-    """the reference, where it waits on the CPU; with dynamic sampling nobody knows which round is the last"""
+    reference_phases: frozenset[str]
+    """when a reference that waits on the CPU is on the GPU"""
     states_a_weight: int
     zero: ZeroSettings
     keeps_old_adapters: bool = False
@@ -117,7 +117,7 @@ class ModelStates:
             trained=tuple((number, size) for size, number in by_type.items()),
             has_reference=recipe.needs_reference and recipe.model.lora is None,
             reference_on_gpu=recipe.model.reference_device == "gpu",
-            fetched_while_decoding=recipe.rollout.dynamic_sampling is None,
+            reference_phases=_reference_phases(recipe),
             states_a_weight=_optimizer_states(str(recipe.trainer.get("optim", "adamw_torch"))),
             zero=zero,
             keeps_old_adapters=recipe.model.lora is not None and recipe.algorithm.reference_refresh is not None,
@@ -125,6 +125,11 @@ class ModelStates:
             experts_on_gpu=recipe.distill is not None and recipe.distill.device == "gpu",
             average=None if recipe.model.ema is None else recipe.model.ema.device,
         )
+
+    @property
+    def reference_leaves(self) -> bool:
+        """Whether it waits on the CPU, but for the output layer of texts once that is asked for."""
+        return self.has_reference and not self.reference_on_gpu and self.zero.stage != 3
 
     @property
     def trained_bytes(self) -> int:
@@ -176,8 +181,8 @@ class ModelStates:
         return parts
 
     def reference_parts(self, gpus: int) -> list[Part]:
-        """A separate reference model, and experts. Those that wait on the CPU come for their replay, one at a time;
-        ZeRO-3 shards all like the policy."""
+        """A separate reference model, and experts. Those that wait on the CPU come when they are asked, one at a
+        time; ZeRO-3 shards all like the policy."""
         if self.keeps_old_adapters:
             return [Part("reference", 4 * self.counts["trained"] // gpus)]
         models = (("reference", int(self.has_reference), self.reference_on_gpu),)
@@ -189,8 +194,7 @@ class ModelStates:
             elif on_gpu:
                 parts.append(Part(name, number * self.whole))
             else:
-                comes_early = name == "reference" and self.fetched_while_decoding
-                there = frozenset({"decode", "replay"} if comes_early else {"replay"})
+                there = self.reference_phases if name == "reference" else frozenset({"replay"})
                 parts.append(Part(name, min(number, 1) * self.whole, there))
         return [part for part in parts if part.bytes]
 
@@ -201,12 +205,25 @@ class ModelStates:
             total += (4 + 4 * self.states_a_weight + 4) * number // gpus
         if self.zero.weights_on_cpu:
             total += self.whole // gpus
+        total += self.whole * self.reference_leaves
         if self.zero.stage != 3:
-            total += self.whole * (self.has_reference and not self.reference_on_gpu)
             total += self.whole * (0 if self.experts_on_gpu else self.experts)
         if self.average == "cpu":
             total += self.average_bytes(gpus)
         return total
+
+
+def _reference_phases(recipe: Recipe) -> frozenset[str]:
+    """It comes while this process decodes, if the replay follows: with dynamic sampling nobody knows which round is the
+    last. The text-KL term asks it in the first micro-batch of an update."""
+    phases = set()
+    if recipe.algorithm.has_kl_term:
+        phases.add("replay")
+        if recipe.rollout.dynamic_sampling is None and not recipe.decode.processes:
+            phases.add("decode")
+    if recipe.understanding.kl_beta:
+        phases.add("update")
+    return frozenset(phases)
 
 
 def _optimizer_states(name: str) -> int:

@@ -75,13 +75,6 @@ class Experts:
         name = expert_name(self.named, trajectory.sample.record, self.by) if self.teach else ""
         return [replace(turn, expert=name) for turn in trajectory.turns]
 
-    def fetch(self, processes: "Accelerator") -> None:
-        """Begins to copy the weights of the one who will be asked to the device, where they are not. Several come one
-        after the other, when they are asked."""
-        if len(self.named) == 1:
-            (only,) = self.named.values()
-            only.reference.fetch(processes)
-
     def asked(self, turns: Sequence[Turn], processes: "Accelerator") -> Iterator[tuple[Expert, list[int]]]:
         """Each expert that any process has turns for, one after the other, with the places of this process's.
         Collective."""

@@ -23,7 +23,7 @@ class PolicyItself:
     """the output layer of texts, where it is not the policy's own; no adapter is put on that"""
 
     def fetch(self, accelerator: "Accelerator") -> None:
-        """Its weights are there."""
+        """Nothing is to be fetched: these are the policy's own weights."""
 
 
 class AdapterOff(PolicyItself):
@@ -64,7 +64,7 @@ class AdapterCopy(PolicyItself):
 class FrozenCopy:
     """A second model with the weights that training started from, until it is refreshed.
 
-    With `keep_on_device` false it waits on the CPU and is copied to the device for each use.
+    With `keep_on_device` false it waits on the CPU and is copied to the device for each use; ZeRO-3 shards it instead.
     """
 
     def __init__(self, model: nn.Module, *, keep_on_device: bool = True) -> None:
@@ -73,20 +73,18 @@ class FrozenCopy:
         self._accelerator: Accelerator | None = None
         self._offloaded: OffloadedWeights | None = None
         self._trained: dict[str, nn.Parameter] = {}
-        self._text_head_kept = False
 
     @property
     def text_head(self) -> nn.Module:
         """The output layer of texts, on the training device from its first use on, whatever else is not. Not to be
         asked for inside `ready`."""
         head = getattr(self.model, "module", self.model).lm_head
-        if self._offloaded is not None and not self._text_head_kept:
+        if self._offloaded is not None:
             self._offloaded.keep(head)
-            self._text_head_kept = True
         return head
 
     def fetch(self, accelerator: "Accelerator") -> None:
-        """Begins to copy what waits on the CPU, for a use to come."""
+        """Begins to copy weights that wait on the CPU to the device, and returns at once; `ready` waits for them."""
         self._place(accelerator)
         if self._offloaded is not None:
             self._offloaded.fetch()

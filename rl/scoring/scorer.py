@@ -68,7 +68,7 @@ class Scorer(Protocol):
         """Of what its decoder draws."""
 
     def begin(self, completions: Sequence[Completion], samples: Sequence[Sample], **wanted: Unpack[Wanted]) -> Scores:
-        """Begins with what B samples made."""
+        """Begins with what B samples made, or does all of it."""
 
     @property
     def comparing(self) -> list[str]:
@@ -96,7 +96,7 @@ class ScoredList:
 
 
 class LocalScorer:
-    """In this process, at once."""
+    """In this process, all of it in `begin`."""
 
     def __init__(self, decoder: "UniARVisualDecoder", scored: ScoredList, processor: Any) -> None:
         self.decoder, self.rewards, self.settings, self.processor = decoder, scored.rewards, scored.settings, processor

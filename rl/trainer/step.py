@@ -72,9 +72,9 @@ class Step:
         self.text = None if text_kl is None else TextTerm(trainer, text_kl, reference)
         self.settings = replace(DrawSettings.for_training(recipe), decoder=scorer.sizes)
         self.guidance = recipe.rollout.guidance_settings
-        measured_from, config = reference if recipe.algorithm.has_kl_term else None, trainer.bare_policy.config
+        self.reference, config = reference if recipe.algorithm.has_kl_term else None, trainer.bare_policy.config
         self.experts = experts or Experts.only(
-            measured_from, recipe.algorithm.reference.guidance(self.guidance), config
+            self.reference, recipe.algorithm.reference.guidance(self.guidance), config
         )
         self.turn_loss, self.kl_control = TurnLoss(recipe, self.experts), extensions.kl_control
         self.groups = GroupRecorder(trainer, recipe, scorer, groups_seen)
@@ -112,7 +112,8 @@ class Step:
         if self.dynamic_sampling is not None:
             return self._collect_informative(self.dynamic_sampling, len(samples))
         played = self._played(samples)
-        self.experts.fetch(self.processes)  # comes while this process decodes
+        if self.reference is not None:
+            self.reference.fetch(self.processes)  # comes while this process decodes
         scores = self._begin_scoring(played, samples, len(samples) * self.processes.num_processes)
         # Another process may score while this one replays.
         trajectories = self._replayed(played)

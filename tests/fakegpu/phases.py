@@ -302,6 +302,7 @@ PHASES: dict[str, Callable[[], Figures]] = {
     "update, micro-batch 2": partial(update, "uniar_sft_512", 2),
     "update, micro-batch 8": partial(update, "uniar_sft_512", 8),
     "update, micro-batch 8, 12 layers kept": partial(update, "uniar_sft_512", 8, checkpointing={"keep_layers": 12}),
+    "update, micro-batch 8, all kept": partial(update, "uniar_sft_512", 8, checkpointing=False),
     "update, micro-batch 2, guided": partial(update, "uniar_sft_512", 2, guided=True),
     "update, micro-batch 2, all kept": partial(update, "uniar_sft_512", 2, checkpointing=False),
     "LoRA, micro-batch 4": partial(update, "uniar_sft_lora", 4),

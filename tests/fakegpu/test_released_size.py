@@ -33,6 +33,7 @@ LAUNCHES = {
     "update, micro-batch 2": 5042,
     "update, micro-batch 8": 5042,
     "update, micro-batch 8, 12 layers kept": 4646,
+    "update, micro-batch 8, all kept": 3722,
     "update, micro-batch 2, guided": 5059,
     "update, micro-batch 2, all kept": 3722,
     "LoRA, micro-batch 4": 11877,

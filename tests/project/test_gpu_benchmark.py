@@ -19,6 +19,8 @@ def test_the_table_has_every_phase(monkeypatch, nano_checkpoint, capsys):
     measured = {row[0]: row[1] for row in table[2:]}
     for phase in (
         "golden vectors, float32",
+        "0.0 GB of weights from the machine's memory, GB/s",
+        "a copy of 4 MB behind them",
         "rollout of 2, eager, ms",
         "decode of 2,",
         "LoRA, a micro",

@@ -1,14 +1,18 @@
 """Weights that wait in the machine's memory: where they are, when, and in which order they are copied."""
 
 from contextlib import contextmanager
+from itertools import pairwise
 
 import pytest
 import torch
 from support.training_runs import changed, run, small_recipe
 from torch import nn
 
+from rl.config.model import ModelSection
+from rl.config.recipe import load_recipe
 from rl.distributed import offloaded_weights
-from rl.distributed.offloaded_weights import OffloadedWeights, page_locked
+from rl.distributed.offloaded_weights import OffloadedWeights, packed, page_locked
+from rl.plan.planned_model import planned_model
 from rl.policy.reference import FrozenCopy
 from rl.scoring import scorer
 
@@ -80,14 +84,21 @@ def test_a_copy_waits_for_what_was_launched_and_what_follows_for_the_copy(model,
         order.append(f"copies on {stream.name}")
         yield
 
+    def taken(like, device):
+        order.append("memory")
+        return torch.zeros(like.shape, dtype=like.dtype)
+
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream("main"))
     monkeypatch.setattr(torch.cuda, "stream", on)
+    monkeypatch.setattr(torch, "empty_like", taken)  # on the stream that is current, which is to be the main one
     weights = OffloadedWeights(model, CPU)
     weights._stream = Stream("side")
     weights.fetch()
-    assert order == ["side waits for main", "copies on side"]
+    tensors = len(places(model))
+    assert order == ["memory"] * (tensors + 1) + ["side waits for main", "copies on side"]
     weights.use()
-    assert order[2:] == ["main waits for side"]
+    weights.release()
+    assert order[tensors + 3 :] == ["main waits for side"] * 2  # whoever never used it does not free what is copied to
 
 
 def test_locked_memory_is_taken_in_blocks(monkeypatch):
@@ -99,8 +110,18 @@ def test_locked_memory_is_taken_in_blocks(monkeypatch):
         assert copy.is_contiguous()
         assert copy.data_ptr() % 64 == 0
     blocks = {copy.untyped_storage().data_ptr(): copy.untyped_storage().nbytes() for copy in copies}
-    assert list(blocks.values()) == [256, 448, 64]  # 64 + 128 + 64, one alone that is larger, and what is left
+    assert sorted(blocks.values()) == [256, 512]  # 448 + 64 and 128 + 64 + 64
     assert page_locked([]) == []
+    ends = sorted((copy.data_ptr(), copy.data_ptr() + copy.nbytes) for copy in copies)
+    assert all(end <= start for (_, end), (start, _) in pairwise(ends))
+
+
+def test_the_released_weights_fill_their_blocks():
+    model = planned_model(load_recipe("configs/uniar_sft_512.yaml").model).policy(ModelSection())
+    sizes = [tensor.nbytes for tensor in (*model.parameters(), *model.buffers())]
+    _, blocks = packed(sizes)
+    assert all(block & (block - 1) == 0 for block in blocks)
+    assert sum(sizes) <= sum(blocks) < 1.03 * sum(sizes)
 
 
 @pytest.mark.gpu
@@ -109,16 +130,22 @@ def test_on_a_gpu_they_are_the_same_and_their_memory_comes_back():
         pytest.skip("no GPU")
     device = torch.device("cuda", torch.cuda.current_device())
     model = nn.Sequential(*(nn.Linear(2048, 2048, bias=False) for _ in range(8)))
+    read = torch.full((8 * 2048, 2048), 3.0, device=device)
     expected = [weight.detach().clone() for weight in model.parameters()]
     weights, before = OffloadedWeights(model, device), torch.cuda.memory_allocated()
     for _ in range(3):
+        earlier = read.clone()
+        large = torch.randn(8192, 8192, device=device)
+        torch.mm(large, large)
+        total = earlier.sum()  # waits for the product, and its memory is taken meanwhile
+        del earlier, large
         weights.fetch()
-        torch.randn(4096, 4096, device=device).mm(torch.randn(4096, 4096, device=device))
+        assert total.item() == read.sum().item()
         weights.use()
         there = [weight.detach() * 1 for weight in model.parameters()]
         weights.release()
         assert all(torch.equal(one.cpu(), other) for one, other in zip(there, expected, strict=True))
-        del there
+        del there, total
     assert torch.cuda.memory_allocated() == before
 
 
