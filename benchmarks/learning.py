@@ -5,7 +5,8 @@
     python -m benchmarks.learning gradients --settings without_02 credit_02 --batches 40
     python -m benchmarks.learning table                           # of all that is there so far
 
-A setting is a name below, which stands for overrides of configs/quickstart.yaml, or a recipe of configs/.
+A setting is a name below, which stands for overrides of configs/quickstart.yaml with twice its updates, or a recipe
+of configs/.
 
 `runs` trains each setting with each seed in a process of its own, into runs/learning/SETTING-SEED. A run that has ended
 is not run again, one that was interrupted goes on. The seed changes rollouts and the order of prompts; held-out prompts
@@ -49,7 +50,9 @@ SETTINGS: dict[str, list[str]] = {
     "both": ["algorithm.credit=prompt", REFERENCE, "algorithm.beta=0.02"],
 }
 ANSWERS = "eval_understanding/exact_match"
-STEPS = (50, 100, 150, 600)
+STEPS = (50, 75, 100, 150, 300)
+LONG = ["trainer.max_steps=150", "trainer.learning_rate=2e-4"]
+"""of the settings above: twice the quickstart's updates"""
 SAMPLES, PROMPTS = 8, 120
 """of the evaluation that diversity is taken from"""
 QUIET = ["evaluate.prompts=null", "understanding.questions=null", "records.groups_every=null"]
@@ -89,7 +92,9 @@ def main() -> None:
 
 def told(setting: str) -> list[str]:
     """The recipe of a setting and its overrides, as a command line has them."""
-    return [str(CONFIGS / f"{setting if setting not in SETTINGS else RECIPE}.yaml"), *SETTINGS.get(setting, [])]
+    if setting in SETTINGS:
+        return [str(CONFIGS / f"{RECIPE}.yaml"), *LONG, *SETTINGS[setting]]
+    return [str(CONFIGS / f"{setting}.yaml")]
 
 
 # Runs ----------------------------------------------------------------------------------------------------------------

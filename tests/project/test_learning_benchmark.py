@@ -88,5 +88,5 @@ def test_a_run_that_has_ended_is_a_row_of_the_table(learning, tmp_path):
     (row,) = learning.run_table(["both", "without"], [0, 1]).splitlines()[2:]
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[:3] == ["both", "1", "60.0%"]
-    assert cells[6:12] == ["+20.0", "75%", "4.00", "8.0", "+1.0", "0.0100"]
-    assert float(cells[12].strip("%")) == pytest.approx(51, abs=6)
+    assert cells[7:13] == ["+20.0", "75%", "4.00", "8.0", "+1.0", "0.0100"]
+    assert float(cells[13].strip("%")) == pytest.approx(51, abs=6)
