@@ -149,7 +149,8 @@ def _text(target: Path, base: str, more: dict[str, Any], answers: dict[str, Any]
         "rewards": rewards,
         **more,
     }
-    if answers["held_out"] or base != OF_TINY:
+    tinys_own = base == OF_TINY and all(answers[key] == value for key, value in TINY_DEFAULTS.items())
+    if answers["held_out"] or not tinys_own:  # else what it holds out is of another task
         mapping["evaluate"] = {"prompts": answers["held_out"] and _from(target, answers["held_out"])}
         mapping["eval_rewards"] = []
     if folder.is_dir() and base != OF_TINY:

@@ -67,7 +67,7 @@ def describe(plan: Plan, name: str, memory: float, reward_memory: float = 0.0) -
         "",
         f"kept free: {RESERVE / GIB:g} GiB for the CUDA context and NCCL, {RESERVED_SHARE:.0%} for fragmentation"
         + (f", {reward_memory:g} GiB for rewards" if reward_memory else ""),
-        f"memory of the machine per process: {plan.host / GIB:.1f} GiB while it trains, "
+        f"memory of the machine per process, beside Python's own: {plan.host / GIB:.1f} GiB while it trains, "
         f"{plan.host_loading / GIB:.1f} while it loads; {here * plan.host / GIB:.0f} for {here} of them on one machine",
     ]
     if plan.decoding_gpus:

@@ -31,6 +31,8 @@ def _recipe_of(recipe: Recipe, name: str, section: EvaluationSetSection) -> Reci
     changed: dict[str, Any] = {"evaluate": {"sets": {}}}
     for key, (*within, place) in _PLACES.items():
         value = getattr(section, key)
+        if key == "limit":  # to look at a few of each set, one override is enough
+            value = min((limit for limit in (value, recipe.evaluate.limit) if limit is not None), default=None)
         if value is None:
             continue
         (changed.setdefault(within[0], {}) if within else changed)[place] = value

@@ -14,7 +14,7 @@ class EvaluationSetSection:
 
     prompts: str | None = setting("Its held-out prompts; null: evaluate.prompts.", None, path=True)
     rewards: list[dict[str, Any]] | None = setting("Its rewards; null: those of other evaluations.", None)
-    limit: int | None = setting("Use only the first prompts, this many; null: evaluate.limit.", None, ge=1)
+    limit: int | None = setting("Use only the first prompts, this many; never more than evaluate.limit.", None, ge=1)
     height: int | None = setting("Height of its images as the model draws them; null: rollout.height.", None, ge=1)
     width: int | None = setting("Width of its images as the model draws them; null: rollout.width.", None, ge=1)
     upsampling_ratio: float | None = setting(

@@ -343,7 +343,7 @@ class Recipe:
 
     @property
     def names_its_folder_itself(self) -> bool:
-        return self.output_dir != self.default_folder
+        return ("output_dir",) in self.origins or self.output_dir != self.default_folder
 
     @property
     def needs_reference(self) -> bool:

@@ -1,6 +1,7 @@
 """A run that is finished: what says so, whether another start of it has anything left to do, and its last lines."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -95,5 +96,17 @@ def report(folder: RunFolder) -> None:
         )
     print(f"checkpoint {folder.final}  plot {folder.plot}  sample grids {folder.samples}")
     if totals:
+        for name, rewards in _of_sets(folder, sorted({min(totals), max(totals)})).items():
+            print(f"held-out {name}: {' -> '.join(f'{reward:.4f}' for reward in rewards)}")
         first, last = (totals[step].nanmean().item() for step in (min(totals), max(totals)))
         print(f"held-out reward: {f'{first:.4f} -> ' if len(totals) > 1 else ''}{last:.4f}", flush=True)
+
+
+def _of_sets(folder: RunFolder, steps: Sequence[int]) -> dict[str, list[float]]:
+    """Name of each of `evaluate.sets` → its mean reward at these steps."""
+    found: dict[str, list[float]] = {}
+    for line in folder.read():
+        for key, value in line.items() if line["step"] in steps and "eval_reward" in line else ():
+            if key.startswith("eval_") and key.endswith("/reward"):
+                found.setdefault(key.removeprefix("eval_").removesuffix("/reward"), []).append(value)
+    return found

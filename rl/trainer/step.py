@@ -221,6 +221,7 @@ class Step:
             self.trainer.record({f"rewards/{name}/failed": count for name, count in table.failures.items()})
             # Without any score there is no variance either.
             self.watch.rollout(metrics.get("frac_reward_zero_std", 1.0))
+            self.watch.scores(bool(table.failed.any() or table.values.isfinite().any()), table.names)
             self.scores_seen(samples, scored)
         return advantages.to(self.processes.device, torch.float32)
 

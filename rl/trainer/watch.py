@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 MicroBatch = Sequence[Forward]
 
+UNSCORED_ROLLOUTS = 3
+"""rollouts without any score, from the start on, after which there is no hope of one"""
+
 
 class Watch(StatefulCallback):
     """Sees every rollout's rewards, every micro-batch's loss, every update's metrics and gradients: before the update
@@ -45,6 +48,7 @@ class Watch(StatefulCallback):
         self._kept: set[str] = set()  # settings that were passed; of each, the first batch is in bad_batches/
         self._without_variance = self._skipped_in_a_row = self._updates_made = self._updates_skipped = 0
         self._variance, self._fresh = False, True
+        self._scored, self._unscored_rollouts = False, 0
 
     def state(self) -> dict[str, Any]:
         return {
@@ -64,6 +68,18 @@ class Watch(StatefulCallback):
         """Called with each rollout's share of groups whose rewards do not differ."""
         self._variance = without_variance < 1 or (self._variance and not self._fresh)
         self._fresh = False
+
+    def scores(self, found: bool, rewards: Sequence[str]) -> None:
+        """Called with each rollout: whether any sample has a score of these rewards. Raises UserError where the first
+        rollouts have none."""
+        self._scored |= found
+        if self._scored:
+            return
+        self._unscored_rollouts += 1
+        said = f"update {self._number}: no sample has a score; {' and '.join(rewards)} applied to no prompt so far"
+        if self._unscored_rollouts == UNSCORED_ROLLOUTS:
+            raise UserError(f"{said}. Give the prompts what the rewards need, such as metadata (docs/rewards.md).")
+        logger.warning("%s", said)
 
     def micro_batch(self, loss: Tensor, forwards: MicroBatch) -> None:
         """Called with the forward passes of each micro-batch and its loss on this rank."""

@@ -15,6 +15,7 @@ from rl.config.evaluation_sets import sets_of
 from rl.config.recipe import load_recipe, recipe_from_mapping
 from rl.records.rows import read_rows
 from rl.report.paired import compare_rows
+from rl.run.finished import report
 from rl.trainer.extensions.early_stop import check_metric
 from uniar.errors import UserError
 
@@ -35,8 +36,13 @@ def settings(nano_checkpoint, tmp_path, monkeypatch):
     return changed(recipe, evaluate=evaluate, trainer={"max_steps": 1, "save_steps": 1})
 
 
-def test_each_set_is_scored_as_alone(settings, tmp_path):
+def test_each_set_is_scored_as_alone(settings, tmp_path, capsys):
     both = run(settings, output_dir=str(tmp_path / "both"))
+    report(both)
+    said, scores = capsys.readouterr().out, [line for line in both.read() if "eval_reward" in line]
+    for name in SETS:
+        first, last = (line[f"eval_{name}/reward"] for line in (scores[0], scores[-1]))
+        assert f"held-out {name}: {first:.4f} -> {last:.4f}\n" in said
     [line, *_] = [line for line in both.read() if "eval_reward" in line]
     rows = read_rows(both.rows(1))
     assert rows["set"].to_pylist() == ["wide"] * 3 + ["blues"] * 4
@@ -102,6 +108,8 @@ def test_what_is_null_is_as_evaluate_has_it(settings):
     assert (blues.rollout.height, blues.evaluate.temperature, blues.evaluate.limit) == (64, 0.1, None)
     assert blues.eval_rewards[0] == {"use": "compressibility"}
     assert recipe_from_mapping(json.loads(json.dumps(recipe.to_mapping()))).evaluate == recipe.evaluate
+    few = sets_of(recipe_from_mapping(changed(settings, evaluate={"limit": 3}))).values()
+    assert [one.evaluate.limit for one in few] == [1, 3]  # of each set its own, and never more than this
     alone = recipe_from_mapping(changed(settings, evaluate={"sets": {}}))
     assert sets_of(alone) == {None: alone}
 

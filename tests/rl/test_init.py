@@ -46,6 +46,10 @@ def test_what_is_not_given_is_asked(folder, capsys, monkeypatch):
     recipe = load_recipe("tiny.yaml")
     assert recipe.rewards[0]["use"] == "rl.tiny.shapes:Shapes"
     assert recipe.evaluate.prompts is not None
+    words = "--model tiny --prompts prompts.jsonl --rewards compressibility --gpus 1 --memory 16"
+    assert main(["init", "own.yaml", *words.split()]) == 0
+    recipe = load_recipe("own.yaml")
+    assert (recipe.evaluate.prompts, recipe.eval_rewards) == (None, [])
 
 
 def test_tiny_is_the_model_though_a_folder_has_the_name(folder):

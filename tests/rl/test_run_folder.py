@@ -89,6 +89,10 @@ def test_a_recipe_without_a_folder_gets_a_new_one_each_time(tmp_path, monkeypatc
     assert [str(RunFolder.claim(recipe).path) for _ in range(3)] == ["runs/mine", "runs/mine-2", "runs/mine-3"]
     assert "output_dir: runs/mine-3" in RunFolder("runs/mine-3").config.read_text()
     assert str(RunFolder.claim(recipe, resume=True).path) == "runs/mine-3"
+    named = dataclasses.replace(recipe, origins={("output_dir",): "the command line"})  # though it is what it would be
+    assert str(RunFolder.claim(named, resume=True).path) == "runs/mine"
+    with pytest.raises(UserError, match="runs/mine holds another run"):
+        RunFolder.claim(named)
 
 
 def test_an_unwritable_folder_is_named(tmp_path):

@@ -242,6 +242,26 @@ def test_rewards_that_apply_to_nothing_do_not_differ(settings):
         run(settings, no_variance_steps=1)
 
 
+def test_rewards_that_apply_to_no_prompt_end_the_run_soon(settings, caplog):
+    settings["rewards"] = [{"use": "color"}]
+    settings["trainer"] |= {"max_steps": 5}
+    with pytest.raises(
+        UserError, match=r"update 3: no sample has a score; color applied to no prompt so far\. Give the"
+    ):
+        run(settings)
+    assert caplog.text.count("update 1: no sample has a score") == 1
+
+
+def test_a_rollout_without_a_score_among_others_is_none_to_end_a_run(settings, tmp_path):
+    (tmp_path / "rare.py").write_text(
+        "seen = []\n\ndef rare(prompts, images, **_):\n    seen.append(1)\n"
+        "    return [0.5 if len(seen) == 1 else None for _ in prompts]\n"
+    )
+    settings["rewards"] = [{"use": f"{tmp_path}/rare.py:rare"}]
+    settings["trainer"] |= {"max_steps": 5}
+    assert run(settings).read()[-1]["step"] == 5
+
+
 def test_updates_without_variance_are_counted_on_after_a_resume(settings, tmp_path):
     (tmp_path / "flat.py").write_text("def flat(prompts, images, **_): return [1.0] * len(prompts)\n")
     settings |= {"rewards": [{"use": f"{tmp_path}/flat.py:flat"}], "resume": "auto"}
