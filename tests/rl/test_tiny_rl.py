@@ -49,7 +49,7 @@ def with_pictures(tmp_path_factory) -> Path:
     assert words[-4:] == ["--questions", "6000", "--edits", "2000"]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        assert main([*words[:-4], "--questions", "400", "--edits", "100"]) == 0
+        assert main([*words[:-4], "--questions", "400", "--edits", "200"]) == 0
         lines = (folder / "configs/prompts/tiny_joint.yaml").read_text().replace("000}", "0}")
         (folder / "data/joint.yaml").write_text(lines)
     return folder
