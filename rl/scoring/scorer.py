@@ -62,13 +62,15 @@ class Scorer(Protocol):
     """Decodes and scores samples with the rewards of one list of the recipe."""
 
     rewards: RewardSuite
+    local: bool
+    """whether this process decodes, once the scores are asked for"""
 
     @property
     def sizes(self) -> DecoderSizes:
         """Of what its decoder draws."""
 
     def begin(self, completions: Sequence[Completion], samples: Sequence[Sample], **wanted: Unpack[Wanted]) -> Scores:
-        """Begins with what B samples made, or does all of it."""
+        """Begins with what B samples made."""
 
     @property
     def comparing(self) -> list[str]:
@@ -96,7 +98,9 @@ class ScoredList:
 
 
 class LocalScorer:
-    """In this process, all of it in `begin`."""
+    """In this process, when the scores are asked for."""
+
+    local = True
 
     def __init__(self, decoder: "UniARVisualDecoder", scored: ScoredList, processor: Any) -> None:
         self.decoder, self.rewards, self.settings, self.processor = decoder, scored.rewards, scored.settings, processor
@@ -104,8 +108,7 @@ class LocalScorer:
     def begin(self, completions: Sequence[Completion], samples: Sequence[Sample], **wanted: Unpack[Wanted]) -> Scores:
         wanted.pop("keep", None)  # all are
         given = (self.decoder, completions, samples, self.settings, self.rewards)
-        found = decode_and_score(*given, processor=self.processor, **wanted)
-        return lambda: found
+        return partial(decode_and_score, *given, processor=self.processor, **wanted)
 
     @property
     def sizes(self) -> DecoderSizes:
@@ -171,6 +174,8 @@ class DecoderConnection:
 
 class RemoteScorer:
     """In a decoding process, while this one goes on until it asks for the scores."""
+
+    local = False
 
     def __init__(self, connection: DecoderConnection, key: str, scored: ScoredList, sizes: DecoderSizes) -> None:
         """key: what the other process calls the same list."""

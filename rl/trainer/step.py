@@ -115,9 +115,9 @@ class Step:
         if self.reference is not None:
             self.reference.fetch(self.processes)  # comes while this process decodes
         scores = self._begin_scoring(played, samples, len(samples) * self.processes.num_processes)
-        # Another process may score while this one replays.
-        trajectories = self._replayed(played)
-        images, scored = scores()
+        found = scores() if self.scorer.local else None
+        trajectories = self._replayed(played)  # another process may score meanwhile
+        images, scored = scores() if found is None else found
         self.groups.drawn(samples, [one.completion for one in played], images, scored)
         table = gathered(scored, self.processes)
         first = self.processes.process_index * len(samples)
