@@ -61,6 +61,7 @@ free at the start: all on a CPU. None where more may be held than is counted: wi
 `understanding.kl_beta` > 0, episodes other than `draw`, rewards whose size is not known, or a device that is neither
 a CPU nor CUDA's. The head of a run says how many, and why none.
 Checkpoints fall between rollouts, so save_steps and max_steps must be multiples of the updates that a rollout serves.
+With `warmup_steps` the first update has learning rate 0, as in transformers' schedules, and so changes nothing.
 
 `report_to` (default `none`) names who is told of the run: `tensorboard`, `wandb` and others, with the recipe as the
 run's config. The project is `project`, or else `WANDB_PROJECT`, or else `uniar-rl`; the run is called `run_name`, or

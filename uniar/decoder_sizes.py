@@ -99,9 +99,14 @@ class DecoderSizes(NamedTuple):
                 f"{int(ar_height * ratio)}×{int(ar_width * ratio)} (upsampling_ratio {float(ratio):.6g})"
                 for ratio in nearest
             )
+            what = []
+            if any(side % unit for side in size):
+                what.append(f"multiples of {unit} pixels")
+            if max(size) > largest:
+                what.append(f"at most {largest} pixels")
             raise UserError(
                 f"{ar_height}×{ar_width} at upsampling_ratio {upsampling_ratio:.6g} would be {size[0]}×{size[1]}; "
-                f"sides must be multiples of {unit} pixels, at most {largest}; "
+                f"this decoder's sides must be {' and '.join(what)}; "
                 + (f"the nearest valid sizes are {advice}." if advice else "choose a smaller AR size.")
             )
         return size

@@ -14,7 +14,7 @@ PLUGIN = '''\
 
 Try it:             uniar-rl rewards check {name}.py
                     uniar-rl rewards score {name}.py:{cls} --image PICTURE --prompt "a red kettle"
-Test it:            python -m pytest test_{name}.py
+Test it:            pip install pytest; python -m pytest test_{name}.py
 Train with it, in a recipe (the path starts from the recipe's folder):
 
 rewards:

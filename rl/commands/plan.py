@@ -67,8 +67,8 @@ def describe(plan: Plan, name: str, memory: float, reward_memory: float = 0.0) -
         "",
         f"kept free: {RESERVE / GIB:g} GiB for the CUDA context and NCCL, {RESERVED_SHARE:.0%} for fragmentation"
         + (f", {reward_memory:g} GiB for rewards" if reward_memory else ""),
-        f"memory of the machine per process, beside Python's own: {plan.host / GIB:.1f} GiB while it trains, "
-        f"{plan.host_loading / GIB:.1f} while it loads; {here * plan.host / GIB:.0f} for {here} of them on one machine",
+        f"memory of the machine per process, beside Python's own: {plan.host / GIB:.3g} GiB while it trains, "
+        f"{plan.host_loading / GIB:.3g} while it loads; {here * plan.host / GIB:.3g} for {here} of them on one machine",
     ]
     if plan.decoding_gpus:
         verdict = "" if plan.decoding <= plan.usable else ", which DOES NOT FIT"
@@ -82,7 +82,7 @@ def _table(plan: Plan) -> str:
     phases = [phase for phase in PHASES if phase != "evaluate" or plan.part("KV caches of evaluations")]
     width = max(len(part.name) for part in plan.parts)
     unit, size = ("GiB", GIB) if plan.peak >= GIB else ("MiB", 2**20)
-    rows = [f"{f'{unit} a GPU':<{width}}" + "".join(f"{phase:>10}" for phase in phases)]
+    rows = [f"{f'{unit} per GPU':<{width}}" + "".join(f"{phase:>10}" for phase in phases)]
     for part in plan.parts:
         cells = [f"{part.bytes / size:.2f}" if phase in part.phases else "" for phase in phases]
         rows.append(f"{part.name:<{width}}" + "".join(f"{cell:>10}" for cell in cells))

@@ -4,7 +4,7 @@ Noise depends on nothing but the run's seed, the step, the sample and the number
 whatever it is played beside.
 """
 
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -14,27 +14,22 @@ from PIL import Image
 
 from rl.algorithm.guidance import Gaps
 from rl.data.prompts import PromptRecord
-from rl.episodes.requests import Request, TurnKind, Write, fault_of
+from rl.episodes.requests import Request, Write
+from rl.episodes.running import RunningEpisode
 from rl.policy.completion import Completion
 from rl.policy.replay import Branch
 from rl.policy.samples import DrawSettings, Sample
 from rl.policy.trajectory import Trajectory
 from rl.policy.turns import Pictures, Texts, Turn
 from uniar.conversations import Drawing, Message, Picture, encode_turns
-from uniar.errors import UserError
 from uniar.generation import draw_noise, rollout
 from uniar.reading.pictures import in_rgb
-from uniar.reading.plugins import described
 from uniar.reading.prompt_text import reserved_tokens
 from uniar.turn_prompt import TurnPrompt
 from uniar.writing import end_tokens, text_noise, write
 
 if TYPE_CHECKING:
     from uniar.modeling_uniar import UniARForConditionalGeneration
-
-MOST_TURNS = 100
-"""of a sample: an episode without an end would keep the run, and all processes, waiting"""
-
 
 def play(
     model: "UniARForConditionalGeneration",
@@ -59,11 +54,10 @@ def play(
         record = replace(sample.record, metadata=deepcopy(sample.record.metadata))
         if record.image is not None:  # read once for the group, and one object, so that it is encoded once
             vars(record)["pictures"] = records.setdefault(record.id, record).pictures
-        episodes, task = settings.episodes, record.task
-        players.append(_Player(sample, episodes.name_of(task), episodes.turns([task]), episodes.of(task)(record)))
+        players.append(_Player(sample, RunningEpisode(settings.episodes, record)))
     stage = _Stage(model, processor, settings, step, keep_turns)
     while True:
-        asked = [(player, request) for player in players if (request := player.request) is not None]
+        asked = [(player, request) for player in players if (request := player.episode.request) is not None]
         if not asked:
             return [player.trajectory() for player in players]
         for kind in dict.fromkeys(stage.kind_of(player, request) for player, request in asked):
@@ -76,50 +70,21 @@ class _Player:
     """A sample in the middle of its episode."""
 
     sample: Sample
-    name: str
-    """of the episode"""
-    kinds: Collection[TurnKind]
-    """of turns that the episode may take"""
-    episode: Any
-    request: Request | None = field(init=False, default=None)
-    """what it waits for; None at its end"""
+    episode: RunningEpisode
     drawing: Drawing | None = None
     texts: list[str] = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)
-    count: int = 0
-    """of turns taken"""
 
-    def __post_init__(self) -> None:
-        self.go_on(None)
-
-    def go_on(self, made: Drawing | str | None) -> None:
+    def go_on(self, made: Drawing | str) -> None:
         """Sends what was made, and runs the episode to its next request. Raises UserError where it fails."""
         if isinstance(made, Drawing):
             self.drawing = made
-        elif made is not None:
+        else:
             self.texts.append(made)
-        self.count += made is not None
-        # A copy: what an episode does to its drawing changes nothing of what is replayed and scored.
-        sent = replace(made, bits=made.bits.clone()) if isinstance(made, Drawing) else made
-        try:
-            self.request = self.episode.send(sent)
-        except StopIteration:
-            self.request = None
-            if not self.count:
-                raise UserError(f"the episode {self.name} ended without a turn; it must yield Draw or Write.") from None
-            return
-        except UserError:
-            raise
-        except (Exception, SystemExit) as error:
-            prompt = self.sample.record.prompt
-            raise UserError(f"the episode {self.name} raised {described(error)}, at {prompt!r}.") from error
-        if fault := fault_of(self.request, sorted(self.kinds)):
-            raise UserError(f"the episode {self.name} {fault}.")
-        if self.count == MOST_TURNS:
-            raise UserError(f"the episode {self.name} asks for more than {MOST_TURNS} turns; it must end sooner.")
+        self.episode.send(made)
 
     def trajectory(self) -> Trajectory:
-        completion = Completion(self.drawing, tuple(self.texts), self.name)
+        completion = Completion(self.drawing, tuple(self.texts), self.episode.name)
         return Trajectory(self.sample, completion, tuple(self.turns))
 
 
@@ -141,7 +106,8 @@ class _Stage:
         if isinstance(request, Write):
             return (self.settings.max_new_tokens if request.max_new_tokens is None else request.max_new_tokens,)
         size = request.size or self.settings.size_of(player.sample, self.step)
-        self.settings.check_size(size, self.model.config.vision_config.pixels_per_token, f"the episode {player.name}: ")
+        unit = self.model.config.vision_config.pixels_per_token
+        self.settings.check_size(size, unit, f"the episode {player.episode.name}: ")
         return tuple(size)
 
     def serve(self, kind: tuple[int, ...], asked: _Asked) -> None:
@@ -160,7 +126,7 @@ class _Stage:
         ]
         guided = settings.guidance_scale is not None or settings.unconditional
         prompt, owners = self._encoded(conversations, grid=grid, unconditional=guided)
-        seeds = [settings.bits_seed(player.sample, self.step, player.count) for player, _ in asked]
+        seeds = [settings.bits_seed(player.sample, self.step, player.episode.count) for player, _ in asked]
         drawn = rollout(
             self.model,
             prompt,
@@ -189,7 +155,7 @@ class _Stage:
     def _write(self, longest: int, asked: _Asked) -> None:
         settings = self.settings
         prompt, owners = self._encoded([request.messages for _, request in asked], new_tokens=longest)
-        seeds = [settings.text_seed(player.sample, self.step, player.count) for player, _ in asked]
+        seeds = [settings.text_seed(player.sample, self.step, player.episode.count) for player, _ in asked]
         written = write(
             self.model,
             prompt,

@@ -1,6 +1,8 @@
 """From the sections of a recipe to the objects that a run, or an evaluation, is made of."""
 
 from collections.abc import Collection, Sequence
+from copy import deepcopy
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,8 @@ from rl.config.recipe import blamed_on
 from rl.config.sections import Recipe, RolloutSection, SizeSection
 from rl.data.prompts import PromptRecord, load_prompts
 from rl.data.questions import QuestionRecord, load_questions
-from rl.episodes.registry import DEFAULT, Episodes, episode_named
+from rl.episodes.registry import DEFAULT, EPISODES, Episodes, episode_named
+from rl.episodes.running import RunningEpisode
 from rl.evaluation.evaluate import Evaluator, require_free_names
 from rl.evaluation.understanding import Examiner
 from rl.policy.loading import check_adapters
@@ -176,8 +179,8 @@ def load_decoder(recipe: Recipe, source: Path, device: torch.device | str) -> Un
 
 def check_model(recipe: Recipe, source: Path, records: Sequence[PromptRecord] = ()) -> None:
     """Raises UserError for a size, of the recipe or of a prompt, that the checkpoint in `source` cannot draw, or its
-    decoder not at this ratio, for adapters that the model cannot have, an engine without the device that it needs, and
-    an attention that is not installed. Loads configs alone."""
+    decoder not at this ratio, for adapters that the model cannot have, an engine without the device that it needs,
+    an attention that is not installed, and a plug-in episode that fails before its first turn. Loads configs alone."""
     rollout, ratio, sizes = recipe.rollout, recipe.decode.upsampling_ratio, DecoderSizes.of_checkpoint(source)
     named: dict[str, RolloutSection | SizeSection] = {
         "rollout": rollout,
@@ -205,6 +208,16 @@ def check_model(recipe: Recipe, source: Path, records: Sequence[PromptRecord] = 
             f"{recipe.where('model.attention')}: model.attention is flash_attention_2, and flash-attn is "
             "not installed; install it with `pip install 'uniar-rl[flash]'`, or use sdpa."
         )
+    _try_episodes(recipe, records)
+
+
+def _try_episodes(recipe: Recipe, records: Sequence[PromptRecord]) -> None:
+    """Runs each plug-in episode to its first request, on the first prompt of each task: what fails at once does so
+    before weights are loaded."""
+    episodes = Episodes(recipe.rollout.episodes, Path(recipe.source).parent)
+    for task, record in {record.task: record for record in reversed(records)}.items():
+        if episodes.name_of(task) not in EPISODES:
+            RunningEpisode(episodes, replace(record, metadata=deepcopy(record.metadata)))
 
 
 def build_evaluator(

@@ -6,6 +6,7 @@ from PIL import Image
 
 from rewards import RewardSuite
 from rl.data.prompts import PromptRecord
+from rl.episodes import running
 from rl.episodes.registry import Episodes
 from rl.episodes.requests import Draw, Write, turns
 from rl.evaluation.evaluate import Evaluator
@@ -82,7 +83,7 @@ def test_a_size_that_the_decoder_cannot_draw_is_refused_before_any_is_drawn(
     usual = settings(mine)
     records = [PromptRecord("a cat", id=name) for name in ("usual", "other")]
     scorer = LocalScorer(nano_decoder, ScoredList(suite, usual), nano_processor)
-    with pytest.raises(UserError, match=rf"^the episode mine.py:mine: {side}×32 .*; sides must be multiples .*\.$"):
+    with pytest.raises(UserError, match=rf"^the episode mine.py:mine: {side}×32 .*; this decoder.s sides must be .*\.$"):
         Evaluator(records, nano_processor, scorer, usual).run(nano_model)
 
 
@@ -97,7 +98,7 @@ def test_a_turn_that_would_not_be_trained_is_refused(nano_model, nano_processor,
 
 
 def test_an_episode_without_an_end_is_ended(nano_model, nano_processor, monkeypatch):
-    monkeypatch.setattr(playing, "MOST_TURNS", 3)
+    monkeypatch.setattr(running, "MOST_TURNS", 3)
 
     def mine(record):
         while True:

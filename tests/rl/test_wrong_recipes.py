@@ -166,3 +166,26 @@ def test_passes_that_fall_into_one_update_are_refused(recipe, attempt):
     for accumulation in (1, 2):  # each pass ends with an update
         trainer = f"{{gradient_accumulation_steps: {accumulation}, steps_per_generation: 2, save_strategy: no}}"
         assert attempt(recipe, "algorithm.num_iterations=2", f"trainer={trainer}") is None
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("yield record.prompt", "yielded str; an episode yields Draw or Write (line 5)"),
+        ("yield Draw(record.metadata['size'])", "raised KeyError"),
+        ("return\n    yield", "ended without a turn"),
+        ("record.metadata.update(seen=1)\n    yield Draw(record.prompt)", None),
+    ],
+)
+@pytest.mark.parametrize(
+    "override",
+    ["rollout.episodes={episodes}", "evaluate.sets={{mine: {{prompts: {prompts}, episodes: {episodes}}}}}"],
+    ids=["training", "held out"],
+)
+def test_an_episode_that_fails_at_once(override, body, said, recipe, tmp_path, attempt):
+    episode = tmp_path / "mine.py"
+    episode.write_text(f"from rl.episodes.requests import Draw\n\n\ndef mine(record):\n    {body}\n")
+    (tmp_path / "held_out.txt").write_text("a cat\n")
+    words = {"episodes": f"{{default: {episode}:mine}}", "prompts": tmp_path / "held_out.txt"}
+    found = attempt(recipe, override.format(**words))
+    assert (found is None) if said is None else (f"the episode {episode}:mine {said}" in found)

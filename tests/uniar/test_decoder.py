@@ -337,7 +337,7 @@ def test_a_changed_token_changes_its_own_corner_most(models):
             (224, 224, 2.0),
             r"448×448.*at most 384.*nearest valid sizes are 384×384 \(upsampling_ratio 1.71429\)",
         ),
-        ("bsq8", (32, 416, 1.0), "at most 384; choose a smaller AR size"),
+        ("bsq8", (32, 416, 1.0), "must be at most 384 pixels; choose a smaller AR size"),
         ("bsq64", (64, 64, 2.0), "no super-resolution, so it must be 1"),
     ],
 )
