@@ -31,6 +31,7 @@ from uniar.writing import end_tokens, text_noise, write
 if TYPE_CHECKING:
     from uniar.modeling_uniar import UniARForConditionalGeneration
 
+
 def play(
     model: "UniARForConditionalGeneration",
     processor: Any,

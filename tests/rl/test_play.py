@@ -83,7 +83,9 @@ def test_a_size_that_the_decoder_cannot_draw_is_refused_before_any_is_drawn(
     usual = settings(mine)
     records = [PromptRecord("a cat", id=name) for name in ("usual", "other")]
     scorer = LocalScorer(nano_decoder, ScoredList(suite, usual), nano_processor)
-    with pytest.raises(UserError, match=rf"^the episode mine.py:mine: {side}×32 .*; this decoder.s sides must be .*\.$"):
+    with pytest.raises(
+        UserError, match=rf"^the episode mine.py:mine: {side}×32 .*; this decoder.s sides must be .*\.$"
+    ):
         Evaluator(records, nano_processor, scorer, usual).run(nano_model)
 
 
