@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from uniar.configuration_uniar import UniARConfig
+from uniar.shared_prefix import SharedPrefixes
 
 
 class DrawingModel(Protocol):
@@ -20,4 +21,5 @@ class DrawingModel(Protocol):
     visual_decoder_layers: nn.ModuleList
     visual_logits: Callable[..., Tensor]
     lm_head: Callable[..., Tensor]
+    shared_prefixes: Callable[..., SharedPrefixes | None]
     generation_config: Any

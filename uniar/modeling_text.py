@@ -2,20 +2,27 @@
 kind. Parameters have Qwen3-VL's names."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLTextConfig
 from transformers.models.qwen3_vl.modeling_qwen3_vl import (
+    Qwen3VLTextAttention,
     Qwen3VLTextDecoderLayer,
+    Qwen3VLTextMLP,
     Qwen3VLTextModel,
     Qwen3VLTextRMSNorm,
     Qwen3VLTextRotaryEmbedding,
+    apply_rotary_pos_emb,
+    eager_attention_forward,
 )
 
 from uniar.attention import causal_mask, policy_kernels, without_autocast
+from uniar.shared_prefix import SharedMask, attended
 
 
 def residual_stream(embeds: Tensor, layers: Sequence[nn.Module]) -> Tensor:
@@ -45,16 +52,45 @@ class RMSNorm(Qwen3VLTextRMSNorm):
             return F.rms_norm(hidden, weight.shape, weight, self.variance_epsilon)
 
 
+class UniARTextAttention(Qwen3VLTextAttention):
+    """Qwen3-VL's attention, also of packed rows, whose tails share a prefix."""
+
+    def __init__(self, config: Qwen3VLTextConfig, layer_idx: int) -> None:
+        super().__init__(config, layer_idx)
+        self.q_norm = RMSNorm(self.head_dim, eps=config.rms_norm_eps)
+        self.k_norm = RMSNorm(self.head_dim, eps=config.rms_norm_eps)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor],
+        attention_mask: Tensor | SharedMask | None,
+        past_key_values: Any = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """With a SharedMask, (R, P + G·T, H) packed rows → the same; else Qwen3-VL's."""
+        if not isinstance(attention_mask, SharedMask):
+            return super().forward(hidden_states, position_embeddings, attention_mask, past_key_values, **kwargs)
+        heads = (*hidden_states.shape[:-1], -1, self.head_dim)
+        query = self.q_norm(self.q_proj(hidden_states).view(heads)).transpose(1, 2)
+        key = self.k_norm(self.k_proj(hidden_states).view(heads)).transpose(1, 2)
+        value = self.v_proj(hidden_states).view(heads).transpose(1, 2)
+        query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        seen = attended(partial(attend, self, scaling=self.scaling), query, key, value, attention_mask)
+        return self.o_proj(seen.flatten(2)), None
+
+
 class UniARTextLayer(Qwen3VLTextDecoderLayer):
     """A layer that chooses its kernels itself, so that it does so too where a checkpointed one is run again."""
 
     def __init__(self, config: Qwen3VLTextConfig, layer_idx: int) -> None:
-        super().__init__(config, layer_idx)
+        super(Qwen3VLTextDecoderLayer, self).__init__()
+        self.hidden_size = config.hidden_size
+        self.self_attn = UniARTextAttention(config, layer_idx)
+        self.mlp = Qwen3VLTextMLP(config)
         self.input_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        attention = self.self_attn
-        attention.q_norm = RMSNorm(attention.head_dim, eps=config.rms_norm_eps)
-        attention.k_norm = RMSNorm(attention.head_dim, eps=config.rms_norm_eps)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         with policy_kernels():

@@ -4,7 +4,7 @@ Shapes: B rows · P prefix positions · T drawn visual tokens · L levels · S p
 hidden.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from uniar.engine.layers import layers_of
 from uniar.errors import UserError
 from uniar.modeling_text import UniARTextLayer, UniARTextModel, residual_stream
 from uniar.modeling_vision import UniARVisionModel
+from uniar.shared_prefix import SharedPrefixes
 from uniar.teacher_forcing import WrittenOutput, drawn_logits, written_log_probs
 from uniar.visual_head import visual_head
 
@@ -80,23 +81,33 @@ class UniARModel(Qwen3VLModel):
         image_mask: Tensor,
         deepstack: Sequence[Tensor],
         extra_layers: Iterable[nn.Module] = (),
+        shared: SharedPrefixes | None = None,
     ) -> Tensor:
         """(B, P, H) hidden states behind the text layers and `extra_layers`, without the final norm
-        (docs/checkpoint-format.md, 5).
+        (docs/checkpoint-format.md, 5); with `shared` those of packed rows.
 
         All layers see one causal mask with `attention_mask` (B, P) as padding, and one set of rotary positions.
         `deepstack` features are added behind the first text layers at `image_mask`, as far as there are text layers.
         """
-        text = self.language_model
-        mask = causal_mask(text.config, inputs_embeds, attention_mask)
+        text, features = self.language_model, None
+        if shared is None:
+            mask = causal_mask(text.config, inputs_embeds, attention_mask)
+        else:
+            added_to = inputs_embeds.dtype if text.config._attn_implementation == "eager" else None
+            mask = shared.mask(attention_mask, added_to)
+            features = shared.packed((image_mask.flatten().cumsum(0) - 1).clamp(min=0).view_as(image_mask))
+            image_mask, inputs_embeds = shared.packed(image_mask), shared.packed(inputs_embeds)
+            position_ids = shared.packed(position_ids.permute(1, 2, 0)).permute(2, 0, 1)
         rotary = text.rotary_emb(inputs_embeds, position_ids)
         hidden = residual_stream(inputs_embeds, text.layers)
         for number, layer in enumerate([*text.layers, *extra_layers]):
             hidden = layer(hidden, attention_mask=mask, position_embeddings=rotary)
             if number < min(len(deepstack), len(text.layers)) and len(deepstack[number]):
-                added = torch.zeros_like(hidden).masked_scatter(
-                    image_mask[..., None], deepstack[number].to(hidden.dtype)
-                )
+                found = deepstack[number].to(hidden.dtype)
+                if features is None:
+                    added = torch.zeros_like(hidden).masked_scatter(image_mask[..., None], found)
+                else:
+                    added = found[features].masked_fill(~image_mask[..., None], 0)
                 hidden = hidden + added
         return hidden
 
@@ -182,6 +193,13 @@ class UniARForConditionalGeneration(StrictLoading, Qwen3VLForConditionalGenerati
             )
         self.post_init()
 
+    def shared_prefixes(self, names: Sequence[Hashable] | None, length: int, tail: int) -> SharedPrefixes | None:
+        """Of rows of so many positions with a tail of so many; None where nothing is shared, and with flash-attn, which
+        takes no mask."""
+        if names is None or "flash" in self.config.text_config._attn_implementation:
+            return None
+        return SharedPrefixes.of(names, length - tail, tail, self.device)
+
     @property
     def visual_decoder_layers(self) -> Sequence[nn.Module]:
         """The layers between backbone and visual head; none when the config has no visual decoder."""
@@ -232,6 +250,7 @@ class UniARForConditionalGeneration(StrictLoading, Qwen3VLForConditionalGenerati
         reference_hidden: Tensor | None = None,
         reference_head: nn.Module | None = None,
         written_positions: int = 0,
+        prefix_names: Sequence[Hashable] | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast | WrittenOutput:
         """Text logits, or with `is_vistok_pred` the teacher-forced logits of drawn visual bits, or with
@@ -241,6 +260,9 @@ class UniARForConditionalGeneration(StrictLoading, Qwen3VLForConditionalGenerati
         every row of `input_ids`. Any image tokens before them belong to `pixel_values` (or to `visual_bits`).
         `image_grid_thw` lists all images row by row and may be left out when `position_ids` (3, B, P) are given.
         Returns `.logits` (B, T, L, S, K, 2): of bit 0 and of bit 1, each given all earlier tokens.
+
+        `prefix_names`: B names, equal where all that comes before the drawn bits, or the text, is the same; it is
+        computed once then (uniar/shared_prefix.py). Nothing may follow the drawn bits.
         """
         if is_vistok_pred:
             if online_rollout_codes is None or input_ids is None:
@@ -254,6 +276,7 @@ class UniARForConditionalGeneration(StrictLoading, Qwen3VLForConditionalGenerati
                 image_grid_thw,
                 visual_bits,
                 online_rollout_codes,
+                prefix_names,
             )
             return CausalLMOutputWithPast(logits=logits)
         if written_tokens is not None:
@@ -269,6 +292,7 @@ class UniARForConditionalGeneration(StrictLoading, Qwen3VLForConditionalGenerati
                 reference_hidden,
                 reference_head,
                 written_positions,
+                prefix_names,
             )
         return super().forward(
             input_ids=input_ids,

@@ -4,7 +4,7 @@ Shapes: B rows · P prefix positions · T drawn visual tokens · A written token
 token · K bits per code · H hidden.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +27,7 @@ def drawn_logits(
     image_grid_thw: Tensor | None,
     visual_bits: Tensor | None,
     drawn_bits: Tensor,
+    prefix_names: Sequence[Hashable] | None = None,
 ) -> Tensor:
     """(B, T, L, S, K, 2) logits of drawn bits, as UniARForConditionalGeneration.forward says."""
     rows, tokens = drawn_bits.shape[:2]
@@ -50,9 +51,12 @@ def drawn_logits(
     # Once for all images, so that processes with and without images to edit call the same modules equally often.
     main, *deepstack = model.model.visual.language_features(bits)
     embeds, _ = model.model.embed_images(input_ids, [main], places=sum(found))
+    shared = model.shared_prefixes(prefix_names, input_ids.shape[1], tokens)
     hidden = model.model.hidden_before_norm(
-        embeds, attention_mask, position_ids, image_mask, deepstack, model.visual_decoder_layers
+        embeds, attention_mask, position_ids, image_mask, deepstack, model.visual_decoder_layers, shared
     )
+    if shared is not None:
+        return model.visual_logits(shared.predicting(hidden))
     # The state before a token predicts it.
     predicting = drawn.byte().argsort(dim=1, descending=True, stable=True)[:, :tokens] - 1
     hidden = hidden.gather(1, predicting[..., None].expand(-1, -1, hidden.shape[-1]))
@@ -117,6 +121,7 @@ def written_log_probs(
     reference_hidden: Tensor | None,
     reference_head: nn.Module | None,
     positions: int = 0,
+    prefix_names: Sequence[Hashable] | None = None,
 ) -> WrittenOutput:
     """The log-probabilities of written `tokens` (B, A), the last A columns of `input_ids` (B, P + A), at `temperature`.
 
@@ -125,8 +130,8 @@ def written_log_probs(
     pictures in reading order. With `reference_hidden` (B, A, H), what a reference's pass of the same tokens had as
     `hidden`, the output has `kl`; `reference_head` is the reference's own `lm_head`, None the policy's.
 
-    `positions`: the largest B·A of all processes. Raises ValueError for what is missing and for a temperature that is
-    not above 0.
+    `positions`: the largest B·A of all processes. `prefix_names`: as UniARForConditionalGeneration.forward says.
+    Raises ValueError for what is missing and for a temperature that is not above 0.
     """
     if input_ids is None or attention_mask is None or position_ids is None or mask is None:
         raise ValueError("written_tokens need input_ids, attention_mask, position_ids and written_mask.")
@@ -137,8 +142,10 @@ def written_log_probs(
         visual_bits = input_ids.new_empty(0, *model.config.vision_config.code_shape, dtype=torch.uint8)
     main, *deepstack = backbone.visual.language_features(visual_bits)
     embeds, image_mask = backbone.embed_images(input_ids, [main], written=width)
-    states = backbone.hidden_before_norm(embeds, attention_mask, position_ids, image_mask, deepstack)
-    hidden = backbone.language_model.norm(states[:, -width - 1 : -1])  # the state before a token predicts it
+    shared = model.shared_prefixes(prefix_names, input_ids.shape[1], width)
+    states = backbone.hidden_before_norm(embeds, attention_mask, position_ids, image_mask, deepstack, shared=shared)
+    # The state before a token predicts it.
+    hidden = backbone.language_model.norm(states[:, -width - 1 : -1] if shared is None else shared.predicting(states))
     found = over_vocabulary(model.lm_head, hidden, tokens, temperature, reference_hidden, reference_head, positions)
     log_probs, entropy, *kl = (column.masked_fill(~mask, 0) for column in found)
     return WrittenOutput(log_probs, entropy, hidden, *kl)

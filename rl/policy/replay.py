@@ -6,6 +6,7 @@ Shapes: B samples · P prefix positions · T visual tokens · L levels · S patc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+from uuid import uuid4
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,8 @@ class Branch:
     """(B, 3, P + T)"""
     visual_bits: list[Tensor] | None = None
     """(n, L, S, K) of each sample's pictures, n from 0 on; None where no sample has any"""
+    prefixes: list[str] | None = None
+    """B names, equal where prefixes are the same, pictures included; None where that is not known"""
 
     @classmethod
     def of(cls, prompt: TurnPrompt, prompt_index: Tensor, image_token_id: int) -> "Branch":
@@ -37,7 +40,9 @@ class Branch:
         if pictures is not None:
             pictures = [pictures[owner] for owner in prompt_index.tolist()]
         ids, mask = append_image_tokens(prompt.input_ids, prompt.attention_mask, prompt.new_tokens, image_token_id)
-        return cls(ids[prompt_index], mask[prompt_index], prompt.position_ids.transpose(0, 1)[prompt_index], pictures)
+        positions, name = prompt.position_ids.transpose(0, 1)[prompt_index], uuid4().hex
+        names = [f"{name} {owner}" for owner in prompt_index.tolist()]
+        return cls(ids[prompt_index], mask[prompt_index], positions, pictures, names)
 
     @classmethod
     def before_text(cls, prompt: TurnPrompt, prompt_index: Tensor, tokens: Tensor, written: Tensor) -> "Branch":
@@ -46,7 +51,7 @@ class Branch:
         width, ends = prompt.input_ids.shape[1], prompt.input_ids.shape[1] + tokens.shape[1]
         ids = torch.cat([prefix.input_ids[:, :width], tokens], 1)
         mask = torch.cat([prefix.attention_mask[:, :width], written.to(prefix.attention_mask.dtype)], 1)
-        return cls(ids, mask, prefix.position_ids[..., :ends], prefix.visual_bits)
+        return cls(ids, mask, prefix.position_ids[..., :ends], prefix.visual_bits, prefix.prefixes)
 
     @classmethod
     def joined(cls, parts: Sequence["Branch"]) -> "Branch":
@@ -59,7 +64,10 @@ class Branch:
             bits = [one for part in parts for one in part.visual_bits or [nothing] * len(part.input_ids)]
         tensors = ("input_ids", "attention_mask", "position_ids")
         ids, mask, positions = (torch.cat([getattr(row, name) for row in rows]) for name in tensors)
-        return cls(ids, mask, positions, bits)
+        names = None
+        if all(part.prefixes is not None for part in parts):
+            names = [name for part in parts for name in part.prefixes or ()]
+        return cls(ids, mask, positions, bits, names)
 
     def shown(self) -> Tensor | None:
         """The bits of all pictures, row by row; None where there are none."""
@@ -70,7 +78,7 @@ class Branch:
         ids, mask, positions = (
             F.pad(tensor, (left, right)) for tensor in (self.input_ids, self.attention_mask, self.position_ids)
         )
-        return Branch(ids, mask, positions, self.visual_bits)
+        return Branch(ids, mask, positions, self.visual_bits, self.prefixes)
 
 
 def replay(
@@ -102,5 +110,6 @@ def _gap(model: Callable[..., Any], bits: Tensor, rows: Branch) -> Tensor:
         online_rollout_codes=bits,
         is_vistok_pred=True,
         visual_bits=rows.shown(),
+        prefix_names=rows.prefixes,
     ).logits.float()
     return logits[..., 1] - logits[..., 0]

@@ -171,6 +171,7 @@ class Texts:
             written_mask=self.mask,
             text_temperature=temperature,
             written_positions=positions,
+            prefix_names=branch.prefixes,
             **compared,
         )
 

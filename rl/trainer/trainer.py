@@ -25,7 +25,7 @@ from rl.trainer.extensions.collection import TrainerExtensions
 from rl.trainer.groups import GroupsSeen
 from rl.trainer.resumable import ResumableGRPOTrainer
 from rl.trainer.step import ScoresSeen, Step
-from rl.trainer.train_batch import TrainBatch
+from rl.trainer.train_batch import TrainBatch, in_whole_groups
 from rl.trainer.watch import Watch
 
 if TYPE_CHECKING:
@@ -101,10 +101,10 @@ class UniARTrainer(ResumableGRPOTrainer):
         before = self._buffered_inputs
         inputs = super()._prepare_inputs(generation_batch)
         if self._buffered_inputs is not before:
-            batches = self._buffered_inputs
-            forwards = self.step.share_out([TrainBatch.from_dict(batch) for batch in batches])
-            for batch, own in zip(batches, forwards, strict=True):
-                batch["forwards"] = own
+            of_update = min(self.args.gradient_accumulation_steps, len(self._buffered_inputs))
+            batches = in_whole_groups([TrainBatch.from_dict(batch) for batch in self._buffered_inputs], of_update)
+            for buffered, batch, own in zip(self._buffered_inputs, batches, self.step.share_out(batches), strict=True):
+                buffered |= {**batch.to_dict(), "forwards": own}
         return inputs
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
