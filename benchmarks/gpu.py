@@ -250,8 +250,8 @@ class Bench:
         checkpoint_layers(base_model(policy), simulation.kept_layers(recipe))
         trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=1e-6)
-        given, owners = prompts(policy, micro, self.grid, self.gpu.device), torch.arange(micro, device=self.gpu.device)
-        branch = Branch.of(given, owners, self.model.config.image_token_id)
+        given = prompts(policy, 1, self.grid, self.gpu.device)
+        branch = Branch.of(given, [0] * micro, self.model.config.image_token_id)
         shape = (micro, self.tokens, *self.code_shape)
         bits = torch.randint(0, 2, shape, dtype=torch.uint8, device=self.gpu.device)
         guidance, advantages = recipe.rollout.guidance_settings, torch.ones(micro, device=self.gpu.device)

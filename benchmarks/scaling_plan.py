@@ -26,7 +26,7 @@ from rl.plan.caches import cache_bytes  # noqa: E402
 from rl.plan.estimate import GIB, PREFIX, Plan, make_plan  # noqa: E402
 from rl.plan.memory import fused_kernels  # noqa: E402
 from rl.plan.planned_model import planned_model  # noqa: E402
-from rl.plan.simulation import Simulation, denoise, paint, visual_gap  # noqa: E402
+from rl.plan.simulation import Simulation, alike_of, denoise, paint, visual_gap  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "configs" / "uniar_sft_512.yaml"
@@ -90,24 +90,31 @@ def counted() -> Iterator[FlopCounterMode]:
         yield counter
 
 
+def work_of(recipe: Recipe) -> Work:
+    alike = alike_of(recipe, recipe.trainer["per_device_train_batch_size"])
+    return work(recipe.rollout.height, recipe.rollout.width, recipe.decode.num_inference_steps, alike)
+
+
 @functools.cache
-def work(height: int, width: int, steps: int) -> Work:
-    """Drawing an image a token at a time is the work of one pass over all of them."""
+def work(height: int, width: int, steps: int, alike: int) -> Work:
+    """Drawing an image a token at a time is the work of one pass over all of them. alike: how many of a micro-batch are
+    of one prompt, whose positions they share."""
     size, tokens = (height, width), tokens_of(height, width)
     policy = simulation().model.policy(load_recipe(RECIPE).model)
     with counted() as forward, torch.no_grad():
-        visual_gap(policy, 1, PREFIX, tokens)
+        visual_gap(policy, alike, PREFIX, tokens, alike)
     policy.train()
     policy.gradient_checkpointing_enable({"use_reentrant": False})
     with counted() as update:
-        visual_gap(policy, 1, PREFIX, tokens).sum().backward()
+        visual_gap(policy, alike, PREFIX, tokens, alike).sum().backward()
     transformer, vae = simulation().decoder(torch.bfloat16)
     with counted() as denoising, torch.no_grad():
         denoise(transformer, vae, size)
     with counted() as painting, torch.no_grad():
         paint(vae, size)
     decoding = steps * denoising.get_total_flops() + painting.get_total_flops()
-    return Work(forward.get_total_flops(), forward.get_total_flops(), update.get_total_flops(), decoding)
+    forwards, updates = (counter.get_total_flops() / alike for counter in (forward, update))
+    return Work(forwards, forwards, updates, decoding)
 
 
 def tokens_of(height: int, width: int) -> int:
@@ -118,9 +125,8 @@ def tokens_of(height: int, width: int) -> int:
 def seconds(recipe: Recipe, gpus: int, gpu: Gpu = H100) -> Seconds:
     """The least an update can take on so many GPUs."""
     drawn, trainer = recipe.rollout, recipe.trainer
-    one = work(drawn.height, drawn.width, recipe.decode.num_inference_steps)
     tokens, micro = tokens_of(drawn.height, drawn.width), trainer["gradient_accumulation_steps"]
-    images = trainer["per_device_train_batch_size"] * micro
+    images, one = trainer["per_device_train_batch_size"] * micro, work_of(recipe)
     policy = simulation().policy(recipe)
     # A token reads every weight that computes it, once for all images, and each image's cache, half full on average.
     visited = [policy.model.language_model.layers, policy.visual_decoder_layers, policy.output_layer_vistok]
@@ -187,7 +193,7 @@ def by_resolution() -> list[list[str]]:
     rows = [["pixels", "tokens", "bits", *ENGINES, "drawing, TFLOP", "update", "decoding", "zero2: s"]]
     for side in (256, 512, 768, 1024):
         recipes = on_both_engines(f"rollout.height={side}", f"rollout.width={side}")
-        one = work(side, side, recipes[0].decode.num_inference_steps)
+        one = work_of(recipes[0])
         counts = [f"{flops / 1e12:.1f}" for flops in (one.drawing, one.update, one.decoding)]
         sizes = [f"{side}×{side}", str(tokens_of(side, side)), f"{plan(recipes[0], 8).bits_per_image:,}"]
         rows.append([*sizes, *peaks(recipes, 8), *counts, f"{seconds(recipes[0], 8).together:.1f}"])

@@ -19,7 +19,7 @@ from rl.distributed.sharing import even_batches, fixed_batches  # noqa: E402
 STEP, STEP_OF_A_ROW = 0.0080, 0.0000165
 """seconds of a step of the rollout: of its weights, and of each row's cache, half filled"""
 TOKENS, SAMPLES_PER_PROMPT = 256, 4
-REPLAY, UPDATE = 0.104 / 8, 0.302 / 8
+REPLAY, UPDATE = 0.0776 / 8, 0.2245 / 8
 """seconds per image, in micro-batches of 8"""
 DECODING_STEP, PAINTING = 0.0817 / 16, 0.0487 / 16
 """seconds per image of the SD3 transformer and of the autoencoder, 16 at once"""

@@ -27,6 +27,14 @@ from uniar.teacher_forcing import WrittenOutput, drawn_logits, written_log_probs
 from uniar.visual_head import visual_head
 
 
+def image_features(found: Tensor, image_mask: Tensor, places: Tensor | None) -> Tensor:
+    """Features of images, (n, H), at the image positions of `image_mask` (B, P); 0 elsewhere. places: (B, P) which of
+    them each is, where some stand at several; None where they stand in their order. Returns (B, P, H)."""
+    if places is None:
+        return found.new_zeros(*image_mask.shape, found.shape[-1]).masked_scatter(image_mask[..., None], found)
+    return found[places].masked_fill(~image_mask[..., None], 0)
+
+
 class UniARModel(Qwen3VLModel):
     """Qwen3-VL's backbone, which also reads images given as visual bits."""
 
@@ -100,15 +108,11 @@ class UniARModel(Qwen3VLModel):
             position_ids = shared.packed(position_ids.permute(1, 2, 0)).permute(2, 0, 1)
         rotary = text.rotary_emb(inputs_embeds, position_ids)
         hidden = residual_stream(inputs_embeds, text.layers)
+        del inputs_embeds
         for number, layer in enumerate([*text.layers, *extra_layers]):
             hidden = layer(hidden, attention_mask=mask, position_embeddings=rotary)
             if number < min(len(deepstack), len(text.layers)) and len(deepstack[number]):
-                found = deepstack[number].to(hidden.dtype)
-                if features is None:
-                    added = torch.zeros_like(hidden).masked_scatter(image_mask[..., None], found)
-                else:
-                    added = found[features].masked_fill(~image_mask[..., None], 0)
-                hidden = hidden + added
+                hidden = hidden + image_features(deepstack[number].to(hidden.dtype), image_mask, features)
         return hidden
 
     def forward(

@@ -55,8 +55,8 @@ class SharedPrefixes:
         for number, tails in enumerate(packed):
             for place, row in enumerate(tails):
                 places[row] = number * size + place
-        slots = [[*tails, *tails[:1] * (size - len(tails))] for tails in packed]
-        return cls(width, torch.tensor(slots, device=device), torch.tensor(places, device=device))
+        slots = [row for tails in packed for row in (*tails, *tails[:1] * (size - len(tails)))]
+        return cls(width, _on(device, slots).view(-1, size), _on(device, places))
 
     def packed(self, rows: Tensor) -> Tensor:
         """(B, P + T, …) → (R, P + G·T, …)"""
@@ -98,6 +98,14 @@ def attended(
 
     tail, _ = attend(tails(query, behind=False), tails(key), tails(value), mask.tail)
     return torch.cat([prefix, tail.unflatten(0, (packed, size)).flatten(1, 2)], 1)
+
+
+def _on(device: torch.device | str, numbers: list[int]) -> Tensor:
+    """Without a wait for the GPU, on which all may be queued that was asked for so far."""
+    if numbers == list(range(len(numbers))):
+        return torch.arange(len(numbers), device=device)
+    made = torch.tensor(numbers)
+    return made.pin_memory().to(device, non_blocking=True) if torch.device(device).type == "cuda" else made.to(device)
 
 
 def fewest_positions(alike: Sequence[int], width: int, tail: int) -> int:

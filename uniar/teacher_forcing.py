@@ -50,11 +50,17 @@ def drawn_logits(
         bits = _with_given_images(model, bits, drawn[image_mask], pixel_values, grids, visual_bits)
     # Once for all images, so that processes with and without images to edit call the same modules equally often.
     main, *deepstack = model.model.visual.language_features(bits)
-    embeds, _ = model.model.embed_images(input_ids, [main], places=sum(found))
     shared = model.shared_prefixes(prefix_names, input_ids.shape[1], tokens)
     hidden = model.model.hidden_before_norm(
-        embeds, attention_mask, position_ids, image_mask, deepstack, model.visual_decoder_layers, shared
+        model.model.embed_images(input_ids, [main], places=sum(found))[0],  # held by nobody else
+        attention_mask,
+        position_ids,
+        image_mask,
+        deepstack,
+        model.visual_decoder_layers,
+        shared,
     )
+    del main, deepstack  # the head needs their room
     if shared is not None:
         return model.visual_logits(shared.predicting(hidden))
     # The state before a token predicts it.

@@ -94,6 +94,6 @@ def _logits(model: UniARForConditionalGeneration, processor: Any) -> dict[str, T
     prompt = build_visual_prompt([PROMPT], model, processor, height=side, width=side)
     shape = (1, prompt.new_tokens, *model.config.vision_config.code_shape)
     bits = torch.randint(0, 2, shape, generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    branch = Branch.of(prompt, torch.zeros(1, dtype=torch.long), model.config.image_token_id)
+    branch = Branch.of(prompt, [0], model.config.image_token_id)
     gaps = replay(model, bits, branch, None, GuidanceSettings())
     return {"text": model(input_ids=ids).logits.float(), "visual": gaps.cond}

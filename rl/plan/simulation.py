@@ -4,6 +4,7 @@ meta device.
 Shapes: B rows · P prefix positions · T visual tokens · L levels · S patches per token · K bits per code · H hidden.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -27,8 +28,9 @@ from rl.policy.text_kl import categorical_kl
 from uniar.engine.layers import layers_of
 from uniar.modeling_sd3 import SD3Transformer2DModelWithSigLIP
 from uniar.modeling_text import residual_stream
-from uniar.modeling_uniar import UniARForConditionalGeneration
+from uniar.modeling_uniar import UniARForConditionalGeneration, image_features
 from uniar.placement import DTYPES
+from uniar.shared_prefix import SharedMask, SharedPrefixes
 from uniar.teacher_forcing import over_vocabulary
 
 DECODER_PROMPT_TOKENS = 333
@@ -45,6 +47,16 @@ def turns_of(recipe: Recipe) -> Counter[TurnKind]:
 def _trained(recipe: Recipe) -> tuple[str, ...]:
     """What says which policy is trained."""
     return repr(recipe.model), *sorted(turns_of(recipe))
+
+
+def alike_of(recipe: Recipe, rows: int) -> int:
+    """How many samples of a prompt stand side by side in any micro-batch of `rows`, and share its prefix. 1 where a
+    later turn of a sample has a prefix of its own, and where an update has any samples of a larger rollout."""
+    accumulation = recipe.trainer.get("gradient_accumulation_steps", 1)
+    all_of_rollout = (recipe.trainer.get("steps_per_generation") or accumulation) == accumulation
+    if turns_of(recipe).total() > 1 or not all_of_rollout or "flash" in recipe.model.attention:
+        return 1
+    return math.gcd(rows, recipe.rollout.samples_per_prompt)
 
 
 class Simulation:
@@ -77,12 +89,15 @@ class Simulation:
 
     def update(self, recipe: Recipe, rows: int, prefix: int, tokens: int) -> int:
         """`update_bytes` of a recipe's policy."""
-        kept, pictures = self.kept_layers(recipe), turns_of(recipe)["picture"]
-        key = (*_trained(recipe), recipe.rollout.guidance, repr(recipe.algorithm), rows, prefix, tokens, kept, pictures)
+        kept, pictures, alike = self.kept_layers(recipe), turns_of(recipe)["picture"], alike_of(recipe, rows)
+        settings = (recipe.rollout.guidance, repr(recipe.algorithm))
+        key = (*_trained(recipe), *settings, rows, prefix, tokens, kept, pictures, alike)
         return self._once(
             ("update", *key),
             # A model of its own, as checkpointing stays switched on.
-            lambda: update_bytes(self._new_policy(recipe), recipe, rows, prefix, tokens, kept=kept, pictures=pictures),
+            lambda: update_bytes(
+                self._new_policy(recipe), recipe, rows, prefix, tokens, kept=kept, pictures=pictures, alike=alike
+            ),
         )
 
     def text(self, recipe: Recipe, rows: int, length: int, answer: int) -> int:
@@ -96,17 +111,21 @@ class Simulation:
     def written(self, recipe: Recipe, rows: int, prefix: int, tokens: int, *, gradient: bool = True) -> int:
         """`written_bytes` of a recipe's policy."""
         kept, texts = self.kept_layers(recipe), turns_of(recipe)["text"] if gradient else 1
+        alike = alike_of(recipe, rows)
         return self._once(
-            ("written", *_trained(recipe), rows, prefix, tokens, gradient, kept, texts),
+            ("written", *_trained(recipe), rows, prefix, tokens, gradient, kept, texts, alike),
             lambda: written_bytes(
-                self._new_policy(recipe), rows, prefix, tokens, gradient=gradient, kept=kept, texts=texts
+                self._new_policy(recipe), rows, prefix, tokens, gradient=gradient, kept=kept, texts=texts, alike=alike
             ),
         )
 
     def replay(self, recipe: Recipe, rows: int, prefix: int, tokens: int) -> int:
         """`replay_bytes` of a recipe's policy."""
-        key = (*_trained(recipe), recipe.rollout.guidance, rows, prefix, tokens)
-        return self._once(("replay", *key), lambda: replay_bytes(self.policy(recipe), recipe, rows, prefix, tokens))
+        alike = alike_of(recipe, rows)
+        key = (*_trained(recipe), recipe.rollout.guidance, rows, prefix, tokens, alike)
+        return self._once(
+            ("replay", *key), lambda: replay_bytes(self.policy(recipe), recipe, rows, prefix, tokens, alike=alike)
+        )
 
     def decode(self, recipe: Recipe, rows: int) -> int:
         """`decode_bytes` of a recipe's decoder."""
@@ -126,11 +145,19 @@ class Simulation:
 
 
 def update_bytes(
-    policy: nn.Module, recipe: Recipe, rows: int, prefix: int, tokens: int, *, kept: int, pictures: int = 1
+    policy: nn.Module,
+    recipe: Recipe,
+    rows: int,
+    prefix: int,
+    tokens: int,
+    *,
+    kept: int,
+    pictures: int = 1,
+    alike: int = 1,
 ) -> int:
     """Of a forward and backward pass over `rows` samples: activations kept for the backward pass, and the most that is
     in work at once. Where both branches are trained, twice the rows. Each has so many pictures, a later one behind the
-    earlier, and all wait for one backward pass."""
+    earlier, and all wait for one backward pass. alike: how many rows share a prefix."""
     model = base_model(policy)
     branches = 1 + recipe.rollout.guidance_settings.convention.trains_unconditional
     model.train()
@@ -139,7 +166,7 @@ def update_bytes(
     with Measured(policy) as measured:
         losses = []
         for number in range(pictures):
-            gap = visual_gap(model, rows * branches, prefix + number * tokens, tokens)
+            gap = visual_gap(model, rows * branches, prefix + number * tokens, tokens, alike)
             losses.append(_loss(gap[:rows] if branches == 1 else gap[:rows] + (gap[rows:] - gap[:rows]), recipe))
             del gap
         torch.stack(losses).sum().backward()
@@ -148,18 +175,26 @@ def update_bytes(
 
 
 def written_bytes(
-    policy: nn.Module, rows: int, prefix: int, tokens: int, *, gradient: bool, kept: int, texts: int = 1
+    policy: nn.Module,
+    rows: int,
+    prefix: int,
+    tokens: int,
+    *,
+    gradient: bool,
+    kept: int,
+    texts: int = 1,
+    alike: int = 1,
 ) -> int:
     """Of the replay of `rows` texts of so many tokens, with a reference's KL, and of its backward pass where there is
     `gradient`: activations, and the distributions over the vocabulary that are in work at once. With several texts per
-    sample as many such passes wait for one backward pass."""
+    sample as many such passes wait for one backward pass. alike: how many rows share a prefix."""
     model = base_model(policy)
     if gradient:
         model.train()
         checkpoint_layers(model, kept)
     adapters_under_autocast(policy)
     with torch.set_grad_enabled(gradient), Measured(policy) as measured:
-        found = torch.stack([sum(written_text(model, rows, prefix, tokens)).sum() for _ in range(texts)])
+        found = torch.stack([sum(written_text(model, rows, prefix, tokens, alike)).sum() for _ in range(texts)])
         if gradient:
             found.sum().backward()
         del found
@@ -197,12 +232,13 @@ def adapters_under_autocast(policy: nn.Module) -> None:
                     linear.register_forward_pre_hook(lambda _, given: tuple(tensor.clone() for tensor in given))
 
 
-def replay_bytes(policy: nn.Module, recipe: Recipe, rows: int, prefix: int, tokens: int) -> int:
-    """Of a forward pass without gradient over `rows` samples, both branches at once where both are trained."""
+def replay_bytes(policy: nn.Module, recipe: Recipe, rows: int, prefix: int, tokens: int, *, alike: int = 1) -> int:
+    """Of a forward pass without gradient over `rows` samples, both branches at once where both are trained. alike: how
+    many rows share a prefix."""
     model = base_model(policy)
     branches = 1 + recipe.rollout.guidance_settings.convention.trains_unconditional
     with torch.no_grad(), Measured(policy) as measured:
-        visual_gap(model, rows * branches, prefix, tokens)
+        visual_gap(model, rows * branches, prefix, tokens, alike)
     return measured.peak
 
 
@@ -247,12 +283,15 @@ def _meta(dtype: torch.dtype, *shape: int) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def visual_gap(model: UniARForConditionalGeneration, rows: int, prefix: int, tokens: int) -> Tensor:
+def visual_gap(model: UniARForConditionalGeneration, rows: int, prefix: int, tokens: int, alike: int = 1) -> Tensor:
     """Raw gaps (B, T, L, S, K) on the meta device, as UniARForConditionalGeneration computes them from drawn bits; its
     checks of ids and masks look at values, which meta tensors do not have."""
     layers = [*model.model.language_model.layers, *model.visual_decoder_layers]
-    hidden = _hidden(model, layers, rows, prefix + tokens, tokens, lambda embeds: residual_stream(embeds, layers))
-    logits = model.visual_logits(hidden[:, -tokens:]).float()
+    shared = _shared(rows, alike, prefix, tokens)
+    hidden = _hidden(
+        model, layers, rows, prefix + tokens, tokens, lambda embeds: residual_stream(embeds, layers), shared
+    )
+    logits = model.visual_logits(hidden[:, -tokens:] if shared is None else shared.predicting(hidden)).float()
     return logits[..., 1] - logits[..., 0]
 
 
@@ -265,13 +304,15 @@ def text_divergence(model: UniARForConditionalGeneration, rows: int, length: int
     return categorical_kl(logits, torch.empty_like(logits)).sum()
 
 
-def written_text(model: UniARForConditionalGeneration, rows: int, prefix: int, tokens: int) -> list[Tensor]:
+def written_text(
+    model: UniARForConditionalGeneration, rows: int, prefix: int, tokens: int, alike: int = 1
+) -> list[Tensor]:
     """Log-probabilities, entropies and KL on the meta device, as uniar/teacher_forcing.py computes them of texts that
     are all as long and have no pictures before them."""
     language = model.model.language_model
-    layers = language.layers
-    states = _hidden(model, layers, rows, prefix + tokens, 0, lambda embeds: residual_stream(embeds, layers))
-    hidden = language.norm(states[:, -tokens - 1 : -1])
+    layers, shared = language.layers, _shared(rows, alike, prefix, tokens)
+    states = _hidden(model, layers, rows, prefix + tokens, 0, lambda embeds: residual_stream(embeds, layers), shared)
+    hidden = language.norm(states[:, -tokens - 1 : -1] if shared is None else shared.predicting(states))
     written = torch.empty(rows, tokens, dtype=torch.long, device="meta")
     return over_vocabulary(model.lm_head, hidden, written, 1.0, torch.empty_like(hidden.detach()))
 
@@ -283,24 +324,33 @@ def _hidden(
     length: int,
     tokens: int,
     stream: Callable[[Tensor], Tensor] = lambda embeds: embeds,
+    shared: SharedPrefixes | None = None,
 ) -> Tensor:
-    """(rows, length, H) behind the layers, of rows that have `tokens` visual tokens each; `stream` makes of their
-    embeddings what the layers add to."""
+    """(rows, length, H) behind the layers, or with `shared` packed rows, of rows that have `tokens` visual tokens each;
+    `stream` makes of their embeddings what the layers add to."""
     text, vision, device = model.config.text_config, model.config.vision_config, "meta"
     bits = torch.empty(rows, tokens, *vision.code_shape, dtype=torch.uint8, device=device)
-    image_mask = torch.ones(rows, length, 1, dtype=torch.bool, device=device)
+    image_mask = torch.ones(rows, length, dtype=torch.bool, device=device)
     main, *deepstack = model.model.visual.language_features(bits)
     hidden = model.get_input_embeddings()(torch.empty(rows, length, dtype=torch.long, device=device))
-    hidden = hidden.masked_scatter(image_mask, main.to(hidden.dtype))
-    mask = torch.ones(rows, 1, length, length, dtype=torch.bool, device=device)
-    rotary = (torch.empty(rows, length, text.head_dim, dtype=hidden.dtype, device=device),) * 2
+    hidden = hidden.masked_scatter(image_mask[..., None], main.to(hidden.dtype))
+    mask: Tensor | SharedMask = torch.ones(rows, 1, length, length, dtype=torch.bool, device=device)
+    features = None
+    if shared is not None:
+        mask = shared.mask(torch.ones(rows, length, dtype=torch.bool, device=device), None)
+        features = shared.packed(torch.empty(rows, length, dtype=torch.long, device=device))
+        image_mask, hidden = shared.packed(image_mask), shared.packed(hidden)
+    rotary = (torch.empty(*hidden.shape[:2], text.head_dim, dtype=hidden.dtype, device=device),) * 2
     hidden = stream(hidden)
     for number, layer in enumerate(layers):
         hidden = layer(hidden, attention_mask=mask, position_embeddings=rotary)
         if number < len(deepstack) and tokens:
-            added = torch.zeros_like(hidden).masked_scatter(image_mask, deepstack[number].to(hidden.dtype))
-            hidden = hidden + added
+            hidden = hidden + image_features(deepstack[number].to(hidden.dtype), image_mask, features)
     return hidden
+
+
+def _shared(rows: int, alike: int, prefix: int, tokens: int) -> SharedPrefixes | None:
+    return SharedPrefixes.of([row // alike for row in range(rows)], prefix, tokens, "meta")
 
 
 def _loss(gap: Tensor, recipe: Recipe) -> Tensor:

@@ -9,7 +9,6 @@ from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-import torch
 from PIL import Image
 
 from rl.algorithm.guidance import Gaps
@@ -141,12 +140,11 @@ class _Stage:
             engine=settings.engine,
         )
         if self.keep:
-            rows = torch.tensor(owners, device=self.model.device)
             image_token, twin = self.model.config.image_token_id, prompt.unconditional
             pictures = Pictures(
                 drawn.bits,
-                Branch.of(prompt, rows, image_token),
-                None if twin is None else Branch.of(twin, rows, image_token),
+                Branch.of(prompt, owners, image_token),
+                None if twin is None else Branch.of(twin, owners, image_token),
                 Gaps(drawn.gap_cond, drawn.gap_uncond),
             )
             self._keep(pictures, asked)
@@ -168,8 +166,7 @@ class _Stage:
             engine=settings.engine,
         )
         if self.keep:
-            rows = torch.tensor(owners, device=self.model.device)
-            branch = Branch.before_text(prompt, rows, written.tokens, written.mask)
+            branch = Branch.before_text(prompt, owners, written.tokens, written.mask)
             self._keep(Texts(written.tokens, written.mask, branch, written.log_probs), asked)
         for (player, _), text in zip(asked, written.texts(self.processor), strict=True):
             player.go_on(self._plain(text))

@@ -32,22 +32,21 @@ class Branch:
     """B names, equal where prefixes are the same, pictures included; None where that is not known"""
 
     @classmethod
-    def of(cls, prompt: TurnPrompt, prompt_index: Tensor, image_token_id: int) -> "Branch":
-        """Rows of `prompt` repeated for the samples that `prompt_index` (B,) assigns to them."""
-        if len(prompt) == 1:
-            prompt_index = torch.zeros_like(prompt_index)
+    def of(cls, prompt: TurnPrompt, owners: Sequence[int], image_token_id: int) -> "Branch":
+        """Rows of `prompt` repeated for B samples; `owners` says whose each is."""
+        owners, name = [0] * len(owners) if len(prompt) == 1 else owners, uuid4().hex
         pictures = prompt.pictures()
         if pictures is not None:
-            pictures = [pictures[owner] for owner in prompt_index.tolist()]
+            pictures = [pictures[owner] for owner in owners]
         ids, mask = append_image_tokens(prompt.input_ids, prompt.attention_mask, prompt.new_tokens, image_token_id)
-        positions, name = prompt.position_ids.transpose(0, 1)[prompt_index], uuid4().hex
-        names = [f"{name} {owner}" for owner in prompt_index.tolist()]
-        return cls(ids[prompt_index], mask[prompt_index], positions, pictures, names)
+        rows = torch.tensor(owners, device=ids.device)
+        positions = prompt.position_ids.transpose(0, 1)[rows]
+        return cls(ids[rows], mask[rows], positions, pictures, [f"{name} {owner}" for owner in owners])
 
     @classmethod
-    def before_text(cls, prompt: TurnPrompt, prompt_index: Tensor, tokens: Tensor, written: Tensor) -> "Branch":
+    def before_text(cls, prompt: TurnPrompt, owners: Sequence[int], tokens: Tensor, written: Tensor) -> "Branch":
         """The same with the `tokens` (B, A) of a text behind each prefix, as far as they were `written` (B, A)."""
-        prefix = cls.of(prompt, prompt_index, 0)  # whose own tail is replaced
+        prefix = cls.of(prompt, owners, 0)  # whose own tail is replaced
         width, ends = prompt.input_ids.shape[1], prompt.input_ids.shape[1] + tokens.shape[1]
         ids = torch.cat([prefix.input_ids[:, :width], tokens], 1)
         mask = torch.cat([prefix.attention_mask[:, :width], written.to(prefix.attention_mask.dtype)], 1)

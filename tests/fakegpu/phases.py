@@ -155,11 +155,12 @@ def rollout(name: str, guided: bool) -> Figures:
 
 
 def micro_batch(counts: Counts, prompt: TurnPrompt, rows: int) -> tuple[Branch, Branch | None, Tensor]:
-    """What a micro-batch is fed, a sample from each prompt."""
-    token, owners = released().config.image_token_id, torch.arange(rows, device=GPU)
+    """What a micro-batch is fed: samples of one prompt."""
+    token, owners = released().config.image_token_id, [0] * rows
     branch = Branch.of(prompt, owners, token)
     twin = None if prompt.unconditional is None else Branch.of(prompt.unconditional, owners, token)
     bits = torch.empty(rows, TOKENS, *released().config.vision_config.code_shape, dtype=torch.uint8, device=GPU)
+    counts.copies.clear()  # of what a rollout does
     return branch, twin, bits
 
 
@@ -203,6 +204,7 @@ def written(name: str, micro: int, gradient: bool) -> Figures:
             "position_ids": prompt.position_ids,
             "written_tokens": ids,
             "written_mask": mask.bool(),
+            "prefix_names": ["one"] * micro,
             "reference_hidden": torch.empty(micro, WRITTEN, width, dtype=model.dtype, device=GPU),
         }
         before, counts.launches, counts.seconds = counts.begin(), 0, 0.0

@@ -13,7 +13,7 @@ from rl.policy.replay import Branch
 from rl.policy.turns import Kind, Pictures, Texts, joined
 from rl.trainer import forwards
 from rl.trainer.forwards import Forwards
-from rl.trainer.train_batch import TrainBatch
+from rl.trainer.train_batch import TrainBatch, in_whole_groups
 
 CONFIG = SimpleNamespace(
     image_token_id=7, vision_config=SimpleNamespace(code_shape=(2, 4, 3)), text_config=SimpleNamespace(hidden_size=8)
@@ -187,3 +187,23 @@ def test_texts_of_any_length_and_pictures_are_joined_with_padding_that_counts_no
     plain = joined([picture(4), picture(4)])
     assert plain.prompt.visual_bits is None
     assert plain.drawn.uncond is None
+
+
+def sample(prompt: str, number: float) -> tuple[SimpleNamespace, float]:
+    return SimpleNamespace(sample=SimpleNamespace(record=SimpleNamespace(id=prompt)), name=f"{prompt}{number}"), number
+
+
+def test_samples_of_a_prompt_stand_together_within_an_update():
+    updates = [["a1", "b2", "a3"], ["b4", "c5", "a6"], ["b7", "a8", "b9"], ["a10", "b11", "c12"]]
+    given = [[sample(name[0], float(name[1:])) for name in batch] for batch in updates]
+    batches = [TrainBatch([one for one, _ in batch], torch.tensor([number for _, number in batch])) for batch in given]
+    found = in_whole_groups(batches, 2)
+    names = [[one.name for one in batch.trajectories] for batch in found]
+    assert names == [
+        ["a1.0", "a3.0", "a6.0"],
+        ["b2.0", "b4.0", "c5.0"],
+        ["b7.0", "b9.0", "b11.0"],
+        ["a8.0", "a10.0", "c12.0"],
+    ]
+    for batch in found:  # each with its own advantage
+        assert [float(one.name[1:]) for one in batch.trajectories] == batch.advantages.tolist()

@@ -46,13 +46,16 @@ def test_a_recipe_is_planned_for_the_turns_that_it_trains(settings):
     assert redrawn.held("rollout") > both.held("rollout")
     assert not drawing.part("text activations")
     assert not writing.part("activations") + writing.part("rollout data")
-    for name in ("activations", "rollout data"):
-        assert both.part(name) == drawing.part(name) > 0
-    for name in ("text activations", "texts"):
-        assert both.part(name) == writing.part(name) > 0
+    assert both.part("rollout data") == drawing.part("rollout data") > 0
+    assert both.part("texts") == writing.part("texts") > 0
+    # A sample's only turn shares the prompt with others; with two turns, one of them has a prefix of its own.
+    assert both.part("activations") > 1.1 * drawing.part("activations") > 0
+    assert both.part("text activations") > 1.1 * writing.part("text activations") > 0
     # The engine draws and writes in turns; the two replays come one after the other.
-    for name in ("KV caches", "replay activations"):
-        assert both.part(name) == max(drawing.part(name), writing.part(name))
+    assert both.part("KV caches") == max(drawing.part("KV caches"), writing.part("KV caches"))
+    assert both.part("replay activations") >= max(
+        drawing.part("replay activations"), writing.part("replay activations")
+    )
     assert drawing.parameters["trained"] < both.parameters["trained"]
     longer = plan_of(recipe_of(settings, rollout={"episodes": {"default": "answer"}, "max_new_tokens": 800}))
     assert longer.part("text activations") < 4 * writing.part("text activations")

@@ -78,7 +78,7 @@ def test_rows_of_training_are_the_prompts_that_drawing_starts_from(untrained):
         prompts = [item.instruction for item in items] if editing else [drawing(rng, "train").prompt for _ in items]
         images = [render(item.source) for item in items] if editing else None
         prompt = build_visual_prompt(prompts, model, processor, height=SIDE, width=SIDE, input_images=images)
-        branch = Branch.of(prompt, torch.arange(3), model.config.image_token_id)
+        branch = Branch.of(prompt, range(3), model.config.image_token_id)
         with torch.no_grad():
             expected = replay(model, bits, branch, None, GuidanceSettings("none")).cond
             rows = drawing_rows(model, processor, prompts, editing=editing)
