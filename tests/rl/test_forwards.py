@@ -189,21 +189,23 @@ def test_texts_of_any_length_and_pictures_are_joined_with_padding_that_counts_no
     assert plain.drawn.uncond is None
 
 
-def sample(prompt: str, number: float) -> tuple[SimpleNamespace, float]:
-    return SimpleNamespace(sample=SimpleNamespace(record=SimpleNamespace(id=prompt)), name=f"{prompt}{number}"), number
+def sample(name: str) -> SimpleNamespace:
+    """Of the prompt that the first letter says."""
+    return SimpleNamespace(sample=SimpleNamespace(record=SimpleNamespace(id=name[0])), name=name)
 
 
 def test_samples_of_a_prompt_stand_together_within_an_update():
     updates = [["a1", "b2", "a3"], ["b4", "c5", "a6"], ["b7", "a8", "b9"], ["a10", "b11", "c12"]]
-    given = [[sample(name[0], float(name[1:])) for name in batch] for batch in updates]
-    batches = [TrainBatch([one for one, _ in batch], torch.tensor([number for _, number in batch])) for batch in given]
+    batches = [
+        TrainBatch([sample(name) for name in batch], torch.tensor([float(name[1:]) for name in batch]))
+        for batch in updates
+    ]
     found = in_whole_groups(batches, 2)
-    names = [[one.name for one in batch.trajectories] for batch in found]
-    assert names == [
-        ["a1.0", "a3.0", "a6.0"],
-        ["b2.0", "b4.0", "c5.0"],
-        ["b7.0", "b9.0", "b11.0"],
-        ["a8.0", "a10.0", "c12.0"],
+    assert [[one.name for one in batch.trajectories] for batch in found] == [
+        ["a1", "a3", "a6"],
+        ["b2", "b4", "c5"],
+        ["b7", "b9", "b11"],
+        ["a8", "a10", "c12"],
     ]
     for batch in found:  # each with its own advantage
         assert [float(one.name[1:]) for one in batch.trajectories] == batch.advantages.tolist()

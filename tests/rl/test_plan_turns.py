@@ -50,7 +50,7 @@ def test_a_recipe_is_planned_for_the_turns_that_it_trains(settings):
     assert both.part("texts") == writing.part("texts") > 0
     # A sample's only turn shares the prompt with others; with two turns, one of them has a prefix of its own.
     assert both.part("activations") > 1.1 * drawing.part("activations") > 0
-    assert both.part("text activations") > 1.1 * writing.part("text activations") > 0
+    assert both.part("text activations") > writing.part("text activations") > 0
     # The engine draws and writes in turns; the two replays come one after the other.
     assert both.part("KV caches") == max(drawing.part("KV caches"), writing.part("KV caches"))
     assert both.part("replay activations") >= max(
