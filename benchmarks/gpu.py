@@ -35,7 +35,7 @@ from rl.distributed.offloaded_weights import OffloadedWeights  # noqa: E402
 from rl.plan.caches import cache_bytes, cache_parts  # noqa: E402
 from rl.plan.estimate import GIB, PREFIX  # noqa: E402
 from rl.plan.planned_model import PlannedModel, planned_model  # noqa: E402
-from rl.plan.simulation import DECODER_PROMPT_TOKENS, Simulation, checkpoint_layers  # noqa: E402
+from rl.plan.simulation import DECODER_PROMPT_TOKENS, Simulation, alike_of, checkpoint_layers  # noqa: E402
 from rl.policy.loading import base_model  # noqa: E402
 from rl.policy.replay import Branch, replay  # noqa: E402
 from uniar.compiling import compile_options, compiling  # noqa: E402
@@ -250,8 +250,9 @@ class Bench:
         checkpoint_layers(base_model(policy), simulation.kept_layers(recipe))
         trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=1e-6)
-        given = prompts(policy, 1, self.grid, self.gpu.device)
-        branch = Branch.of(given, [0] * micro, self.model.config.image_token_id)
+        alike = alike_of(recipe, micro)
+        given = prompts(policy, micro // alike, self.grid, self.gpu.device)
+        branch = Branch.of(given, [row // alike for row in range(micro)], self.model.config.image_token_id)
         shape = (micro, self.tokens, *self.code_shape)
         bits = torch.randint(0, 2, shape, dtype=torch.uint8, device=self.gpu.device)
         guidance, advantages = recipe.rollout.guidance_settings, torch.ones(micro, device=self.gpu.device)

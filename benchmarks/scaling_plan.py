@@ -92,15 +92,18 @@ def counted() -> Iterator[FlopCounterMode]:
 
 def work_of(recipe: Recipe) -> Work:
     alike = alike_of(recipe, recipe.trainer["per_device_train_batch_size"])
-    return work(recipe.rollout.height, recipe.rollout.width, recipe.decode.num_inference_steps, alike)
+    rollout = recipe.rollout
+    return work(rollout.height, rollout.width, recipe.decode.num_inference_steps, rollout.samples_per_prompt, alike)
 
 
 @functools.cache
-def work(height: int, width: int, steps: int, alike: int) -> Work:
-    """Drawing an image a token at a time is the work of one pass over all of them. alike: how many of a micro-batch are
-    of one prompt, whose positions they share."""
+def work(height: int, width: int, steps: int, group: int, alike: int) -> Work:
+    """Drawing an image a token at a time is the work of one pass over all of them. A prompt's positions are computed
+    once for the `group` of images that are drawn of it, and for as many as are `alike` in a micro-batch."""
     size, tokens = (height, width), tokens_of(height, width)
     policy = simulation().model.policy(load_recipe(RECIPE).model)
+    with counted() as drawing, torch.no_grad():
+        visual_gap(policy, group, PREFIX, tokens, group)
     with counted() as forward, torch.no_grad():
         visual_gap(policy, alike, PREFIX, tokens, alike)
     policy.train()
@@ -113,8 +116,8 @@ def work(height: int, width: int, steps: int, alike: int) -> Work:
     with counted() as painting, torch.no_grad():
         paint(vae, size)
     decoding = steps * denoising.get_total_flops() + painting.get_total_flops()
-    forwards, updates = (counter.get_total_flops() / alike for counter in (forward, update))
-    return Work(forwards, forwards, updates, decoding)
+    drawn = drawing.get_total_flops() / group
+    return Work(drawn, *(counter.get_total_flops() / alike for counter in (forward, update)), decoding)
 
 
 def tokens_of(height: int, width: int) -> int:

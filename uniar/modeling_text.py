@@ -77,7 +77,9 @@ class UniARTextAttention(Qwen3VLTextAttention):
         value = self.v_proj(hidden_states).view(heads).transpose(1, 2)
         query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        seen = attended(partial(attend, self, scaling=self.scaling), query, key, value, attention_mask)
+        dropout = self.attention_dropout if self.training else 0.0
+        attend = partial(attend, self, dropout=dropout, scaling=self.scaling, **kwargs)
+        seen = attended(attend, query, key, value, attention_mask)
         return self.o_proj(seen.flatten(2)), None
 
 

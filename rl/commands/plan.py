@@ -67,8 +67,8 @@ def describe(plan: Plan, name: str, memory: float, reward_memory: float = 0.0) -
         "",
         f"kept free: {RESERVE / GIB:g} GiB for the CUDA context and NCCL, {RESERVED_SHARE:.0%} for fragmentation"
         + (f", {reward_memory:g} GiB for rewards" if reward_memory else ""),
-        f"memory of the machine per process, beside Python's own: {plan.host / GIB:.3g} GiB while it trains, "
-        f"{plan.host_loading / GIB:.3g} while it loads; {here * plan.host / GIB:.3g} for {here} of them on one machine",
+        f"memory of the machine per process, beside Python's own: {_gib(plan.host)} GiB while it trains, "
+        f"{_gib(plan.host_loading)} while it loads; {_gib(here * plan.host)} for {here} of them on one machine",
     ]
     if plan.decoding_gpus:
         verdict = "" if plan.decoding <= plan.usable else ", which DOES NOT FIT"
@@ -76,6 +76,11 @@ def describe(plan: Plan, name: str, memory: float, reward_memory: float = 0.0) -
     if plan.not_counted:
         lines.append(f"not counted, their size is not known: {', '.join(plan.not_counted)} (see --reward-memory)")
     return "\n".join(lines)
+
+
+def _gib(size: int) -> str:
+    """To a tenth, or where that is nothing, to one digit."""
+    return f"{size / GIB:.1f}" if not 0 < size < 0.05 * GIB else f"{size / GIB:.1g}"
 
 
 def _table(plan: Plan) -> str:

@@ -274,6 +274,11 @@ def samples_per_process(recipe: Recipe) -> int:
     return recipe.trainer.get("per_device_train_batch_size", 8) * _steps_per_generation(recipe)
 
 
+def takes_whole_rollouts(recipe: Recipe) -> bool:
+    """Whether an update takes all samples of a rollout, not a share of them by chance."""
+    return _steps_per_generation(recipe) == _accumulation(recipe)
+
+
 def _steps_per_generation(recipe: Recipe) -> int:
     """Micro-batches a rollout, in TRL's words; its default is one update's."""
     return recipe.trainer.get("steps_per_generation") or _accumulation(recipe)

@@ -38,6 +38,10 @@ class RunningEpisode:
         # A copy: what an episode does to its drawing changes nothing of what is replayed and scored.
         self._run(replace(made, bits=made.bits.clone()) if isinstance(made, Drawing) else made)
 
+    def end(self) -> None:
+        """Leaves it where it is."""
+        self._generator.close()
+
     def _run(self, sent: Drawing | str | None) -> None:
         try:
             self.request = self._generator.send(sent)

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from rl.algorithm.losses import LossInputs, policy_loss
 from rl.config.checkpointing import kept_layers
+from rl.config.checks import takes_whole_rollouts
 from rl.config.recipe import blamed_on
 from rl.config.sections import Recipe
-from rl.episodes.registry import Episodes
+from rl.episodes.registry import EPISODES, Episodes
 from rl.episodes.requests import TurnKind
 from rl.plan.memory import Measured
 from rl.plan.planned_model import PlannedModel
@@ -50,11 +51,16 @@ def _trained(recipe: Recipe) -> tuple[str, ...]:
 
 
 def alike_of(recipe: Recipe, rows: int) -> int:
-    """How many samples of a prompt stand side by side in any micro-batch of `rows`, and share its prefix. 1 where a
-    later turn of a sample has a prefix of its own, and where an update has any samples of a larger rollout."""
-    accumulation = recipe.trainer.get("gradient_accumulation_steps", 1)
-    all_of_rollout = (recipe.trainer.get("steps_per_generation") or accumulation) == accumulation
-    if turns_of(recipe).total() > 1 or not all_of_rollout or "flash" in recipe.model.attention:
+    """How many samples of a prompt stand side by side in any micro-batch of `rows`, and share its prefix there.
+
+    Each process has whole groups, or parts of them that micro-batches divide. Nothing is sure to be shared, 1, where
+    samples are moved between processes (dynamic sampling), where an update has some of a rollout's, where a later turn
+    has a prefix of its own, and where an episode may ask what it likes.
+    """
+    moved, episodes = recipe.rollout.dynamic_sampling is not None, recipe.rollout.episodes.values()
+    if moved or not takes_whole_rollouts(recipe) or "flash" in recipe.model.attention:
+        return 1
+    if turns_of(recipe).total() > 1 or not EPISODES.keys() >= set(episodes):
         return 1
     return math.gcd(rows, recipe.rollout.samples_per_prompt)
 

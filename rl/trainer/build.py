@@ -15,6 +15,7 @@ from rl.config.sections import Recipe, RolloutSection, SizeSection
 from rl.data.prompts import PromptRecord, load_prompts
 from rl.data.questions import QuestionRecord, load_questions
 from rl.episodes.registry import DEFAULT, EPISODES, Episodes, episode_named
+from rl.episodes.requests import Draw
 from rl.episodes.running import RunningEpisode
 from rl.evaluation.evaluate import Evaluator, require_free_names
 from rl.evaluation.understanding import Examiner
@@ -208,16 +209,21 @@ def check_model(recipe: Recipe, source: Path, records: Sequence[PromptRecord] = 
             f"{recipe.where('model.attention')}: model.attention is flash_attention_2, and flash-attn is "
             "not installed; install it with `pip install 'uniar-rl[flash]'`, or use sdpa."
         )
-    _try_episodes(recipe, records)
+    _try_episodes(recipe, sizes, records)
 
 
-def _try_episodes(recipe: Recipe, records: Sequence[PromptRecord]) -> None:
+def _try_episodes(recipe: Recipe, sizes: DecoderSizes, records: Sequence[PromptRecord]) -> None:
     """Runs each plug-in episode to its first request, on the first prompt of each task: what fails at once does so
     before weights are loaded."""
-    episodes = Episodes(recipe.rollout.episodes, Path(recipe.source).parent)
+    settings = replace(DrawSettings.for_training(recipe), decoder=sizes)
     for task, record in {record.task: record for record in reversed(records)}.items():
-        if episodes.name_of(task) not in EPISODES:
-            RunningEpisode(episodes, replace(record, metadata=deepcopy(record.metadata)))
+        if (name := settings.episodes.name_of(task)) in EPISODES:
+            continue
+        with blamed_on(recipe, "rollout.episodes"):
+            episode = RunningEpisode(settings.episodes, replace(record, metadata=deepcopy(record.metadata)))
+            if isinstance(episode.request, Draw) and episode.request.size is not None:
+                settings.check_size(episode.request.size, sizes.pixels_per_token, f"the episode {name}: ")
+            episode.end()
 
 
 def build_evaluator(
