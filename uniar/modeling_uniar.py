@@ -197,12 +197,12 @@ class UniARForConditionalGeneration(StrictLoading, Qwen3VLForConditionalGenerati
             )
         self.post_init()
 
-    def shared_prefixes(self, names: Sequence[Hashable] | None, length: int, tail: int) -> SharedPrefixes | None:
-        """Of rows of so many positions with a tail of so many; None where nothing is shared, and with flash-attn, which
-        takes no mask."""
+    def shared_prefixes(self, names: Sequence[Hashable] | None, input_ids: Tensor, tail: int) -> SharedPrefixes | None:
+        """Of rows of `input_ids` with a tail of so many positions; None where nothing is shared, and with flash-attn,
+        which takes no mask."""
         if names is None or "flash" in self.config.text_config._attn_implementation:
             return None
-        return SharedPrefixes.of(names, length - tail, tail, self.device)
+        return SharedPrefixes.of(names, input_ids.shape[1] - tail, tail, input_ids.device)
 
     @property
     def visual_decoder_layers(self) -> Sequence[nn.Module]:

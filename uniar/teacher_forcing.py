@@ -50,7 +50,7 @@ def drawn_logits(
         bits = _with_given_images(model, bits, drawn[image_mask], pixel_values, grids, visual_bits)
     # Once for all images, so that processes with and without images to edit call the same modules equally often.
     main, *deepstack = model.model.visual.language_features(bits)
-    shared = model.shared_prefixes(prefix_names, input_ids.shape[1], tokens)
+    shared = model.shared_prefixes(prefix_names, input_ids, tokens)
     hidden = model.model.hidden_before_norm(
         model.model.embed_images(input_ids, [main], places=sum(found))[0],  # held by nobody else
         attention_mask,
@@ -148,7 +148,7 @@ def written_log_probs(
         visual_bits = input_ids.new_empty(0, *model.config.vision_config.code_shape, dtype=torch.uint8)
     main, *deepstack = backbone.visual.language_features(visual_bits)
     embeds, image_mask = backbone.embed_images(input_ids, [main], written=width)
-    shared = model.shared_prefixes(prefix_names, input_ids.shape[1], width)
+    shared = model.shared_prefixes(prefix_names, input_ids, width)
     states = backbone.hidden_before_norm(embeds, attention_mask, position_ids, image_mask, deepstack, shared=shared)
     # The state before a token predicts it.
     hidden = backbone.language_model.norm(states[:, -width - 1 : -1] if shared is None else shared.predicting(states))

@@ -127,10 +127,11 @@ def test_as_few_positions_as_can_be(alike, width, tail, size):
 
 def test_rows_that_share_nothing_are_left_as_they_are(nano_model):
     assert SharedPrefixes.of(["a", "b", "c"], 8, 4, "cpu") is None
-    assert nano_model.shared_prefixes(["a", "a"], 12, 4) is not None
-    assert nano_model.shared_prefixes(None, 12, 4) is None
+    ids = torch.zeros(2, 12, dtype=torch.long)
+    assert nano_model.shared_prefixes(["a", "a"], ids, 4) is not None
+    assert nano_model.shared_prefixes(None, ids, 4) is None
     nano_model.config.text_config._attn_implementation = "flash_attention_2"
-    assert nano_model.shared_prefixes(["a", "a"], 12, 4) is None
+    assert nano_model.shared_prefixes(["a", "a"], ids, 4) is None
 
 
 def test_a_padded_position_is_seen_by_nobody_behind_it():
