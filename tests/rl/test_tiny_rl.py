@@ -50,8 +50,9 @@ def with_pictures(tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         assert main([*words[:-4], "--questions", "400", "--edits", "200"]) == 0
-        lines = (folder / "configs/prompts/tiny_joint.yaml").read_text().replace("000}", "0}")
-        (folder / "data/joint.yaml").write_text(lines)
+        lines = (folder / "configs/prompts/tiny_joint.yaml").read_text()
+        fewer = re.sub(r"(?<=sampled_ratio: )\d+", lambda found: str(int(found[0]) // 20), lines)
+        (folder / "data/joint.yaml").write_text(fewer)
     return folder
 
 
