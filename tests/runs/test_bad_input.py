@@ -45,7 +45,11 @@ def sentence(recipe: dict, tmp_path: Path, capsys: pytest.CaptureFixture, *overr
             (64, 100),
             "sizes.jsonl, line 2: width 100 is not a multiple of 32 pixels (patch × merge);",
         ),
-        ("evaluate.prompts", (3200, 32), "sizes.jsonl, line 2: 3200×32 at upsampling_ratio 1 would be 3200×32; this decoder's sides"),
+        (
+            "evaluate.prompts",
+            (3200, 32),
+            "sizes.jsonl, line 2: 3200×32 at upsampling_ratio 1 would be 3200×32; this decoder's sides",
+        ),
     ],
 )
 def test_a_prompt_whose_size_cannot_be_drawn(recipe, tmp_path, capsys, key, size, words):
