@@ -80,7 +80,7 @@ def describe(plan: Plan, name: str, memory: float, reward_memory: float = 0.0) -
 
 def _gib(size: int) -> str:
     """To a tenth, or where that is nothing, to one digit."""
-    return f"{size / GIB:.1f}" if not 0 < size < 0.05 * GIB else f"{size / GIB:.1g}"
+    return f"{size / GIB:.1f}" if size >= 0.05 * GIB else f"{size / GIB:.1g}"
 
 
 def _table(plan: Plan) -> str:
